@@ -1,0 +1,1 @@
+"""Losses over large item catalogs as functions of tensors."""

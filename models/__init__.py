@@ -1,0 +1,1 @@
+"""SASRec, interactions, metrics and the training loop."""

@@ -1,0 +1,39 @@
+"""What can go wrong for a user, and the exit code each kind ends with.
+
+    SrsplanError            1
+    ├── InputError          2   something the user gave is wrong: repeated in the message, with what to change
+    ├── NothingFits         3   an answer, not a fault: no configuration fits the budget
+    └── DeviceOutOfMemory   4   the device ran out; carries the measured bytes
+"""
+
+from __future__ import annotations
+
+
+class SrsplanError(Exception):
+    """Base of every error srsplan reports in one line instead of a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        """`message` repeats what the user gave; `hint` says what to change."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(SrsplanError):
+    """Wrong input: a file, a name, a size, a key."""
+
+    exit_code = 2
+
+
+class NothingFits(SrsplanError):  # noqa: N818 - an answer, not an error
+    """No configuration of the search fits the budget."""
+
+    exit_code = 3
+
+
+class DeviceOutOfMemory(SrsplanError):  # noqa: N818
+    """The device ran out of memory; the message carries the measured bytes."""
+
+    exit_code = 4

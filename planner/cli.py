@@ -1,0 +1,45 @@
+"""The command line: one typer application, one edge where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from srsplan.models.errors import SrsplanError
+from srsplan.planner import console
+
+app = typer.Typer(
+    name="srsplan",
+    help="Plan, measure and train sequential recommenders within a GPU memory budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"srsplan {version('srsplan')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Plan, measure and train sequential recommenders within a GPU memory budget."""
+
+
+def main() -> None:
+    """Run the command line; translate every srsplan error into one message and its exit code."""
+    try:
+        app()
+    except SrsplanError as error:
+        console.print_error(error)
+        sys.exit(error.exit_code)

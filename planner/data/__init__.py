@@ -1,0 +1,1 @@
+"""Shipped data: the GPU catalogue and the memory model's closed form."""

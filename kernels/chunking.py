@@ -1,0 +1,32 @@
+"""How large a chunk the chunked losses work on: plain arithmetic, shared by the losses and by the planner.
+
+Shape letters: M tokens, V items, D hidden size, g tokens that share a set of ns negatives.
+"""
+
+from __future__ import annotations
+
+CHUNK_ELEMENTS = 1 << 26
+"""Logits (or gathered elements) a chunk may hold: 64 Mi, 256 MiB in fp32. Large enough that a GPU's matrix
+products are at full speed, small beside any table that needs chunking."""
+
+LARGEST_TOKEN_CHUNK = 4096
+"""More tokens than this do not make the matrix products faster, only the chunk larger."""
+
+ITEM_ROWS = 1 << 16
+"""Rows of the table's gradient that one 16-bit product fills at a time: the block is [65536, D]."""
+
+
+def softmax_chunk_tokens(tokens: int, catalog: int) -> int:
+    """Tokens per chunk of the full softmax: a chunk's logits are [chunk, V]. At least 16, never more than M."""
+    return max(1, min(tokens, max(16, min(LARGEST_TOKEN_CHUNK, CHUNK_ELEMENTS // catalog))))
+
+
+def sampled_chunk_sets(tokens: int, negatives: int, dim: int, tokens_per_set: int) -> int:
+    """Sets per chunk of the sampled softmax: a chunk gathers [sets, ns, D] and scores [sets, g, ns]."""
+    elements_per_set = negatives * (dim + tokens_per_set)
+    return max(1, min(set_count(tokens, tokens_per_set), CHUNK_ELEMENTS // elements_per_set))
+
+
+def set_count(tokens: int, tokens_per_set: int) -> int:
+    """Sets that M tokens form; token n belongs to set n mod sets, so that neighbours part ways."""
+    return -(-tokens // tokens_per_set)

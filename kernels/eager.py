@@ -1,0 +1,104 @@
+"""The losses in plain PyTorch: the oracle that the chunked and the Triton forms are held to.
+
+Shape letters: M tokens, V items, D hidden size, ns negatives.
+Every function takes hidden [M, D], item_table [V, D], targets int64 [M] with item indices in [0, V) or
+`ignore_index`, and returns a scalar for reduction "mean" (over targets that are not ignored; 0 where there are none)
+and "sum", or fp32 [M] for "none" (0 at ignored targets).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srsplan.kernels.sampling import Sampling, draw_uniform, log_q_correction
+
+Reduction = Literal["mean", "sum", "none"]
+IGNORE_INDEX = -100
+
+
+def ce(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    *,
+    reduction: Reduction = "mean",
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Cross-entropy over the whole catalog.
+
+    Memory: logits [M, V] in the compute type, their log-softmax (fp32 copies under autocast) kept for backward, and
+    the gradient of each.
+    """
+    losses = F.cross_entropy(F.linear(hidden, item_table), targets, ignore_index=ignore_index, reduction="none")
+    return reduce_losses(losses, targets != ignore_index, reduction)
+
+
+def ce_neg(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    negatives: int | Tensor,
+    *,
+    sampling: Sampling = Sampling(tokens_per_set=1),  # noqa: B008 - frozen
+    reduction: Reduction = "mean",
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Cross-entropy of the target against `negatives` items drawn for every token, or given as int64 [M, ns].
+
+    A negative that equals the target leaves the sum and the count.
+    Memory: the gathered rows [M, ns + 1, D] in fp32 and in the compute type, kept for backward, and their gradients.
+    """
+    keep = targets != ignore_index
+    targets = torch.where(keep, targets, 0)
+    if isinstance(negatives, int):
+        shape = (targets.shape[0], negatives)
+        negatives = draw_uniform(shape, item_table.shape[0], sampling, 0, hidden.device)
+    items = torch.cat([targets[:, None], negatives], 1)
+    logits = torch.bmm(F.embedding(items, item_table), hidden.unsqueeze(-1)).squeeze(-1).float()
+    collision = negatives == targets[:, None]
+    negative_logits = logits[:, 1:]
+    if sampling.log_q:
+        kept = negatives.shape[1] - collision.sum(1, keepdim=True)
+        negative_logits = negative_logits + log_q_correction(kept, item_table.shape[0])
+    logits = torch.cat([logits[:, :1], negative_logits.masked_fill(collision, -torch.inf)], 1)
+    losses = torch.logsumexp(logits, 1) - logits[:, 0]
+    return reduce_losses(losses, keep, reduction)
+
+
+def bce(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    negatives: int | Tensor = 1,
+    *,
+    sampling: Sampling = Sampling(tokens_per_set=1),  # noqa: B008 - frozen
+    reduction: Reduction = "mean",
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Binary cross-entropy of the target against one negative, SASRec's original loss; indices may be given as [M, 1].
+
+    Memory: two gathers [M, D] and their products, kept for backward.
+    """
+    keep = targets != ignore_index
+    targets = torch.where(keep, targets, 0)
+    if isinstance(negatives, int):
+        if negatives != 1:
+            raise ValueError(f"bce takes 1 negative, not {negatives}: use ce_neg")
+        negatives = draw_uniform((targets.shape[0], 1), item_table.shape[0], sampling, 0, hidden.device)
+    positive, negative = ((F.embedding(items, item_table) * hidden).sum(-1) for items in (targets, negatives[:, 0]))
+    negative = negative.masked_fill(negatives[:, 0] == targets, -torch.inf)
+    return reduce_losses(F.softplus(-positive) + F.softplus(negative), keep, reduction)
+
+
+def reduce_losses(losses: Tensor, keep: Tensor, reduction: Reduction) -> Tensor:
+    """Ignored tokens count for nothing; the mean of none is 0, so that an empty batch is not NaN."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction {reduction!r} is none of mean, sum, none")
+    losses = torch.where(keep, losses, 0.0)
+    if reduction == "none":
+        return losses
+    return losses.sum() / keep.sum().clamp(min=1) if reduction == "mean" else losses.sum()

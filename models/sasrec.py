@@ -1,0 +1,104 @@
+"""SASRec: self-attentive sequential recommendation.
+
+Kang and McAuley, 2018, https://arxiv.org/abs/1808.09781. Shape letters: B sequences, L positions, D hidden size,
+H heads, V items.
+
+Departures from the paper, all of them:
+- sequences are padded on the right, so that the causal mask alone keeps padding out and attention can be fused;
+- gradients reach the item table from the input lookup and from the loss (the table is tied, as in the paper).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, arange, nn
+
+from srsplan.models.config import Architecture
+
+INITIAL_STD = 0.02
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention (section 3.2), fused: no [B, H, L, L] in memory on a GPU."""
+
+    def __init__(self, sizes: Architecture) -> None:
+        super().__init__()
+        self.heads, self.dropout = sizes.heads, sizes.dropout
+        self.project_in = nn.Linear(sizes.dim, 3 * sizes.dim)
+        self.project_out = nn.Linear(sizes.dim, sizes.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        batch, length, dim = x.shape
+        query, key, value = self.project_in(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        return cast(Tensor, self.project_out(mixed.transpose(1, 2).reshape(batch, length, dim)))
+
+
+class FeedForward(nn.Module):
+    """The point-wise network of equation 6: two layers of the hidden size with a ReLU between."""
+
+    def __init__(self, sizes: Architecture) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(sizes.dim, sizes.dim), nn.Linear(sizes.dim, sizes.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        return cast(Tensor, self.outer(F.relu(self.inner(x))))
+
+
+class Block(nn.Module):
+    """x + Dropout(g(LayerNorm(x))) for g attention, then the point-wise network (section 3.3)."""
+
+    def __init__(self, sizes: Architecture) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = nn.LayerNorm(sizes.dim), SelfAttention(sizes)
+        self.feed_forward_norm, self.feed_forward = nn.LayerNorm(sizes.dim), FeedForward(sizes)
+        self.dropout = sizes.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]"""
+        x = x + F.dropout(self.attention(self.attention_norm(x)), self.dropout, self.training)
+        return x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
+
+
+class SASRec(nn.Module):
+    """Item ids in, hidden states out; `item_table` [V, D] scores them (equation 7, tied)."""
+
+    def __init__(self, catalog: int, seq_len: int, sizes: Architecture) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.item_embedding = nn.Embedding(catalog, sizes.dim)
+        self.position_embedding = nn.Embedding(seq_len, sizes.dim)
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.blocks))
+        self.norm = nn.LayerNorm(sizes.dim)
+        self.apply(_initialise)
+
+    @property
+    def item_table(self) -> Tensor:
+        """The tied table [V, D], fp32."""
+        return self.item_embedding.weight
+
+    def forward(self, items: Tensor) -> Tensor:
+        """items int64 [B, L], 0-based, any item at padding -> hidden [B, L, D].
+
+        No state of a valid position depends on the padding right of it, and no loss is taken there: what stands at
+        padding changes nothing and receives no gradient.
+        """
+        positions = arange(items.shape[1], device=items.device)
+        x = self.item_embedding(items) * math.sqrt(self.sizes.dim) + self.position_embedding(positions)
+        x = F.dropout(x, self.sizes.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        return cast(Tensor, self.norm(x))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.trunc_normal_(module.weight, std=INITIAL_STD, a=-2 * INITIAL_STD, b=2 * INITIAL_STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -195,24 +195,33 @@ def _softmax_chunks(tokens: _Tokens, table: Tensor, weights: Tensor | None, dtyp
     count, chunk = tokens.hidden.shape[0], tokens.chunk
     catalog = table.shape[0]
     scored = table.to(dtype)
-    targets = tokens.safe_targets
     losses = torch.empty(count, dtype=torch.float32, device=table.device)
     logits, shares = (torch.empty(min(chunk, count), catalog, dtype=dtype, device=table.device) for _ in range(2))
     sums = None if weights is None else _GradientSums(tokens.hidden, table, weights)
     for start in range(0, count, chunk):
         rows = slice(start, min(start + chunk, count))
-        hidden, target = tokens.hidden[rows].to(dtype), targets[rows, None]
-        scores, share = logits[: len(hidden)], shares[: len(hidden)]
-        torch.mm(hidden, scored.t(), out=scores)
-        torch.softmax(scores, 1, out=share)
-        # log-sum-exp from the largest entry: its share is at least 1 / V, so that its logarithm is safe in 16 bit
-        largest, at = scores.max(1, keepdim=True)
-        log_sum_exp = largest.float() - share.gather(1, at).float().log()
-        losses[rows] = (log_sum_exp - scores.gather(1, target).float()).squeeze(1)
-        if sums is not None:
-            share.scatter_add_(1, target, torch.full_like(target, -1, dtype=dtype))
-            sums.add_softmax(rows, share, hidden, scored)
+        size = rows.stop - start
+        losses[rows] = _softmax_chunk(tokens, rows, scored, (logits[:size], shares[:size]), sums)
     return _Outcome(losses) if sums is None else _Outcome(losses, sums.hidden, sums.table)
+
+
+def _softmax_chunk(
+    tokens: _Tokens, rows: slice, scored: Tensor, buffers: tuple[Tensor, Tensor], sums: _GradientSums | None
+) -> Tensor:
+    """Losses of some rows, fp32 [T]; their gradients go to `sums`. Buffers: two [T, V] in the compute type."""
+    scores, share = buffers
+    hidden = tokens.hidden[rows].to(scored.dtype)
+    target = tokens.safe_targets[rows, None]
+    torch.mm(hidden, scored.t(), out=scores)
+    torch.softmax(scores, 1, out=share)
+    # log-sum-exp from the largest entry: its share is at least 1 / V, so that its logarithm is safe in 16 bit
+    largest, at = scores.max(1, keepdim=True)
+    log_sum_exp = largest.float() - share.gather(1, at).float().log()
+    losses = log_sum_exp - scores.gather(1, target).float()
+    if sums is not None:
+        share.scatter_add_(1, target, torch.full_like(target, -1, dtype=scored.dtype))
+        sums.add_softmax(rows, share, hidden, scored)
+    return losses.squeeze(1)
 
 
 class _GradientSums:

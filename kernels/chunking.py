@@ -27,6 +27,11 @@ def sampled_chunk_sets(tokens: int, negatives: int, dim: int, tokens_per_set: in
     return max(1, min(set_count(tokens, tokens_per_set), CHUNK_ELEMENTS // elements_per_set))
 
 
+def ranking_chunk_items(users: int, catalog: int) -> int:
+    """Items per chunk when a catalog is ranked: a chunk's scores are [users, chunk]."""
+    return max(1, min(catalog, CHUNK_ELEMENTS // max(1, users)))
+
+
 def set_count(tokens: int, tokens_per_set: int) -> int:
     """Sets that M tokens form; token n belongs to set n mod sets, so that neighbours part ways."""
     return -(-tokens // tokens_per_set)

@@ -1,0 +1,88 @@
+"""srsplan's own training step and evaluation on meta tensors: what the GPU would allocate, without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from srsplan.models.config import Configuration
+from srsplan.models.ranking import Seen, rank
+from srsplan.models.sasrec import SASRec
+from srsplan.models.step import DTYPES, StepInputs, TrainingStep
+from srsplan.profiler.ledger import Ledger, Trace
+from srsplan.profiler.simulated_cuda import SimulatedCuda, fused_optimizers_on_meta
+
+META = torch.device("meta")
+BEST_ITEMS = 100
+"""How many items evaluation ranks: the largest k of the metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSizes:
+    """An evaluation batch: users ranked at once, and the (user, item) pairs they have seen."""
+
+    users: int
+    seen_pairs: int
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A trace and where its steady part begins: the second step, when Adam's moments exist."""
+
+    trace: Trace
+    first_event: int
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Peak of the steady part."""
+        return self.trace.peak(self.first_event).allocated_bytes
+
+
+def simulate_step(configuration: Configuration) -> Simulated:
+    """Two training steps of the fullest batch; the second counts. 0.1 s after torch is imported."""
+    ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
+    with fused_optimizers_on_meta(), ledger:
+        step = TrainingStep(configuration, META, autocast=cuda.autocast)
+        ledger.phase("batch")
+        batch = _batch(configuration)
+        with cuda:
+            for _ in range(2):
+                step.run(batch, ledger.phase)
+    return Simulated(ledger.trace, ledger.trace.start_of("forward"))
+
+
+def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) -> Simulated:
+    """One evaluation batch beside the model and Adam's moments, as `train` runs it."""
+    ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
+    with fused_optimizers_on_meta(), ledger, torch.no_grad():
+        with META:
+            model = SASRec(configuration.catalog, configuration.seq_len, configuration.architecture).eval()
+        ledger.phase("optimizer")
+        moments = [torch.empty_like(weight) for weight in model.parameters() for _ in range(2)]
+        ledger.phase("batch")
+        inputs = torch.empty(sizes.users, configuration.seq_len, dtype=torch.long, device=META)
+        last = torch.empty(sizes.users, dtype=torch.long, device=META)
+        seen = _seen(configuration.catalog, sizes)
+        with cuda, cuda.autocast():
+            ledger.phase("evaluation")
+            rank(model, inputs, last, seen, min(BEST_ITEMS, configuration.catalog))
+        del moments
+    return Simulated(ledger.trace, ledger.trace.start_of("evaluation"))
+
+
+def _batch(configuration: Configuration) -> StepInputs:
+    shape = (configuration.batch_size, configuration.seq_len)
+    inputs = torch.empty(shape, dtype=torch.long, device=META)
+    positions, targets = (torch.empty(configuration.fullest_tokens, dtype=torch.long, device=META) for _ in range(2))
+    return StepInputs(inputs, positions, targets)
+
+
+def _seen(catalog: int, sizes: EvaluationSizes) -> Seen:
+    from srsplan.kernels.chunking import ranking_chunk_items
+
+    chunk = ranking_chunk_items(sizes.users, catalog)
+    chunks = -(-catalog // chunk)
+    rows, items = (torch.empty(sizes.seen_pairs, dtype=torch.long, device=META) for _ in range(2))
+    bounds = [sizes.seen_pairs * number // chunks for number in range(chunks + 1)]
+    return Seen(rows, items, tuple(bounds))

@@ -1,0 +1,22 @@
+"""The ledger against 24 training steps measured on an H200."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from measured_model import Measured, trace
+from paths import SHARED
+
+
+def rows() -> list[dict[str, str]]:
+    with (SHARED / "measured" / "h200_step_memory.csv").open() as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: "-".join(list(row.values())[:7]))
+def test_allocated_peak_equals_the_gpu(row: dict[str, str]) -> None:
+    sizes = (int(row[name]) for name in ("catalog", "batch_size", "seq_len", "negatives"))
+    recorded, second_step = trace(Measured(row["loss"], *sizes, row["amp"], row["adam"]))
+    measured = int(row["allocated_peak_bytes"])
+    assert recorded.peak(second_step).allocated_bytes == pytest.approx(measured, rel=0.005)

@@ -168,7 +168,7 @@ def _chunked_loss(hidden: Tensor, item_table: Tensor, tokens: _Tokens, run: _Run
     if reduction == "mean":
         weights = weights / keep.sum().clamp(min=1)
     in_forward = weights if grad and reduction != "none" else None
-    losses: Tensor = _ChunkedLoss.apply(hidden, item_table, tokens, run, in_forward)  # type: ignore[no-untyped-call]
+    losses: Tensor = _ChunkedLoss.apply(hidden, item_table, tokens, run, in_forward)
     if reduction == "none":
         return torch.where(keep, losses, 0.0)
     return losses.sum() if in_forward is not None else (losses * weights).sum()

@@ -1,9 +1,9 @@
 """What can go wrong for a user, and the exit code each kind ends with.
 
-    SrsplanError            1
-    ├── InputError          2   something the user gave is wrong: repeated in the message, with what to change
-    ├── NothingFits         3   an answer, not a fault: no configuration fits the budget
-    └── DeviceOutOfMemory   4   the device ran out; carries the measured bytes
+SrsplanError            1
+├── InputError          2   something the user gave is wrong: repeated in the message, with what to change
+├── NothingFits         3   an answer, not a fault: no configuration fits the budget
+└── DeviceOutOfMemory   4   the device ran out; carries the measured bytes
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from srsplan.kernels.chunking import ranking_chunk_items
@@ -27,13 +28,15 @@ class Seen:
     bounds: tuple[int, ...]
 
 
-def seen_items(rows: np.ndarray, items: np.ndarray, catalog: int, chunk: int, device: torch.device) -> Seen:
+def seen_items(rows: NDArray[np.integer], items: NDArray[np.integer], catalog: int, chunk: int, device: torch.device) -> Seen:
     """Pairs of (row of the batch, 0-based item) in any order -> `Seen` for chunks of `chunk` items."""
     order = np.argsort(items, kind="stable")
     items = items[order]
     bounds = np.searchsorted(items, np.arange(0, catalog + chunk, chunk))
-    tensors = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)) for part in (rows[order], items))
-    return Seen(*(tensor.to(device) for tensor in tensors), tuple(int(bound) for bound in bounds))
+    row_tensor, item_tensor = (
+        torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)).to(device) for part in (rows[order], items)
+    )
+    return Seen(row_tensor, item_tensor, tuple(int(bound) for bound in bounds))
 
 
 def rank(model: SASRec, inputs: Tensor, last: Tensor, seen: Seen | None, best: int) -> Tensor:

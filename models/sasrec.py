@@ -5,7 +5,7 @@ H heads, V items.
 
 Departures from the paper, all of them:
 - sequences are padded on the right, so that the causal mask alone keeps padding out and attention can be fused;
-- gradients reach the item table from the input lookup and from the loss (the table is tied, as in the paper).
+- the lookup's gradient joins the loss's in one buffer (kernels/lookup.py); the sums are the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, arange, nn
 
+from srsplan.kernels.lookup import tied_lookup
 from srsplan.models.config import Architecture
 
 INITIAL_STD = 0.02
@@ -90,7 +91,7 @@ class SASRec(nn.Module):
         padding changes nothing and receives no gradient.
         """
         positions = arange(items.shape[1], device=items.device)
-        x = self.item_embedding(items) * math.sqrt(self.sizes.dim) + self.position_embedding(positions)
+        x = tied_lookup(self.item_table, items) * math.sqrt(self.sizes.dim) + self.position_embedding(positions)
         x = F.dropout(x, self.sizes.dropout, self.training)
         for block in self.blocks:
             x = block(x)

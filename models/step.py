@@ -83,11 +83,11 @@ class TrainingStep:
         loss = self.loss(batch, phase)
         phase("backward")
         if self.scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             phase("optimizer")
             self.optimizer.step()
         else:
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(loss).backward()
             phase("optimizer")
             self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -32,7 +32,10 @@ ATTENTION_BACKWARD = {
 
 @dataclass(frozen=True)
 class Allocation:
-    """One storage: bytes requested, the phase and operator that made it, its shape (empty for workspaces)."""
+    """One storage: bytes requested, the phase and operator that made it, its shape (empty for workspaces).
+
+    The operator of a workspace is "formula/entry" or "formula/entry/tokens", its formula one of `scratch`.
+    """
 
     requested_bytes: int
     phase: str
@@ -120,7 +123,8 @@ class Ledger(TorchDispatchMode):
             self._matrix_workspace()
         if func in ATTENTION_BACKWARD:
             batch, heads, length, head_dim = args[1].shape
-            self._temporaries(scratch.attention_backward(batch, heads, length, head_dim), "attention_backward")
+            sizes = scratch.attention_backward(batch, heads, length, head_dim)
+            self._temporaries(enumerate(sizes), "attention_backward/{}")
         return result
 
     def _allocate(self, size: int, operator: str, shape: Iterable[int] = (), dtype: str = "") -> int:
@@ -142,8 +146,8 @@ class Ledger(TorchDispatchMode):
 
         self._seen[key] = index, weakref.ref(storage, end)
 
-    def _temporaries(self, sizes: Iterable[int], operator: str) -> None:
-        indices = [self._allocate(size, operator) for size in sizes if size]
+    def _temporaries(self, sizes: Iterable[tuple[int, int]], operator: str) -> None:
+        indices = [self._allocate(size, operator.format(entry)) for entry, size in sizes]
         self.trace.events.extend(~index for index in reversed(indices))
 
     def _matrix_workspace(self) -> None:
@@ -153,17 +157,19 @@ class Ledger(TorchDispatchMode):
             return
         self._workspaces.add(backward)
         for size in scratch.CUBLAS_BACKWARD_BYTES if backward else scratch.CUBLAS_FORWARD_BYTES:
-            self._allocate(size, "cublas")
+            self._allocate(size, "cublas/0")
 
     def _embedding_backward(self, func: Any, args: tuple[Any, ...]) -> Tensor:
         tokens, catalog, dim = args[1].numel(), args[2], args[0].shape[-1]
-        ordered, original, span, sort = scratch.embedding_backward_before(tokens)
-        kept = [self._allocate(size, "embedding_backward") for size in (ordered, original)]
-        self._temporaries((span, sort), "embedding_backward")
+        operator = f"embedding_backward/{{}}/{tokens}"
+        before = list(enumerate(scratch.embedding_backward_before(tokens)))
+        kept = [self._allocate(size, operator.format(entry)) for entry, size in before[:2]]
+        self._temporaries(before[2:], operator)
         result: Tensor = func(*args)
         self._see(result, str(func))
-        for size, momentary in scratch.embedding_backward_after(tokens, catalog, dim):
-            index = self._allocate(size, "embedding_backward")
+        after = scratch.embedding_backward_after(tokens, catalog, dim)
+        for entry, (size, momentary) in enumerate(after, start=len(before)):
+            index = self._allocate(size, operator.format(entry))
             if momentary:
                 self.trace.events.append(~index)
             else:
@@ -185,5 +191,5 @@ def _adds_in_place(args: tuple[Any, ...]) -> bool:
         and first.dtype == second.dtype
         and first.is_contiguous()
         and first._use_count() == 4  # type: ignore[attr-defined]
-        and torch._C._storage_Use_Count(first.untyped_storage()._cdata) == 2  # type: ignore[attr-defined]
+        and torch._C._storage_Use_Count(first.untyped_storage()._cdata) == 2
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from srsplan.kernels.chunking import ranking_chunk_items
 from srsplan.models.config import Configuration
 from srsplan.models.ranking import Seen, rank
 from srsplan.models.sasrec import SASRec
@@ -79,10 +80,7 @@ def _batch(configuration: Configuration) -> StepInputs:
 
 
 def _seen(catalog: int, sizes: EvaluationSizes) -> Seen:
-    from srsplan.kernels.chunking import ranking_chunk_items
-
-    chunk = ranking_chunk_items(sizes.users, catalog)
-    chunks = -(-catalog // chunk)
+    """The worst case: everything the batch has seen falls into the first chunk of items."""
+    chunks = -(-catalog // ranking_chunk_items(sizes.users, catalog))
     rows, items = (torch.empty(sizes.seen_pairs, dtype=torch.long, device=META) for _ in range(2))
-    bounds = [sizes.seen_pairs * number // chunks for number in range(chunks + 1)]
-    return Seen(rows, items, tuple(bounds))
+    return Seen(rows, items, (0, *[sizes.seen_pairs] * chunks))

@@ -98,6 +98,6 @@ def _step(
     with cuda.autocast():
         loss = model.loss(*batch, row)
     phase("backward")
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     phase("optimizer")
     optimizer.step()

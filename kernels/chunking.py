@@ -9,6 +9,10 @@ CHUNK_ELEMENTS = 1 << 26
 """Logits (or gathered elements) a chunk may hold: 64 Mi, 256 MiB in fp32. Large enough that a GPU's matrix
 products are at full speed, small beside any table that needs chunking."""
 
+SMALLEST_TOKEN_CHUNK = 256
+"""Fewer tokens at a time and the full softmax does nothing but read and write the table's gradient. From 262,144 items
+on a chunk's logits therefore grow with the catalog: two buffers of [256, V], in 16 bit as much as a table of 256."""
+
 LARGEST_TOKEN_CHUNK = 4096
 """More tokens than this do not make the matrix products faster, only the chunk larger."""
 
@@ -17,8 +21,9 @@ ITEM_ROWS = 1 << 16
 
 
 def softmax_chunk_tokens(tokens: int, catalog: int) -> int:
-    """Tokens per chunk of the full softmax: a chunk's logits are [chunk, V]. At least 16, never more than M."""
-    return max(1, min(tokens, max(16, min(LARGEST_TOKEN_CHUNK, CHUNK_ELEMENTS // catalog))))
+    """Tokens per chunk of the full softmax: a chunk's logits are [chunk, V]. Never more than M."""
+    chunk = max(SMALLEST_TOKEN_CHUNK, min(LARGEST_TOKEN_CHUNK, CHUNK_ELEMENTS // catalog))
+    return max(1, min(tokens, chunk))
 
 
 def sampled_chunk_sets(tokens: int, negatives: int, dim: int, tokens_per_set: int) -> int:

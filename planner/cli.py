@@ -9,6 +9,9 @@ import typer
 
 from srsplan.models.errors import SrsplanError
 from srsplan.planner import console
+from srsplan.planner.commands.analyze import analyze_command
+from srsplan.planner.commands.estimate import estimate_command
+from srsplan.planner.commands.recommend import recommend_command
 
 app = typer.Typer(
     name="srsplan",
@@ -34,6 +37,11 @@ def _root(
     ] = False,
 ) -> None:
     """Plan, measure and train sequential recommenders within a GPU memory budget."""
+
+
+app.command("recommend")(recommend_command)
+app.command("estimate")(estimate_command)
+app.command("analyze")(analyze_command)
 
 
 def main() -> None:

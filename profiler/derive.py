@@ -85,9 +85,9 @@ def generic_step(loss: str, precision: Precision, blocks: int) -> tuple[Configur
     group = 37 if LOSSES[loss].shares_negatives else 1
     architecture = Architecture(dim=8 * 11 * 29, blocks=blocks, heads=11)
     batches = (1009, 1013, 1019, 1021)
-    for catalog, tokens, batch in combinations(range(1_000_003, 1_004_000, 2), range(70_001, 70_041), batches):
+    for catalog, tokens, batch in combinations(range(100_003, 104_000, 2), range(70_001, 70_041), batches):
         # two chunks exactly, so that the last one's size can be told from the others'
-        short = {"cce": tokens - 69_921, "cce-": tokens - 46_991}.get(loss, tokens)
+        short = {"cce": tokens - 69_150, "cce-": tokens - 46_991}.get(loss, tokens)
         configuration = Configuration(
             loss=loss, catalog=catalog, batch_size=batch, seq_len=SEQ_LEN, negatives=negatives, tokens_per_set=group,
             valid_tokens=short, architecture=architecture, precision=precision,
@@ -117,17 +117,17 @@ def _step_sizes(configuration: Configuration) -> dict[str, tuple[str, int]]:
 
 def _generic(sizes: Mapping[str, tuple[str, int]]) -> bool:
     """Every signature divides no other value. H divides D, G divides P: they are looked for later. I is 2^16."""
-    values = {label: value for label, (_, value) in sizes.items() if label not in ("I", "H")}
+    values = {label: value for label, (_, value) in sizes.items() if label != "I"}
     if min(values.values()) < 11:
         return False
-    signatures = {label: largest_prime_factor(value) for label, value in values.items() if label != "G"}
+    signatures = {label: largest_prime_factor(value) for label, value in values.items()}
     if min(signatures.values()) <= max(SMALL_PRIMES):
         return False
     return not any(
         other % signature == 0
         for label, signature in signatures.items()
         for other_label, other in values.items()
-        if other_label != label
+        if other_label != label and (label, other_label) not in (("H", "D"), ("G", "P"))
     )
 
 

@@ -1,0 +1,69 @@
+"""What of a card a plan may use: reserved bytes, after the CUDA context and a margin for being wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from srsplan.models.errors import InputError
+from srsplan.planner.gpus import Gpu, load_gpus
+from srsplan.planner.units import format_gb, format_gib
+
+CONTEXT_BYTES = 640 << 20
+"""CUDA context and kernels' code outside the allocator: an assumption until a profile measures it."""
+
+DEFAULT_MARGIN = 0.02
+"""Share of the budget kept free: the upper bound of a prediction already holds the worst measured fragmentation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Bytes a training process may take of a card."""
+
+    bytes: int
+    margin_bytes: int
+    gpu: str
+    """The card it is meant for."""
+    context_bytes: int = CONTEXT_BYTES
+
+    @property
+    def usable_bytes(self) -> int:
+        """What the allocator may reserve."""
+        return self.bytes - self.context_bytes - self.margin_bytes
+
+    def describe(self) -> str:
+        """One line, both units."""
+        return (
+            f"{format_gb(self.bytes)} = {format_gib(self.bytes)}, less CUDA context {format_gib(self.context_bytes)} "
+            f"(assumed) and margin {format_gib(self.margin_bytes)}: {format_gib(self.usable_bytes)} usable"
+        )
+
+
+def assumed_gpu(total: int) -> Gpu:
+    """The card to calculate times for where none is named: the smallest that holds the budget."""
+    large_enough = [gpu for gpu in load_gpus() if gpu.capacity_bytes >= total]
+    if not large_enough:
+        largest = max(load_gpus(), key=lambda gpu: gpu.capacity_bytes)
+        raise InputError(
+            f"--budget {format_gb(total)} is more than any card of the catalogue has",
+            f"the largest is {largest.name} with {format_gb(largest.capacity_bytes)}; srsplan plans for one GPU",
+        )
+    return min(large_enough, key=lambda gpu: (gpu.capacity_bytes, -gpu.bandwidth_bytes_s))
+
+
+def make_budget(total: int | None, gpu: Gpu, margin: float = DEFAULT_MARGIN) -> Budget:
+    """The budget of `total` bytes, or of the whole card; InputError where the card has less or nothing is left."""
+    if not 0 <= margin < 0.5:
+        raise InputError(f"--margin {margin} is outside [0, 0.5)", "0.02 keeps 2% of the budget free")
+    size = gpu.capacity_bytes if total is None else total
+    if size > gpu.capacity_bytes:
+        raise InputError(
+            f"--budget {format_gb(size)} is more than {gpu.name} has ({format_gb(gpu.capacity_bytes)})",
+            "give a smaller budget or a larger card; `srsplan gpus` lists them",
+        )
+    budget = Budget(bytes=size, margin_bytes=int(size * margin), gpu=gpu.name)
+    if budget.usable_bytes <= 0:
+        raise InputError(
+            f"--budget {format_gb(size)} leaves nothing after CUDA context ({format_gib(CONTEXT_BYTES)}) and margin",
+            "give at least 1GB",
+        )
+    return budget

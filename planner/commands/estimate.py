@@ -1,0 +1,89 @@
+"""`srsplan estimate`: the memory of one given configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import typer
+
+from srsplan.models.config import LOSSES, Architecture, Configuration, Precision, find_loss
+from srsplan.planner import console, plan, report, timing
+from srsplan.planner.budget import Budget, assumed_gpu, make_budget
+from srsplan.planner.commands import options
+from srsplan.planner.gpus import Gpu, resolve_gpu
+from srsplan.planner.memory import MemoryModel
+from srsplan.planner.search import TOKENS_PER_SET, Search, Space
+from srsplan.planner.units import parse_bytes, parse_count
+from srsplan.planner.workload import MeanLength, WorstCase
+
+REFERENCE_GPU = "h200"
+
+
+def estimate_command(
+    loss: Annotated[str, typer.Option("--loss", help="ce, ce-, cce, cce- or bce.")],
+    catalog: options.Catalog,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences per step.")],
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Positions per sequence.")],
+    negatives: Annotated[
+        int | None, typer.Option("--negatives", help="Negatives per set; sampled losses only.")
+    ] = None,
+    tokens_per_set: Annotated[
+        int | None, typer.Option("--tokens-per-set", help="Tokens that share negatives; cce- only, default 32.")
+    ] = None,
+    dim: options.Dim = 256,
+    blocks: options.Blocks = 2,
+    heads: options.Heads = 2,
+    precision: options.PrecisionOption = "fp16",
+    mean_length: options.MeanLength = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="The card that times are for, and whose capacity counts.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help="Say whether it fits so much: 40GB.")] = None,
+    json: options.Json = False,
+) -> None:
+    """The memory and step time of one configuration, with the breakdown of its peak."""
+    kind = find_loss(loss)
+    workload = WorstCase() if mean_length is None else MeanLength(mean_length)
+    if tokens_per_set is None:
+        tokens_per_set = TOKENS_PER_SET if kind.shares_negatives else 1
+    configuration = Configuration(
+        loss=loss,
+        catalog=parse_count(catalog, "--catalog"),
+        batch_size=batch_size,
+        seq_len=seq_len,
+        negatives=kind.fixed_negatives if negatives is None else negatives,
+        tokens_per_set=tokens_per_set,
+        architecture=Architecture(dim=dim, blocks=blocks, heads=heads),
+        precision=cast(Precision, precision),
+        valid_tokens=workload.valid_tokens(batch_size, seq_len) if min(batch_size, seq_len) > 0 else None,
+    )
+    card, limit = _card(gpu, budget)
+    space = Space(
+        catalog=configuration.catalog,
+        losses=tuple(LOSSES),
+        architecture=configuration.architecture,
+        precision=configuration.precision,
+        workload=workload,
+    )
+    choice = Search(space, limit or make_budget(None, card), card, MemoryModel()).predict(configuration)
+    if json:
+        entry = plan.choice_entry(1, choice, limit, timing.BASIS).model_dump(exclude={"rank", "why"})
+        console.print_json({"catalog": configuration.catalog, "dim": dim, "gpu": card.name, **entry})
+        return
+    notes = {
+        "configuration": f"{report.knobs_of(configuration)}, {precision}",
+        "catalog": report.catalog_line(configuration.catalog, dim),
+        "padding": workload.basis,
+        "card": f"{card.title}; step {timing.BASIS}",
+    }
+    console.out.print(report.estimate_screen(choice, notes, limit))
+
+
+def _card(gpu: str | None, budget: str | None) -> tuple[Gpu, Budget | None]:
+    """The card for times, and a budget where one was asked for."""
+    if budget is None:
+        card = resolve_gpu(gpu or REFERENCE_GPU)
+        return card, None if gpu is None else make_budget(None, card)
+    total = parse_bytes(budget, "--budget")
+    card = resolve_gpu(gpu) if gpu is not None else assumed_gpu(total)
+    return card, make_budget(total, card)

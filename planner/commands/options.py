@@ -1,0 +1,18 @@
+"""Options that several verbs share, with one help text each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Catalog = Annotated[str, typer.Option("--catalog", help="Number of items: 1.6M, 300K, 1_600_000.")]
+Gpu = Annotated[str, typer.Option("--gpu", help="A card of `srsplan gpus`, or `auto` for the one present.")]
+Dim = Annotated[int, typer.Option("--dim", help="Hidden size D.")]
+Blocks = Annotated[int, typer.Option("--blocks", help="Transformer blocks.")]
+Heads = Annotated[int, typer.Option("--heads", help="Attention heads.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="fp16, bf16 or fp32.")]
+MeanLength = Annotated[
+    float | None, typer.Option("--mean-length", help="Interactions per user on average; without it: no padding.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

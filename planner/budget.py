@@ -64,6 +64,6 @@ def make_budget(total: int | None, gpu: Gpu, margin: float = DEFAULT_MARGIN) -> 
     if budget.usable_bytes <= 0:
         raise InputError(
             f"--budget {format_gb(size)} leaves nothing after CUDA context ({format_gib(CONTEXT_BYTES)}) and margin",
-            "give at least 1GB",
+            "give at least 1GB" if size >= 10**6 else f"a plain number is bytes: did you mean {size}GB?",
         )
     return budget

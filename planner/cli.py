@@ -11,6 +11,7 @@ from srsplan.models.errors import SrsplanError
 from srsplan.planner import console
 from srsplan.planner.commands.analyze import analyze_command
 from srsplan.planner.commands.estimate import estimate_command
+from srsplan.planner.commands.gpus import gpus_command
 from srsplan.planner.commands.recommend import recommend_command
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ def _root(
 
 app.command("recommend")(recommend_command)
 app.command("estimate")(estimate_command)
+app.command("gpus")(gpus_command)
 app.command("analyze")(analyze_command)
 
 

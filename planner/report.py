@@ -99,8 +99,15 @@ def breakdown_table(choice: Choice, title: str) -> Table:
     return table
 
 
-def binding_term(choice: Choice) -> str:
-    """The largest tag that the knobs can change."""
+def binding_term(choice: Choice, budget: Budget | None = None) -> str:
+    """What a user would have to give up for more."""
+    if budget is not None and choice.memory.upper_bytes < budget.usable_bytes / 2:
+        return (
+            "not the budget: the batch size ends where an epoch would have fewer than 20 steps (or at 8,192), "
+            "negatives end at 4,096, sequences at the length that holds 95% of them whole (without data, 512)"
+        )
+    if choice.memory.evaluation_bytes > choice.memory.allocated_bytes:
+        return f"evaluation ({format_gib(choice.memory.evaluation_bytes)})"
     for tag, size in choice.memory.breakdown_bytes.items():
         if tag not in FIXED and tag != "workspace" and size > 0.1 * choice.memory.allocated_bytes:
             return f"{TAG_MEANING.get(tag, tag)} ({format_gib(size)} at the peak)"
@@ -138,7 +145,7 @@ def recommendation(outcome: Outcome, budget: Budget, notes: Mapping[str, str], s
         Text(),
         breakdown_table(first, "Where the memory of #1 goes"),
         Text(f"evaluation, {first.evaluation_users:,} users at once: {format_gib(first.memory.evaluation_bytes)}"),
-        Text(f"what binds: {binding_term(first)}"),
+        Text(f"what binds: {binding_term(first, budget)}"),
         knob_lines(outcome.knobs),
     ]
     if outcome.near_misses:

@@ -26,7 +26,8 @@ BALANCED_CHOICES = 3
 FULL_SOFTMAX_PATIENCE = 2.0
 """A full softmax is preferred while it takes at most so many times the sampled loss's time per token."""
 
-EVALUATION_USERS = 1024
+EVALUATION_USERS = (64, 1024)
+"""Evaluation batches: smaller ones waste the GPU, larger ones gain nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +159,14 @@ class Search:
         )
 
     def evaluation_users(self, configuration: Configuration) -> int:
-        """The largest evaluation batch, a power of two up to 1024, that fits; 1 where none does."""
-        users = EVALUATION_USERS
+        """The largest evaluation batch, a power of two, that needs no more than training; 64 or less where none does.
+
+        1 is the least, whether it fits or not.
+        """
+        smallest, users = EVALUATION_USERS
+        training = float(self.model.allocated([configuration])[0]) * self.model.ratios.upper
+        while users > smallest and self._evaluation_upper(configuration, users) > training:
+            users //= 2
         while users > 1 and self._evaluation_upper(configuration, users) > self.budget.usable_bytes:
             users //= 2
         return users

@@ -125,7 +125,7 @@ class FromData:
         """The bound of models.batches for these lengths."""
         from srsplan.models.batches import fullest_batch_tokens
 
-        return max(1, fullest_batch_tokens(self.lengths, batch_size, seq_len).upper)
+        return max(1, fullest_batch_tokens(self.lengths, batch_size, seq_len).fullest)
 
     def seen_pairs(self, users: int) -> int | None:
         """The longest histories together."""

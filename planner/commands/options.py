@@ -15,4 +15,8 @@ PrecisionOption = Annotated[str, typer.Option("--precision", help="fp16, bf16 or
 MeanLength = Annotated[
     float | None, typer.Option("--mean-length", help="Interactions per user on average; without it: no padding.")
 ]
+UserColumn = Annotated[str | None, typer.Option("--user-column", help="Column of user ids, where the name is unusual.")]
+ItemColumn = Annotated[str | None, typer.Option("--item-column", help="Column of item ids.")]
+TimeColumn = Annotated[str | None, typer.Option("--time-column", help="Column of timestamps.")]
+Split = Annotated[str, typer.Option("--split", help="auto, global-time or leave-one-out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

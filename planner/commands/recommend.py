@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -48,6 +48,10 @@ def recommend_command(
     precision: options.PrecisionOption = "fp16",
     loss: Annotated[list[str] | None, typer.Option("--loss", help="Only this loss; may be repeated.")] = None,
     margin: Annotated[float, typer.Option("--margin", help="Share of the budget to keep free.")] = DEFAULT_MARGIN,
+    user_column: options.UserColumn = None,
+    item_column: options.ItemColumn = None,
+    time_column: options.TimeColumn = None,
+    split: options.Split = "auto",
     runs: Annotated[Path | None, RUNS_OPTION] = None,
     profile: Annotated[Path | None, PROFILE_OPTION] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the plan goes.")] = plan.DEFAULT_PATH,
@@ -56,7 +60,8 @@ def recommend_command(
     """Which loss, batch size, sequence length and negatives fit a budget, which to try first, and why."""
     architecture = Architecture(dim=dim, blocks=blocks, heads=heads)
     card, limit = _card(gpu, budget, margin)
-    items, workload = _workload(catalog, data, mean_length)
+    columns = {"user": user_column, "item": item_column, "timestamp": time_column}
+    items, workload, data_notes = _workload(catalog, mean_length, data, columns, split)
     space = Space(
         catalog=items,
         losses=tuple(find_loss(name).name for name in loss or LOSSES),
@@ -67,7 +72,8 @@ def recommend_command(
     notes = {
         "catalog": report.catalog_line(items, dim),
         "budget": limit.describe(),
-        "card": f"{card.title}: times are calculated for it",
+        "card": card.title + (", the smallest that holds the budget; --gpu names yours" if gpu is None else ""),
+        **({"data": "\n".join(data_notes)} if data_notes else {}),
         "padding": workload.basis,
     }
     question = Question(space=space, budget=limit, gpu=card, data=data, notes=notes)
@@ -112,16 +118,20 @@ def _card(gpu: str | None, budget: str | None, margin: float) -> tuple[Gpu, Budg
     return card, make_budget(total, card, margin)
 
 
-def _workload(catalog: str | None, data: Path | None, mean_length: float | None) -> tuple[int, Workload]:
+def _workload(
+    catalog: str | None, mean_length: float | None, data: Path | None, columns: dict[str, str | None], split: str
+) -> tuple[int, Workload, tuple[str, ...]]:
     if data is not None:
-        from srsplan.planner.datasets import workload_of
+        from srsplan.models.interaction_files import Columns
+        from srsplan.planner.datasets import DataOptions, workload_of
 
-        items, workload = workload_of(data)
-        return (items if catalog is None else max(items, parse_count(catalog, "--catalog"))), workload
+        chosen = DataOptions(path=data, columns=Columns(**columns), strategy=cast(Any, split))
+        items, workload, notes = workload_of(chosen)
+        return (items if catalog is None else max(items, parse_count(catalog, "--catalog"))), workload, notes
     if catalog is None:
         raise InputError("neither --catalog nor --data is given", "say --catalog 1.6M, or --data interactions.parquet")
     items = parse_count(catalog, "--catalog")
-    return items, WorstCase() if mean_length is None else MeanLength(mean_length)
+    return items, WorstCase() if mean_length is None else MeanLength(mean_length), ()
 
 
 def _order(runs: Path | None, catalog: int, notes: dict[str, str]) -> Order | None:

@@ -109,10 +109,10 @@ class Search:
                 fitting[loss] = fits
             over += misses
         chosen = self._choose(fitting, order or by_balance) if fitting else ()
-        misses = self._nearest(over, chosen[0].configuration if chosen else None)
+        nearest = self._nearest(over, chosen[0].configuration if chosen else None)
         knobs = self._knobs(chosen[0]) if chosen else ()
         count = sum(map(len, fitting.values()))
-        return Outcome(choices=chosen, near_misses=misses, knobs=knobs, considered=considered, fitting=count)
+        return Outcome(choices=chosen, near_misses=nearest, knobs=knobs, considered=considered, fitting=count)
 
     def candidates(self, loss: str) -> Iterable[Configuration]:
         """Every combination of the knobs for a loss."""

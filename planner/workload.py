@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 
 from srsplan.models.errors import InputError
 
-SIGMAS = 6.0
-"""The fullest of a million random batches is this many standard deviations above the mean."""
+BOUND = "fullest batch bounded (Chernoff, e^-18 a batch)"
+"""How the fullest of an epoch's random batches is bounded; models/batches.py has the reasons."""
+
+QUANTILES = 2000
+"""An assumed distribution of lengths is represented by so many of its quantiles."""
 
 LONGEST_SEQ_LEN = 1024
 SEQ_LEN_QUANTILE = 0.95
@@ -87,22 +91,23 @@ class MeanLength:
     @property
     def basis(self) -> str:
         """The assumption."""
-        return (
-            f"mean length {self.mean:g}, lengths assumed exponentially distributed; fullest batch at {SIGMAS:g} sigma"
-        )
+        return f"mean length {self.mean:g}, lengths assumed exponentially distributed; {BOUND}"
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """Mean plus six standard deviations of the sum of min(length, seq_len)."""
-        ratio = seq_len / self.mean
-        left = math.exp(-ratio)
-        mean = self.mean * (1 - left)
-        variance = 2 * self.mean**2 * (1 - left * (1 + ratio)) - mean**2
-        bound = batch_size * mean + SIGMAS * math.sqrt(max(0.0, variance) * batch_size)
-        return max(1, min(batch_size * seq_len, math.ceil(bound)))
+        """The bound of models.batches for the assumed lengths."""
+        from srsplan.models.batches import fullest_batch_tokens
+
+        return max(1, min(batch_size * seq_len, fullest_batch_tokens(self._lengths, batch_size, seq_len).fullest))
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        """Quantiles of the exponential distribution, in items of a sequence: one more than its targets."""
+        shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
+        return np.ceil(-self.mean * np.log1p(-shares)).astype(np.int64) + 1
 
     def seen_pairs(self, users: int) -> int | None:
         """Six standard deviations above the mean; an exponential's deviation is its mean."""
-        return math.ceil(self.mean * (users + SIGMAS * math.sqrt(users)))
+        return math.ceil(self.mean * (users + 6 * math.sqrt(users)))
 
     def seq_lens(self) -> list[int]:
         """Up to the assumed 95% quantile."""
@@ -118,7 +123,7 @@ class FromData:
         self.users = len(lengths)
         self.basis = (
             f"{path}: {len(lengths):,} training sequences, mean length {lengths.mean():.1f}, "
-            f"longest {int(lengths.max()):,}; fullest batch at {SIGMAS:g} sigma"
+            f"longest {int(lengths.max()):,}; {BOUND}"
         )
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:

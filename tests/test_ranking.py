@@ -18,7 +18,7 @@ def test_chunks_give_the_ranking_of_the_whole_catalog(chunk: int, best: int, mon
     hidden, table = torch.randn(5, 8), torch.randn(100, 8)
     rows, items = (
         np.repeat(np.arange(5), 20),
-        np.concatenate([np.random.RandomState(k).permutation(100)[:20] for k in range(5)]),
+        np.concatenate([np.random.default_rng(k).permutation(100)[:20] for k in range(5)]),
     )
     seen = ranking.seen_items(rows, items, 100, chunk, torch.device("cpu"))
     scores = hidden @ table.t()

@@ -17,6 +17,6 @@ MeanLength = Annotated[
 ]
 UserColumn = Annotated[str | None, typer.Option("--user-column", help="Column of user ids, where the name is unusual.")]
 ItemColumn = Annotated[str | None, typer.Option("--item-column", help="Column of item ids.")]
-TimeColumn = Annotated[str | None, typer.Option("--time-column", help="Column of timestamps.")]
+TimestampColumn = Annotated[str | None, typer.Option("--timestamp-column", help="Column of timestamps.")]
 Split = Annotated[str, typer.Option("--split", help="auto, global-time or leave-one-out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

@@ -50,7 +50,7 @@ def recommend_command(
     margin: Annotated[float, typer.Option("--margin", help="Share of the budget to keep free.")] = DEFAULT_MARGIN,
     user_column: options.UserColumn = None,
     item_column: options.ItemColumn = None,
-    time_column: options.TimeColumn = None,
+    timestamp_column: options.TimestampColumn = None,
     split: options.Split = "auto",
     runs: Annotated[Path | None, RUNS_OPTION] = None,
     profile: Annotated[Path | None, PROFILE_OPTION] = None,
@@ -60,7 +60,7 @@ def recommend_command(
     """Which loss, batch size, sequence length and negatives fit a budget, which to try first, and why."""
     architecture = Architecture(dim=dim, blocks=blocks, heads=heads)
     card, limit = _card(gpu, budget, margin)
-    columns = {"user": user_column, "item": item_column, "timestamp": time_column}
+    columns = {"user": user_column, "item": item_column, "timestamp": timestamp_column}
     items, workload, data_notes = _workload(catalog, mean_length, data, columns, split)
     space = Space(
         catalog=items,

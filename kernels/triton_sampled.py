@@ -1,0 +1,179 @@
+"""The sampled softmax as Triton kernels: negatives drawn where they are used, shared by a set of tokens.
+
+Shape letters: M tokens, V items, D hidden size, g tokens of a set, ns negatives of a set, B negatives of a tile.
+
+A set holds tokens k, k + sets, k + 2 sets, ...; one program handles all of them, or as many as its registers hold (32).
+It walks over the set's negatives a tile at a time, drawing them anew from (seed, step, set, slot) in forward and in
+backward: neither [M, ns] logits nor the indices exist in memory. A tile's scores are one matrix product
+[g, D] x [D, B], its gradients two more. The gradient of the table accumulates in fp32 by atomic adds, or,
+deterministically, in 64-bit fixed point, where the order of additions is no matter.
+
+A token's negatives that equal its target leave the sum and the count. The count is known only after the last tile:
+forward keeps log sum exp of the kept negatives apart from the target's logit and joins the two at the end.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+UNIFORM, WEIGHTED, EXPLICIT = 0, 1, 2
+FIXED_POINT = 2.0**36
+"""Units of the deterministic sum: 1.5e-11 apart, up to 1.3e8."""
+
+LOWEST = tl.constexpr(-1e30)
+"""Below every logit, and finite: exp(LOWEST - LOWEST) is 1, not NaN."""
+
+
+@triton.jit
+def draw_items(draw, set_number, slots, SAMPLER: tl.constexpr):
+    """int64 items [B] of some slots of a set; `draw` is (seed, step, catalog, negatives, prob, alias, indices)."""
+    seed, step, catalog, negatives, prob, alias, indices = draw
+    if SAMPLER == 2:
+        place = set_number.to(tl.int64) * negatives + slots
+        return tl.load(indices + place, mask=slots < negatives, other=0).to(tl.int64)
+    zero = tl.zeros(slots.shape, tl.uint32)
+    high, low, coin, _ = tl.philox(
+        seed, slots.to(tl.uint32), zero + set_number.to(tl.uint32), zero + step.to(tl.uint32), zero
+    )
+    # floor of a 64-bit fraction times V: no item is likelier than another by more than V / 2^64
+    size = catalog.to(tl.uint64)
+    items = ((high.to(tl.uint64) * size + ((low.to(tl.uint64) * size) >> 32)) >> 32).to(tl.int64)
+    if SAMPLER == 1:
+        # 24 bits are what fp32 holds exactly
+        fraction = (coin >> 8).to(tl.float32) * (1.0 / 16777216.0)
+        items = tl.where(fraction < tl.load(prob + items), items, tl.load(alias + items).to(tl.int64))
+    return items
+
+
+@triton.jit
+def load_rows(base, rows, columns, live, DIM: tl.constexpr):
+    """Rows [R] of a [*, D] matrix as [R, D]; rows that are not live and columns beyond D are 0."""
+    place = rows.to(tl.int64)[:, None] * DIM + columns[None, :]
+    return tl.load(base + place, mask=live[:, None] & (columns < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr, LOG_Q: tl.constexpr):
+    """log (1 - q_target) - log q_item, [g, B]: what a kept negative stands for, before the count is known."""
+    if not LOG_Q:
+        return tl.zeros((1, 1), tl.float32)
+    if SAMPLER == 1:
+        return target_log_rest[:, None] - tl.load(log_prob + items)[None, :]
+    return tl.zeros((1, 1), tl.float32) + tl.log((catalog - 1).to(tl.float32))
+
+
+@triton.jit
+def sampled_forward(
+    hidden, table, targets, losses, shifts, log_prob,
+    seed, step, catalog, negatives, prob, alias, indices, count, sets, ignore_index,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, SET: tl.constexpr, TILE: tl.constexpr,
+    SAMPLER: tl.constexpr, LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """losses [M] and shifts [M], both fp32: a negative's share is exp(logit + correction - shift)."""
+    set_number = tl.program_id(0)
+    members = tl.program_id(1) * SET + tl.arange(0, SET)
+    tokens = set_number + members.to(tl.int64) * sets
+    columns = tl.arange(0, WIDTH)
+    target = tl.load(targets + tokens, mask=tokens < count, other=ignore_index)
+    live = target != ignore_index
+    target = tl.where(live, target, 0)
+    rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
+    positive = tl.sum(rows.to(tl.float32) * load_rows(table, target, columns, live, DIM).to(tl.float32), 1)
+    rest = tl.zeros((SET,), tl.float32)
+    if LOG_Q and SAMPLER == 1:
+        rest = tl.log(1.0 - tl.exp(tl.load(log_prob + target)))
+    largest = tl.full((SET,), LOWEST, tl.float32)
+    total = tl.zeros((SET,), tl.float32)
+    kept = tl.zeros((SET,), tl.float32)
+    for start in range(0, negatives, TILE):
+        slots = start + tl.arange(0, TILE)
+        drawn = slots < negatives
+        items = draw_items((seed, step, catalog, negatives, prob, alias, indices), set_number, slots, SAMPLER)
+        scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
+        logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
+        logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
+        counts = drawn[None, :] & (items[None, :] != target[:, None])
+        logits = tl.where(counts, logits, LOWEST)
+        above = tl.maximum(largest, tl.max(logits, 1))
+        total = total * tl.exp(largest - above) + tl.sum(tl.where(counts, tl.exp(logits - above[:, None]), 0.0), 1)
+        kept += tl.sum(counts.to(tl.float32), 1)
+        largest = above
+    log_kept = tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
+    others = tl.where(total > 0, largest + tl.log(tl.maximum(total, 1e-37)) - log_kept, LOWEST)
+    top = tl.maximum(positive, others)
+    log_sum_exp = top + tl.log(tl.exp(positive - top) + tl.exp(others - top))
+    tl.store(losses + tokens, tl.where(live, log_sum_exp - positive, 0.0), mask=tokens < count)
+    tl.store(shifts + tokens, log_sum_exp + log_kept, mask=tokens < count)
+
+
+@triton.jit
+def add_rows(base, rows, columns, values, live, DIM: tl.constexpr, FIXED: tl.constexpr):
+    """Add values [R, D] fp32 to rows of a [V, D] matrix: fp32, or 64-bit fixed point with FIXED units."""
+    place = base + rows.to(tl.int64)[:, None] * DIM + columns[None, :]
+    mask = live[:, None] & (columns < DIM)[None, :]
+    if FIXED > 0:
+        tl.atomic_add(place, (values * FIXED).to(tl.int64), mask=mask, sem="relaxed")
+    else:
+        tl.atomic_add(place, values, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def sampled_backward(
+    hidden, table, targets, losses, shifts, log_prob, weights, scale, grad_hidden, grad_table,
+    seed, step, catalog, negatives, prob, alias, indices, count, sets, ignore_index,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, SET: tl.constexpr, TILE: tl.constexpr, SAMPLER: tl.constexpr,
+    LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr,
+):  # fmt: skip
+    """grad_hidden [M, D] and, added up, grad_table [V, D], of the losses weighted by `weights` [M].
+
+    Shares are weighted relative to `scale`, the largest weight, before they are rounded to the compute type, and the
+    products are scaled after: a mean over a million tokens would underflow in fp16. The fixed-point sum is unscaled.
+    """
+    set_number = tl.program_id(0)
+    members = tl.program_id(1) * SET + tl.arange(0, SET)
+    tokens = set_number + members.to(tl.int64) * sets
+    columns = tl.arange(0, WIDTH)
+    inside = tokens < count
+    target = tl.load(targets + tokens, mask=inside, other=ignore_index)
+    live = target != ignore_index
+    target = tl.where(live, target, 0)
+    rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
+    unit = tl.load(scale)
+    weight = tl.where(live, tl.load(weights + tokens, mask=inside, other=0.0) / tl.maximum(tl.abs(unit), 1e-37), 0.0)
+    shift = tl.load(shifts + tokens, mask=inside, other=0.0)
+    loss = tl.load(losses + tokens, mask=inside, other=0.0)
+    table_unit = 1.0 if FIXED > 0 else unit
+    # share of the target minus one, without cancellation for a loss near 0
+    surplus = -weight * tl.where(loss < 0.01, loss - loss * loss * 0.5, 1.0 - tl.exp(-loss))
+    grad = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
+    add_rows(grad_table, target, columns, surplus[:, None] * rows.to(tl.float32) * table_unit, live, DIM, FIXED)
+    rest = tl.zeros((SET,), tl.float32)
+    if LOG_Q and SAMPLER == 1:
+        rest = tl.log(1.0 - tl.exp(tl.load(log_prob + target)))
+    for start in range(0, negatives, TILE):
+        slots = start + tl.arange(0, TILE)
+        drawn = slots < negatives
+        items = draw_items((seed, step, catalog, negatives, prob, alias, indices), set_number, slots, SAMPLER)
+        scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
+        logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
+        logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
+        counts = drawn[None, :] & (items[None, :] != target[:, None])
+        share = tl.where(counts, tl.exp(tl.minimum(logits - shift[:, None], 0.0)), 0.0) * weight[:, None]
+        share = share.to(COMPUTE)
+        grad += tl.dot(share, scored, input_precision=PRECISION)
+        pull = tl.dot(tl.trans(share), rows, input_precision=PRECISION) * table_unit
+        add_rows(grad_table, items, columns, pull, drawn, DIM, FIXED)
+    place = grad_hidden + tokens[:, None] * DIM + columns[None, :]
+    tl.store(place, (grad * unit).to(grad_hidden.dtype.element_ty), mask=inside[:, None] & (columns < DIM)[None, :])
+
+
+@triton.jit
+def sample(
+    out, seed, step, catalog, negatives, prob, alias, indices, SAMPLER: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """The items of set `program 0`, slots of tile `program 1`, into out int64 [sets, ns]: to look at the sampler."""
+    set_number = tl.program_id(0)
+    slots = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    items = draw_items((seed, step, catalog, negatives, prob, alias, indices), set_number, slots, SAMPLER)
+    tl.store(out + set_number.to(tl.int64) * negatives + slots, items, mask=slots < negatives)

@@ -1,0 +1,27 @@
+"""The kernels compile for cards that are not here, within their registers and shared memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from paths import ROOT
+
+from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, SHARED_MEMORY_BYTES
+
+SPILLED_BYTES = 8
+"""Two registers of a thread, outside the loop: the assembler's rounding, not a lack."""
+
+
+def test_every_launch_fits_the_card() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py"), *map(str, SHARED_MEMORY_BYTES)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(SHARED_MEMORY_BYTES) * (len(SAMPLED_FORWARD) + len(SAMPLED_BACKWARD))
+    for row in rows:
+        assert row["shared_bytes"] <= SHARED_MEMORY_BYTES[row["capability"]], row
+        assert row["registers"] <= 255, row
+        assert row["spilled_bytes"] <= SPILLED_BYTES, row

@@ -27,13 +27,13 @@ class InputError(SrsplanError):
     exit_code = 2
 
 
-class NothingFits(SrsplanError):  # noqa: N818 - an answer, not an error
+class NothingFits(SrsplanError):
     """No configuration of the search fits the budget."""
 
     exit_code = 3
 
 
-class DeviceOutOfMemory(SrsplanError):  # noqa: N818
+class DeviceOutOfMemory(SrsplanError):
     """The device ran out of memory; the message carries the measured bytes."""
 
     exit_code = 4

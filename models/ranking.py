@@ -28,7 +28,9 @@ class Seen:
     bounds: tuple[int, ...]
 
 
-def seen_items(rows: NDArray[np.integer], items: NDArray[np.integer], catalog: int, chunk: int, device: torch.device) -> Seen:
+def seen_items(
+    rows: NDArray[np.integer], items: NDArray[np.integer], catalog: int, chunk: int, device: torch.device
+) -> Seen:
     """Pairs of (row of the batch, 0-based item) in any order -> `Seen` for chunks of `chunk` items."""
     order = np.argsort(items, kind="stable")
     items = items[order]

@@ -13,6 +13,7 @@ from srsplan.planner.commands.analyze import analyze_command
 from srsplan.planner.commands.estimate import estimate_command
 from srsplan.planner.commands.gpus import gpus_command
 from srsplan.planner.commands.recommend import recommend_command
+from srsplan.planner.commands.train import train_command
 
 app = typer.Typer(
     name="srsplan",
@@ -42,6 +43,7 @@ def _root(
 
 app.command("recommend")(recommend_command)
 app.command("estimate")(estimate_command)
+app.command("train")(train_command)
 app.command("gpus")(gpus_command)
 app.command("analyze")(analyze_command)
 

@@ -1,0 +1,170 @@
+"""The training loop: epochs of steps, validation by full ranking, early stopping, a checkpoint after every epoch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from srsplan.models import checkpoint
+from srsplan.models.batches import TrainBatches
+from srsplan.models.errors import DeviceOutOfMemory, SrsplanError
+from srsplan.models.evaluation import Ranking, evaluate, subset
+from srsplan.models.loading import step_inputs
+from srsplan.models.splits import Split
+from srsplan.models.step import LEARNING_RATE, TrainingStep
+
+EPOCHS_FILE = "epochs.jsonl"
+VALIDATION_METRIC = "NDCG_10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How long and how a configuration is trained."""
+
+    epochs: int = 200
+    """At most so many."""
+    patience: int = 10
+    """Evaluations without a better validation NDCG@10 before training ends."""
+    evaluate_every: int = 1
+    """Epochs between evaluations."""
+    validation_users: int = 10_000
+    """Validation ranks so many users, drawn once; the test ranks all."""
+    learning_rate: float = LEARNING_RATE
+    """Adam's."""
+    evaluation_batch: int = 256
+    """Users ranked at once."""
+    seed: int = 42
+    """Of the weights, the order of batches, dropout and negatives."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a checkpoint remembers of the loop."""
+
+    epoch: int = 0
+    """Epochs done."""
+    best_epoch: int = 0
+    best: float = -1.0
+    """The best validation NDCG@10 so far."""
+    stale: int = 0
+    """Evaluations since."""
+    seconds: list[float] = field(default_factory=list)
+    """Of every epoch's steps, evaluation excluded."""
+    steps: int = 0
+
+
+class Observer(Protocol):
+    """Who is told how it goes."""
+
+    def epoch_begins(self, epoch: int, batches: int) -> None:
+        """Epochs count from 1."""
+        ...
+
+    def batch_done(self) -> None:
+        """One step."""
+        ...
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        """epoch, loss, seconds, and the validation metrics where it was evaluated."""
+        ...
+
+
+class Trainer:
+    """Trains one configuration on one split, in one folder."""
+
+    def __init__(self, step: TrainingStep, split: Split, settings: Settings, folder: Path) -> None:
+        self.step, self.split, self.settings, self.folder = step, split, settings, folder
+        self.progress = Progress()
+        configuration = step.configuration
+        self._batches = TrainBatches(split.train, configuration.batch_size, configuration.seq_len, settings.seed)
+        self._validation = subset(split.validation, settings.validation_users, settings.seed)
+
+    def resume(self) -> None:
+        """Continue after the last whole epoch; InputError where there is no checkpoint of this model."""
+        state = checkpoint.load_checkpoint(self.folder, self.step)
+        self.progress = Progress(**state["progress"])
+
+    def run(self, observer: Observer) -> Progress:
+        """Train until patience or epochs run out; the best weights are in the model afterwards."""
+        with out_of_memory_explained(self.step):
+            while not self._finished():
+                self._epoch(observer)
+            checkpoint.load_best(self.folder, self.step)
+        return self.progress
+
+    def ranking(self, **changes: Any) -> Ranking:
+        """How this run ranks."""
+        settings, configuration = self.settings, self.step.configuration
+        return Ranking(users=settings.evaluation_batch, seq_len=configuration.seq_len, **changes)
+
+    def _finished(self) -> bool:
+        return self.progress.epoch >= self.settings.epochs or self.progress.stale >= self.settings.patience
+
+    def _epoch(self, observer: Observer) -> None:
+        progress = self.progress
+        observer.epoch_begins(progress.epoch + 1, len(self._batches))
+        began = time.perf_counter()
+        loss = self._train_epoch(observer)
+        progress.seconds.append(time.perf_counter() - began)
+        progress.epoch += 1
+        progress.steps += len(self._batches)
+        record: dict[str, Any] = {"epoch": progress.epoch, "loss": loss, "seconds": progress.seconds[-1]}
+        if progress.epoch % self.settings.evaluate_every == 0 or progress.epoch == self.settings.epochs:
+            record |= self._evaluate()
+        self._record(record)
+        checkpoint.save_checkpoint(self.folder, self.step, {"epoch": progress.epoch, "progress": asdict(progress)})
+        observer.epoch_done(record)
+
+    def _train_epoch(self, observer: Observer) -> float:
+        total: Tensor | None = None
+        for batch in self._batches.epoch(self.progress.epoch):
+            loss = self.step.run(step_inputs(batch, self.step.configuration.catalog, self.step.device))
+            total = loss if total is None else total + loss
+            observer.batch_done()
+        mean = float("nan") if total is None else float(total) / len(self._batches)
+        if not mean < float("inf"):
+            raise SrsplanError(
+                f"the loss of epoch {self.progress.epoch + 1} is {mean}: training diverged",
+                "lower --learning-rate, or use --precision bf16 or fp32; earlier epochs are saved",
+            )
+        return mean
+
+    def _evaluate(self) -> dict[str, float]:
+        self.step.optimizer.zero_grad(set_to_none=True)
+        metrics = evaluate(self.step, self.split, self._validation, self.ranking(ks=(1, 5, 10, 20)))
+        progress = self.progress
+        progress.stale += 1
+        if metrics[VALIDATION_METRIC] > progress.best:
+            progress.best, progress.best_epoch, progress.stale = metrics[VALIDATION_METRIC], progress.epoch, 0
+            checkpoint.save_best(self.folder, self.step)
+        return metrics
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """epochs.jsonl holds one line an epoch; a resumed run drops the lines that its checkpoint does not know."""
+        path = self.folder / EPOCHS_FILE
+        lines = path.read_text().splitlines()[: self.progress.epoch - 1] if path.exists() else []
+        checkpoint.write_whole(path, "\n".join([*lines, json.dumps(record)]).encode() + b"\n")
+
+
+@contextmanager
+def out_of_memory_explained(step: TrainingStep) -> Iterator[None]:
+    """CUDA's out-of-memory becomes ours in this one place, with the bytes."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        configuration = step.configuration
+        raise DeviceOutOfMemory(
+            f"the GPU ran out of memory: {allocated:,} bytes allocated and {reserved:,} reserved at the peak, with "
+            f"batch size {configuration.batch_size}, sequence length {configuration.seq_len} and negatives "
+            f"{configuration.negatives}",
+            "plan again with a smaller --budget, or take a smaller --batch-size; --resume goes on from the last epoch",
+        ) from error

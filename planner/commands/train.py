@@ -1,0 +1,268 @@
+"""`srsplan train`: the chosen configuration on real interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from srsplan.models.config import Architecture, Configuration, find_loss
+from srsplan.models.errors import InputError
+from srsplan.planner import console
+from srsplan.planner.commands import options
+from srsplan.planner.plan import DEFAULT_PATH, read_plan
+from srsplan.planner.search import TOKENS_PER_SET
+from srsplan.planner.units import format_duration, format_gib
+
+if TYPE_CHECKING:
+    import torch
+
+    from srsplan.planner.training_run import Order, Prepared
+
+SHOWN_RANKS = (1, 5, 10, 20, 100)
+SHOWN_METRICS = ("NDCG", "HitRate", "MRR", "Coverage", "Surprisal")
+
+
+def train_command(
+    data: Annotated[Path, typer.Option("--data", help="Interactions: csv(.gz), parquet, .inter or `user item` text.")],
+    plan: Annotated[Path | None, typer.Option("--plan", help=f"A plan of recommend [default: {DEFAULT_PATH}].")] = None,
+    rank: Annotated[int, typer.Option("--rank", help="Which choice of the plan.")] = 1,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder [default: runs/DATA-LOSS].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that is not empty.")] = False,
+    loss: Annotated[str | None, typer.Option("--loss", help="Without a plan, or instead of the plan's.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Sequences per step.")] = None,
+    seq_len: Annotated[int | None, typer.Option("--seq-len", help="Last items of a user that are trained on.")] = None,
+    negatives: Annotated[int | None, typer.Option("--negatives", help="Negatives per set; sampled losses.")] = None,
+    tokens_per_set: Annotated[int | None, typer.Option("--tokens-per-set", help="Tokens sharing negatives.")] = None,
+    dim: Annotated[int | None, typer.Option("--dim", help="Hidden size D.")] = None,
+    blocks: Annotated[int | None, typer.Option("--blocks", help="Transformer blocks.")] = None,
+    heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None,
+    dropout: Annotated[float | None, typer.Option("--dropout", help="Dropout probability.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="fp16, bf16, fp32; a CPU trains fp32.")] = None,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Adam's.")] = 1e-3,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="At most so many.")] = 200,
+    patience: Annotated[int, typer.Option("--patience", min=1, help="Evaluations without a better one.")] = 10,
+    evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=1, help="Epochs between them.")] = 1,
+    validation_users: Annotated[int, typer.Option("--validation-users", min=1, help="At most, drawn once.")] = 10_000,
+    split: options.Split = "auto",
+    user_column: options.UserColumn = None,
+    item_column: options.ItemColumn = None,
+    timestamp_column: options.TimestampColumn = None,
+    min_user: Annotated[int, typer.Option("--min-user", min=0, help="Drop users with fewer interactions.")] = 0,
+    min_item: Annotated[int, typer.Option("--min-item", min=0, help="Drop items with fewer interactions.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything that is random.")] = 42,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    json: options.Json = False,
+) -> None:
+    """Train a plan's configuration, test it by full ranking, and keep everything needed to repeat it."""
+    sizes = {"dim": dim, "blocks": blocks, "heads": heads, "dropout": dropout}
+    knobs = {"batch_size": batch_size, "seq_len": seq_len, "negatives": negatives, "tokens_per_set": tokens_per_set}
+    planned, evaluation_batch = _planned(plan, rank, loss)
+    configuration = _override(planned, loss, knobs, sizes, precision)
+    order = _order(
+        configuration, data, output, device,
+        settings={
+            "epochs": epochs, "patience": patience, "evaluate_every": evaluate_every, "seed": seed,
+            "validation_users": validation_users, "learning_rate": learning_rate, "evaluation_batch": evaluation_batch,
+        },
+        reading={"user": user_column, "item": item_column, "timestamp": timestamp_column, "split": split,
+                 "min_user": min_user, "min_item": min_item},
+        resume=resume,
+        planned=planned is not None,
+    )  # fmt: skip
+    _train(order, overwrite, json)
+
+
+def _planned(plan: Path | None, rank: int, loss: str | None) -> tuple[Configuration | None, int]:
+    """The plan's configuration and evaluation batch; none where a loss is given and no plan lies about."""
+    path = plan or DEFAULT_PATH
+    if plan is None and loss is not None:
+        return None, 256
+    if plan is None and not path.exists():
+        raise InputError(
+            f"neither a plan ({path}) nor --loss is given",
+            "make a plan with srsplan recommend --data FILE --budget 40GB, or say --loss cce --batch-size 256",
+        )
+    document = read_plan(path)
+    return document.configuration(rank), document.choice(rank).eval_batch_size
+
+
+def _override(
+    planned: Configuration | None,
+    loss: str | None,
+    knobs: Mapping[str, int | None],
+    sizes: Mapping[str, Any],
+    precision: str | None,
+) -> Configuration:
+    """A plan's configuration, or the paper's defaults, with what the command line says instead."""
+    given = {name: value for name, value in knobs.items() if value is not None}
+    architecture = {name: value for name, value in sizes.items() if value is not None}
+    if planned is not None:
+        changes: dict[str, Any] = {**given, "valid_tokens": None}
+        if loss is not None:
+            changes["loss"] = loss
+        if precision is not None:
+            changes["precision"] = precision
+        return replace(planned, **changes, architecture=replace(planned.architecture, **architecture))
+    kind = find_loss(loss or "cce")
+    default_negatives = kind.fixed_negatives or 512
+    base: dict[str, Any] = {
+        "batch_size": 256,
+        "seq_len": 50,
+        "negatives": default_negatives if kind.sampled else None,
+        "tokens_per_set": TOKENS_PER_SET if kind.shares_negatives else 1,
+        "precision": precision or "fp16",
+    }
+    # The catalog is the data's: until they are read, the largest possible stands for it
+    return Configuration(loss=kind.name, catalog=10**8, architecture=Architecture(**architecture), **{**base, **given})
+
+
+def _order(
+    configuration: Configuration,
+    data: Path,
+    output: Path | None,
+    device: str,
+    *,
+    settings: Mapping[str, Any],
+    reading: Mapping[str, Any],
+    resume: bool,
+    planned: bool,
+) -> Order:
+    from srsplan.models.interaction_files import Columns
+    from srsplan.models.training import Settings
+    from srsplan.planner.datasets import DataOptions
+    from srsplan.planner.training_run import Minimums, Order, use_expandable_segments
+
+    if settings["learning_rate"] <= 0:
+        raise InputError(f"--learning-rate {settings['learning_rate']} is not above zero", "the paper's is 0.001")
+    use_expandable_segments()
+    chosen = _device(device)
+    if chosen.type == "cpu" and configuration.precision != "fp32":
+        configuration = replace(configuration, precision="fp32")
+    columns = Columns(user=reading["user"], item=reading["item"], timestamp=reading["timestamp"])
+    stem = data.name.split(".")[0]
+    return Order(
+        configuration=configuration,
+        settings=Settings(**settings),
+        data=DataOptions(path=data, columns=columns, strategy=reading["split"]),
+        minimums=Minimums(user=reading["min_user"], item=reading["min_item"]),
+        folder=output or Path("runs") / f"{stem}-{configuration.loss}",
+        resume=resume,
+        planned=planned,
+        device=chosen,
+    )
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"unknown --device {name!r}", "devices are auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU", "use --device cpu, or install a CUDA build of torch")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _train(order: Order, overwrite: bool, json: bool) -> None:
+    from srsplan.planner.training_run import finish, prepare
+
+    prepared = prepare(order, overwrite)
+    _introduce(prepared)
+    with ProgressBars(prepared.trainer.settings.epochs, prepared.trainer.progress.epoch) as bars:
+        document = finish(prepared, bars)
+    if json:
+        console.print_json(document)
+        return
+    console.out.print(_result_table(document))
+    _say_memory(prepared, document)
+    console.out.print(f"everything is in {document['folder']}: best.safetensors, metrics.json, runs.csv, config.json")
+
+
+def _introduce(prepared: Prepared) -> None:
+    order, configuration = prepared.order, prepared.order.configuration
+    for note in prepared.notes:
+        console.err.print(f"[dim]{note}[/]" if "warning" not in note else f"[yellow]{note}[/]", soft_wrap=True)
+    knobs = f"bs {configuration.batch_size}, sl {configuration.seq_len}"
+    if configuration.negatives is not None:
+        knobs += f", ns {configuration.negatives}, {configuration.tokens_per_set} tokens a set"
+    console.err.print(f"{configuration.loss}: {knobs}, D {configuration.architecture.dim}, {configuration.precision}")
+    console.err.print(f"loss implementation: {prepared.kernel.implementation} ({prepared.kernel.reason})")
+    if order.device.type == "cpu":
+        console.err.print("on a CPU, in fp32: the plan's memory is a GPU's and is not what limits this run")
+    if prepared.trainer.progress.epoch:
+        console.err.print(f"resumed after epoch {prepared.trainer.progress.epoch}")
+
+
+class ProgressBars:
+    """Two bars on stderr: epochs with the best validation so far, and the batches of the present one."""
+
+    def __init__(self, epochs: int, done: int) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self._progress = Progress(*columns, console=console.err)
+        self._epochs = self._progress.add_task("epochs", total=epochs, completed=done, note="")
+        self._batches = self._progress.add_task("batches", total=None, note="")
+
+    def __enter__(self) -> ProgressBars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def epoch_begins(self, epoch: int, batches: int) -> None:
+        """Start the inner bar."""
+        self._progress.reset(self._batches, total=batches, note=f"epoch {epoch}")
+
+    def batch_done(self) -> None:
+        """One step of the inner bar."""
+        self._progress.advance(self._batches)
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        """One step of the outer bar, one line above both."""
+        line = f"epoch {record['epoch']:>3}  loss {record['loss']:.4f}  {format_duration(record['seconds'])}"
+        if "NDCG_10" in record:
+            line += f"  validation NDCG@10 {record['NDCG_10']:.4f}  HitRate@10 {record['HitRate_10']:.4f}"
+        self._progress.console.print(line)
+        self._progress.advance(self._epochs)
+
+
+def _result_table(document: Mapping[str, Any]) -> Table:
+    title = (
+        f"Test: {document['test_users']:,} users, the whole catalog ranked, seen items left out; best epoch "
+        f"{document['best_epoch']} of {document['epochs']}"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("")
+    for rank in SHOWN_RANKS:
+        table.add_column(f"@{rank}", justify="right")
+    table.add_column("popularity @10", justify="right", style="dim")
+    for name in SHOWN_METRICS:
+        values = [f"{document['test'][f'{name}_{rank}']:.4f}" for rank in SHOWN_RANKS]
+        table.add_row(name, *values, f"{document['popularity'][f'{name}_10']:.4f}")
+    return table
+
+
+def _say_memory(prepared: Prepared, document: Mapping[str, Any]) -> None:
+    """Predicted beside measured, where there is a GPU to measure."""
+    measured = document["memory"]
+    if measured is None:
+        return
+    from srsplan.planner.memory import MemoryModel
+
+    users = prepared.trainer.settings.evaluation_batch
+    configuration = prepared.order.configuration
+    predicted = MemoryModel().predict(configuration, users, users * configuration.seq_len)
+    console.out.print(
+        f"memory at the peak: {format_gib(measured['allocated_bytes'])} allocated, "
+        f"{format_gib(measured['reserved_bytes'])} reserved; predicted, without padding: "
+        f"{format_gib(predicted.allocated_bytes)} and at most {format_gib(predicted.upper_bytes)}"
+    )

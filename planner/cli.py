@@ -12,6 +12,7 @@ from srsplan.planner import console
 from srsplan.planner.commands.analyze import analyze_command
 from srsplan.planner.commands.estimate import estimate_command
 from srsplan.planner.commands.gpus import gpus_command
+from srsplan.planner.commands.profile import profile_command
 from srsplan.planner.commands.recommend import recommend_command
 from srsplan.planner.commands.train import train_command
 
@@ -43,6 +44,7 @@ def _root(
 
 app.command("recommend")(recommend_command)
 app.command("estimate")(estimate_command)
+app.command("profile")(profile_command)
 app.command("train")(train_command)
 app.command("gpus")(gpus_command)
 app.command("analyze")(analyze_command)

@@ -93,8 +93,9 @@ Order = Callable[[Sequence[Configuration]], list[int]]
 class Search:
     """Predicts and orders the configurations of a space under a budget."""
 
-    def __init__(self, space: Space, budget: Budget, gpu: Gpu, model: MemoryModel) -> None:
-        self.space, self.budget, self.gpu, self.model = space, budget, gpu, model
+    def __init__(self, space: Space, budget: Budget, gpu: Gpu, model: MemoryModel, time_scale: float = 1.0) -> None:
+        """`time_scale` multiplies calculated step times: what a profile found."""
+        self.space, self.budget, self.gpu, self.model, self.time_scale = space, budget, gpu, model, time_scale
 
     def run(self, order: Order | None = None) -> Outcome:
         """Rank what fits; `order` replaces the balance rule. An outcome without choices names the nearest misses."""
@@ -153,7 +154,7 @@ class Search:
             configuration=configuration,
             memory=self.model.predict(configuration, users, pairs),
             evaluation_users=users,
-            step_ms=timing.step_ms(configuration, self.gpu),
+            step_ms=timing.step_ms(configuration, self.gpu) * self.time_scale,
             steps_per_epoch=None if known is None else -(-known // configuration.batch_size),
             why=why,
         )

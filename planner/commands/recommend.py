@@ -16,6 +16,7 @@ from srsplan.planner.budget import DEFAULT_MARGIN, Budget, assumed_gpu, make_bud
 from srsplan.planner.commands import options
 from srsplan.planner.gpus import Gpu, resolve_gpu
 from srsplan.planner.memory import MemoryModel
+from srsplan.planner.profiles import Fit, model_of
 from srsplan.planner.search import Order, Outcome, Search, Space
 from srsplan.planner.units import format_gib, parse_bytes, parse_count
 from srsplan.planner.workload import MeanLength, Workload, WorstCase
@@ -77,12 +78,12 @@ def recommend_command(
         "padding": workload.basis,
     }
     question = Question(space=space, budget=limit, gpu=card, data=data, notes=notes)
-    _answer(question, _model(profile, notes), _order(runs, items, notes), output, json)
+    _answer(question, _fit(profile, notes), _order(runs, items, notes), output, json)
 
 
-def _answer(question: Question, model: MemoryModel, order: Order | None, output: Path, json: bool) -> None:
+def _answer(question: Question, fit: Fit, order: Order | None, output: Path, json: bool) -> None:
     _check_floor(question)
-    search = Search(question.space, question.budget, question.gpu, model)
+    search = Search(question.space, question.budget, question.gpu, fit.model, fit.time_scale)
     outcome = search.run(order)
     if not outcome.choices:
         raise _nothing_fits(outcome, question)
@@ -150,14 +151,12 @@ def _order(runs: Path | None, catalog: int, notes: dict[str, str]) -> Order | No
     return cast(Order, order)
 
 
-def _model(profile: Path | None, notes: dict[str, str]) -> MemoryModel:
+def _fit(profile: Path | None, notes: dict[str, str]) -> Fit:
     if profile is None:
-        return MemoryModel()
-    from srsplan.planner.profiles import model_of
-
-    model, sentence = model_of(profile)
-    notes["profile"] = sentence
-    return model
+        return Fit(MemoryModel(), 1.0, "")
+    fit = model_of(profile)
+    notes["profile"] = fit.sentence
+    return fit
 
 
 def _check_floor(question: Question) -> None:

@@ -1,0 +1,87 @@
+"""What a profile changes in the planner: the ratios of reserved to predicted bytes, and the scale of step times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from srsplan.models.errors import InputError
+from srsplan.planner import timing
+from srsplan.planner.gpus import Gpu, find_gpu
+from srsplan.planner.memory import MemoryModel, Ratios
+from srsplan.profiler.records import ProbeRecord
+from srsplan.profiler.store import load
+
+FEWEST = 3
+"""Fewer measured probes than this do not replace what srsplan assumes."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A memory model corrected by probes, a factor for step times, and what both are worth, in words."""
+
+    model: MemoryModel
+    time_scale: float
+    sentence: str
+
+
+def model_of(path: Path) -> Fit:
+    """The fit of a profile's records; InputError where the file holds none that ran."""
+    records = [record for record in load(path).records if record.allocated_bytes is not None]
+    if not records:
+        raise InputError(f"{path} holds no probe that ran", "run srsplan profile again, with smaller catalogs")
+    measured = [record for record in records if record.basis == "measured" and record.status == "ok"]
+    error = f"closed form within {_worst_error(records):.2%} of {len(records)} probes"
+    if len(measured) < FEWEST:
+        return Fit(
+            MemoryModel(), 1.0, f"{path}: {error}; none measured on a card, reserved bytes and times stay as assumed"
+        )
+    ratios, scale = _ratios(measured, path), _time_scale(measured)
+    sentence = (
+        f"{path}: {error}; {len(measured)} measured: reserved {ratios.reserved:.3f} times the prediction, at most "
+        f"{ratios.upper:.3f}; steps {scale:.2f} times the calculated time"
+    )
+    return Fit(MemoryModel(ratios), scale, sentence)
+
+
+def scaled_time(record: ProbeRecord, others: Sequence[ProbeRecord], gpu: Gpu) -> ProbeRecord:
+    """A simulated record with the time of the same configuration measured on another card, transferred."""
+    for other in others:
+        if (
+            other.basis == "measured"
+            and other.step_ms_median is not None
+            and other.configuration == record.configuration
+        ):
+            here, there = (timing.step_ms(record.configuration, card) for card in (gpu, find_gpu(other.gpu)))
+            factor = here / there
+            return replace(
+                record,
+                step_ms_median=other.step_ms_median * factor,
+                step_ms_p95=None if other.step_ms_p95 is None else other.step_ms_p95 * factor,
+                time_basis=f"scaled from {other.gpu}",
+            )
+    return record
+
+
+def _predicted(record: ProbeRecord) -> int:
+    return int(MemoryModel().allocated([record.configuration])[0])
+
+
+def _worst_error(records: Sequence[ProbeRecord]) -> float:
+    return max(abs(_predicted(record) / (record.allocated_bytes or 1) - 1) for record in records)
+
+
+def _ratios(measured: Sequence[ProbeRecord], path: Path) -> Ratios:
+    found = [(record.reserved_bytes or record.allocated_bytes or 0) / _predicted(record) for record in measured]
+    return Ratios(reserved=max(1.0, median(found)), upper=max(1.0, max(found)), basis=f"{len(found)} probes of {path}")
+
+
+def _time_scale(measured: Sequence[ProbeRecord]) -> float:
+    found = [
+        record.step_ms_median / timing.step_ms(record.configuration, find_gpu(record.gpu))
+        for record in measured
+        if record.step_ms_median is not None
+    ]
+    return median(found) if found else 1.0

@@ -1,0 +1,95 @@
+"""The child of a probe: reads a task on stdin, trains a few steps, prints one line of JSON and ends.
+
+python -m srsplan.profiler.cuda_child < task.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srsplan.models.config import Configuration
+from srsplan.models.ranking import rank
+from srsplan.models.step import StepInputs, TrainingStep
+from srsplan.profiler.probe import EVALUATION_USERS
+
+WARM_UP_STEPS, TIMED_STEPS = 3, 10
+
+
+def random_batch(configuration: Configuration, device: torch.device) -> StepInputs:
+    """A full batch with as many valid targets as the configuration says."""
+    shape, valid = (configuration.batch_size, configuration.seq_len), configuration.fullest_tokens
+    inputs = torch.randint(configuration.catalog, shape, device=device)
+    positions = torch.randperm(configuration.tokens, device=device)[:valid].sort().values
+    return StepInputs(inputs, positions, torch.randint(configuration.catalog, (valid,), device=device))
+
+
+def measure(configuration: Configuration, device: torch.device) -> dict[str, Any]:
+    """Peaks and times of warm steps, then the peak of one evaluation batch."""
+    step = TrainingStep(configuration, device)
+    batch = random_batch(configuration, device)
+    for _ in range(WARM_UP_STEPS):
+        step.run(batch)
+    _reset(device)
+    times = [_timed(step, batch, device) for _ in range(TIMED_STEPS)]
+    found: dict[str, Any] = {
+        "status": "ok",
+        "step_ms_median": statistics.median(times),
+        "step_ms_p95": statistics.quantiles(times, n=20)[-1],
+        **_peaks(device, ("allocated_bytes", "reserved_bytes")),
+    }
+    del batch
+    step.optimizer.zero_grad(set_to_none=True)
+    _reset(device)
+    _evaluate(step, configuration, device)
+    return found | _peaks(device, ("evaluation_bytes",))
+
+
+def _evaluate(step: TrainingStep, configuration: Configuration, device: torch.device) -> Tensor:
+    step.model.eval()
+    inputs = torch.randint(configuration.catalog, (EVALUATION_USERS, configuration.seq_len), device=device)
+    last = torch.full((EVALUATION_USERS,), configuration.seq_len - 1, device=device)
+    with step.autocast():
+        return rank(step.model, inputs, last, None, min(100, configuration.catalog))
+
+
+def _timed(step: TrainingStep, batch: StepInputs, device: torch.device) -> float:
+    began = time.perf_counter()
+    step.run(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - began)
+
+
+def _reset(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peaks(device: torch.device, names: tuple[str, ...]) -> dict[str, int | None]:
+    """On a CPU there is no allocator to ask."""
+    if device.type != "cuda":
+        return dict.fromkeys(names)
+    return dict(zip(names, (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()), strict=False))
+
+
+def main() -> None:
+    """One task."""
+    task = json.load(sys.stdin)
+    device = torch.device(task["device"])
+    if task["cap_bytes"] is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, task["cap_bytes"] / total), device)
+    found = measure(Configuration.from_dict(task["configuration"]), device)
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""A probe on a real card: one child process per configuration, so that nothing of one spoils the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from srsplan.models.config import Configuration
+from srsplan.profiler.probe import installed
+from srsplan.profiler.records import ProbeRecord, Status
+
+CHILD = (sys.executable, "-m", "srsplan.profiler.cuda_child")
+TAIL_LINES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudaProbe:
+    """Runs the training step in a child, under a hard cap where the card stands for a smaller one."""
+
+    gpu: str
+    device: str
+    """The driver's name of the card that is here."""
+    driver: str = ""
+    cap_bytes: int | None = None
+    """Reserved bytes the child may hold: the capacity of a smaller card, so that out-of-memory is real."""
+    timeout_s: float = 300.0
+    command: tuple[str, ...] = CHILD
+    torch_device: str = "cuda"
+
+    def blank(self, configuration: Configuration) -> ProbeRecord:
+        """A record without findings."""
+        return ProbeRecord(
+            configuration=configuration, status="failed", basis="measured", gpu=self.gpu, device=self.device,
+            driver=self.driver, torch=installed("torch"), triton=installed("triton"),
+        )  # fmt: skip
+
+    def run(self, configuration: Configuration) -> ProbeRecord:
+        """Start the child, wait, classify how it ended. A child that hangs is killed with everything it started."""
+        task = {"configuration": configuration.to_dict(), "device": self.torch_device, "cap_bytes": self.cap_bytes}
+        environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
+        began = time.perf_counter()
+        child = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            out, err = child.communicate(json.dumps(task), timeout=self.timeout_s)
+        except subprocess.TimeoutExpired:
+            _kill(child)
+            found: dict[str, Any] = {"status": "timeout", "error_tail": f"no answer within {self.timeout_s:g} s"}
+        except BaseException:
+            _kill(child)
+            raise
+        else:
+            found = _outcome(child.returncode, out, err)
+        seconds = round(time.perf_counter() - began, 3)
+        return replace(self.blank(configuration), **found, seconds=seconds)
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
+def _outcome(code: int, out: str, err: str) -> dict[str, Any]:
+    """What the child found, or why it found nothing."""
+    lines = out.strip().splitlines()
+    if code == 0 and lines:
+        try:
+            answer: dict[str, Any] = json.loads(lines[-1])
+        except ValueError:
+            return {"status": "failed", "error_tail": f"the child answered {lines[-1][:200]!r}"}
+        return {**answer, "time_basis": "measured"}
+    return {"status": classify(code, err), "error_tail": "\n".join(err.strip().splitlines()[-TAIL_LINES:])}
+
+
+def classify(code: int, err: str) -> Status:
+    """A child's end, from its exit code and what it said: out of memory is never guessed from a crash."""
+    said = err.lower()
+    if "illegal memory access" in said or "illegal address" in said:
+        return "illegal_access"
+    if "outofmemoryerror" in said or "cuda out of memory" in said:
+        return "oom_device"
+    if code == -signal.SIGKILL or "memoryerror" in said or "can't allocate memory" in said:
+        return "oom_host"
+    return "failed"

@@ -1,0 +1,85 @@
+"""Which probes to run: few, spread over the knobs and over memory, up to nearly the budget. Imports no torch.
+
+The rule: of all combinations of powers of two that fit, the one nearest to the budget comes first, because there a
+wrong prediction hurts most; then, again and again, the one farthest from everything chosen, by the logarithms of batch
+size, sequence length, negatives, catalog and predicted memory. Run in order of size, so that what fails fails late.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from srsplan.models.config import LOSSES, Architecture, Configuration, Precision
+
+BATCH_SIZES = (16, 64, 256, 1024, 4096)
+SEQ_LENS = (16, 64, 200, 512)
+NEGATIVES = (32, 128, 512, 2048)
+TOKENS_PER_SET = 32
+FULLEST = 0.95
+"""Of the budget: beyond it every probe would fail."""
+
+Predict = Callable[[Sequence[Configuration]], Sequence[int]]
+"""Predicted bytes of configurations that share a loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What probes are for."""
+
+    losses: tuple[str, ...]
+    catalogs: tuple[int, ...]
+    architecture: Architecture
+    precision: Precision
+    budget_bytes: int
+    count: int
+    """Probes of each loss."""
+
+
+def choose_probes(wanted: Wanted, predict: Predict) -> list[Configuration]:
+    """At most `count` of each loss, smallest first; fewer where fewer fit."""
+    chosen: list[tuple[int, Configuration]] = []
+    for loss in wanted.losses:
+        candidates = list(_grid(loss, wanted))
+        if candidates:
+            sizes = predict(candidates)
+            pairs = [(int(size), each) for size, each in zip(sizes, candidates, strict=True)]
+            fitting = [pair for pair in pairs if pair[0] <= FULLEST * wanted.budget_bytes]
+            chosen += _spread(fitting, wanted.count)
+    return [configuration for _, configuration in sorted(chosen, key=lambda pair: pair[0])]
+
+
+def _grid(loss: str, wanted: Wanted) -> Iterator[Configuration]:
+    kind = LOSSES[loss]
+    for catalog in wanted.catalogs:
+        counts: Sequence[int | None] = [None]
+        if kind.sampled:
+            counts = [kind.fixed_negatives] if kind.fixed_negatives else [n for n in NEGATIVES if n < catalog]
+        for batch_size in BATCH_SIZES:
+            for seq_len in SEQ_LENS:
+                for negatives in counts:
+                    yield Configuration(
+                        loss=loss, catalog=catalog, batch_size=batch_size, seq_len=seq_len, negatives=negatives,
+                        tokens_per_set=TOKENS_PER_SET if kind.shares_negatives else 1,
+                        architecture=wanted.architecture, precision=wanted.precision,
+                    )  # fmt: skip
+
+
+def _spread(pairs: list[tuple[int, Configuration]], count: int) -> list[tuple[int, Configuration]]:
+    """Farthest-point selection, the largest first."""
+    if not pairs:
+        return []
+    places = [_place(size, configuration) for size, configuration in pairs]
+    picked = [max(range(len(pairs)), key=lambda index: pairs[index][0])]
+    nearest = [math.dist(place, places[picked[0]]) for place in places]
+    while len(picked) < min(count, len(pairs)):
+        farthest = max(range(len(pairs)), key=lambda index: nearest[index])
+        picked.append(farthest)
+        nearest = [min(old, math.dist(place, places[farthest])) for old, place in zip(nearest, places, strict=True)]
+    return [pairs[index] for index in picked]
+
+
+def _place(size: int, configuration: Configuration) -> tuple[float, ...]:
+    knobs = (configuration.batch_size, configuration.seq_len, configuration.negatives or 1, configuration.catalog, size)
+    return tuple(math.log2(knob) for knob in knobs)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import nnls
+
 from srsplan.models.config import Configuration
 from srsplan.planner.timing import StepCost, step_cost
 
@@ -39,7 +40,9 @@ def main(path: Path) -> None:
         rows = list(csv.DictReader(lines))
     seconds = np.array([float(row["step_s"]) for row in rows])
     costs = [cost_of(row) for row in rows]
-    terms = np.array([[c.product_flops / H200_TFLOPS, c.moved_bytes / H200_BANDWIDTH, c.launches * 1e-6] for c in costs])
+    terms = np.array(
+        [[c.product_flops / H200_TFLOPS, c.moved_bytes / H200_BANDWIDTH, c.launches * 1e-6] for c in costs]
+    )
     factors, _ = nnls(terms / seconds[:, None], np.ones(len(rows)))
     errors = terms @ factors / seconds - 1
     held_out = []
@@ -47,9 +50,13 @@ def main(path: Path) -> None:
         keep = np.arange(len(rows)) != left
         fitted, _ = nnls(terms[keep] / seconds[keep, None], np.ones(len(rows) - 1))
         held_out.append(terms[left] @ fitted / seconds[left] - 1)
-    print(f"product efficiency {1 / factors[0]:.3f}, bandwidth efficiency {1 / factors[1]:.3f}, launch {factors[2]:.2f} us")
+    print(
+        f"product efficiency {1 / factors[0]:.3f}, bandwidth efficiency {1 / factors[1]:.3f}, {factors[2]:.1f} us a launch"
+    )
     for row, error, out in zip(rows, errors, held_out, strict=True):
-        print(f"{row['loss']:7} {row['catalog']:>8} {row['batch_size']:>5} x {row['seq_len']:<5} {error:+.0%} {out:+.0%}")
+        print(
+            f"{row['loss']:7} {row['catalog']:>8} {row['batch_size']:>5} x {row['seq_len']:<5} {error:+.0%} {out:+.0%}"
+        )
     print(f"held out: median {np.median(np.abs(held_out)):.0%}, worst {np.max(np.abs(held_out)):.0%}")
 
 

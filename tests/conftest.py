@@ -1,4 +1,8 @@
-"""Fixtures of the command line: every test runs in an empty folder of its own."""
+"""Fixtures of the command line, and what becomes of tests whose evidence is not there.
+
+Tests marked `evidence` compare with public data and measurements in a folder beside the checkout. Where it is absent
+they are left out, and the report says how many.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,26 @@ from pathlib import Path
 
 import pytest
 from command import Ended, srsplan
+from paths import SHARED
+
+EVIDENCE_FIXTURES = {"public", "public_table"}
+
+
+def pytest_report_header() -> str:
+    state = "beside the checkout" if SHARED.exists() else "absent, the tests that compare with it are left out"
+    return f"evidence: {state}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if SHARED.exists():
+        return
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("evidence") or EVIDENCE_FIXTURES & set(getattr(item, "fixturenames", ()))
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

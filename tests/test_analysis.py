@@ -48,6 +48,7 @@ def test_gowalla_batch_times_length_goes_with_ndcg_at_087(public: Analysis) -> N
     assert public.datasets["gowalla"].spearman["ndcg_10"]["bs*sl"] == pytest.approx(0.874, abs=5e-4)
 
 
+@pytest.mark.evidence
 def test_spearman_is_pearson_of_ranks_over_sampled_runs(public: Analysis, public_table: RunTable) -> None:
     frame = public_table.frame
     sampled = frame[(frame["dataset"] == "zvuk") & np.isfinite(frame["loss_sample_count"])]
@@ -58,6 +59,7 @@ def test_spearman_is_pearson_of_ranks_over_sampled_runs(public: Analysis, public
         assert found["sl"] == pytest.approx(rho(sampled["max_seq_len"], sampled[column]))
 
 
+@pytest.mark.evidence
 def test_keep_full_ranks_every_run(public_table: RunTable) -> None:
     gowalla = public_table.frame[public_table.frame["dataset"] == "gowalla"]
     table = RunTable(path="gowalla", frame=gowalla, rows_read=len(gowalla), notes=())

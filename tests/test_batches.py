@@ -82,6 +82,7 @@ def most_of_epochs(tokens: NDArray[np.int64], batch_size: int, epochs: int) -> i
     return max(int(np.add.reduceat(random.permutation(tokens), starts).max()) for _ in range(epochs))
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", ["ml-100k.inter", "video.txt"])
 @pytest.mark.parametrize(("batch_size", "seq_len"), [(4, 32), (32, 200), (256, 32), (256, 200)])
 def test_no_batch_of_200_epochs_exceeds_the_bound(name: str, batch_size: int, seq_len: int) -> None:

@@ -82,6 +82,7 @@ def test_txt_with_a_header_is_read_by_name(tmp_path: Path) -> None:
     assert rows(found) == AS_READ
 
 
+@pytest.mark.evidence
 def test_video_and_movielens() -> None:
     video = read_interactions(SHARED / "data" / "video.txt")
     assert (len(video), video.user_count, video.catalog) == (287_107, 31_013, 23_715)
@@ -206,6 +207,7 @@ def test_the_core_is_a_fixed_point(tmp_path: Path, of_user: int, of_item: int) -
     assert f"kept {len(expected)} of 600" in found.notes[-1]
 
 
+@pytest.mark.evidence
 def test_five_core_of_movielens() -> None:
     path = SHARED / "data" / "ml-100k.inter"
     found = read_interactions(path, min_user_interactions=5, min_item_interactions=5)

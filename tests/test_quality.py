@@ -46,6 +46,7 @@ def test_the_full_softmax_is_told_apart_from_many_negatives(tmp_path: Path) -> N
     assert model.score(64, 64, 512) == pytest.approx(model.score(64, 64, 32), abs=0.2)
 
 
+@pytest.mark.evidence
 def test_many_candidates_are_scored_as_one_by_one(public: RunTable) -> None:
     model = QualityModel.fit(public)
     candidates: list[Candidate] = [(32, 64, 128), (512, 128, 1024), (64, 64, None)]
@@ -54,6 +55,7 @@ def test_many_candidates_are_scored_as_one_by_one(public: RunTable) -> None:
     assert model.scores([]).shape == (0,)
 
 
+@pytest.mark.evidence
 def test_rerank_is_the_mean_of_two_ranks(public: RunTable) -> None:
     model = QualityModel.fit(public)
     candidates: list[Candidate] = [(32, 64, 2048), (1024, 32, 32), (256, 128, 256), (128, 64, None), (512, 64, 512)]
@@ -65,6 +67,7 @@ def test_rerank_is_the_mean_of_two_ranks(public: RunTable) -> None:
     assert candidates[ranking.order[0]] == (512, 64, 512)
 
 
+@pytest.mark.evidence
 def test_a_small_catalog_limits_the_balance_of_a_full_softmax(public: RunTable) -> None:
     model = QualityModel.fit(public)
     candidates: list[Candidate] = [(512, 64, None), (512, 64, 256)]
@@ -73,11 +76,13 @@ def test_a_small_catalog_limits_the_balance_of_a_full_softmax(public: RunTable) 
     assert model.rerank([], catalog=1000).order == []
 
 
+@pytest.mark.evidence
 def test_equal_candidates_keep_their_order(public: RunTable) -> None:
     ranking = QualityModel.fit(public).rerank([(64, 64, 64)] * 4, catalog=1000)
     assert ranking.order == [0, 1, 2, 3]
 
 
+@pytest.mark.evidence
 def test_trust_tells_rows_r2_and_what_an_unseen_dataset_costs(public: RunTable) -> None:
     model = QualityModel.fit(public)
     assert model.rows == 713
@@ -142,6 +147,7 @@ def held_out_regrets(public: RunTable) -> pd.DataFrame:
     return 100 * pd.DataFrame(found, columns=["rule", "top_1", "top_3"]).groupby("rule").mean()
 
 
+@pytest.mark.evidence
 def test_forest_and_balance_together_beat_balance_on_unseen_datasets(public: RunTable) -> None:
     regrets = held_out_regrets(public)
     assert (regrets.loc["both"] < 0.85 * regrets.loc["balance"]).all()

@@ -97,6 +97,7 @@ def test_torch_is_not_imported(arguments: list[object], tmp_path: Path) -> None:
     assert "loaded: []" in done.stderr
 
 
+@pytest.mark.evidence
 def test_data_gives_catalog_users_and_real_lengths(run: Run) -> None:
     document = run("recommend", "--data", ML_100K, "--budget", "2GB", "--json").json
     assert document["inputs"]["catalog"] == 1682
@@ -107,6 +108,7 @@ def test_data_gives_catalog_users_and_real_lengths(run: Run) -> None:
         assert choice["epoch_seconds"] is not None
 
 
+@pytest.mark.evidence
 def test_runs_re_rank_and_say_how_far_to_trust_them(run: Run) -> None:
     done = run("recommend", "--catalog", "300K", "--budget", "24GB", "--runs", SHARED / "data" / "runs.csv", "--json")
     assert "out-of-bag R2" in done.json["inputs"]["order"]

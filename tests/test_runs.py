@@ -25,6 +25,7 @@ def load(tmp_path: Path, *rows: str, header: str = HEADER, **options: bool) -> R
     return load_runs(path, RunOptions(**options))
 
 
+@pytest.mark.evidence
 def test_the_public_table_loads_unchanged_but_for_what_the_notes_say() -> None:
     raw = pd.read_csv(SHARED / "data" / "runs.csv")
     table = load_runs(SHARED / "data" / "runs.csv")

@@ -155,6 +155,7 @@ def untouched(found: Split, interactions: Interactions) -> bool:
     return all((*history, target) in users for history, target in pairs(found.test))
 
 
+@pytest.mark.evidence
 def test_movielens_and_video() -> None:
     movies = read_interactions(SHARED / "data" / "ml-100k.inter")
     found = split(movies)

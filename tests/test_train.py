@@ -49,6 +49,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.evidence
 def test_the_way_through_on_real_data(run: Run, tmp_path: Path) -> None:
     """recommend --data, then train on its plan: above popularity after two epochs of MovieLens-100K."""
     run("recommend", "--data", ML_100K, "--budget", "2GB", "--dim", 64)

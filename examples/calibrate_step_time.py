@@ -51,8 +51,7 @@ def main(path: Path) -> None:
         fitted, _ = nnls(terms[keep] / seconds[keep, None], np.ones(len(rows) - 1))
         held_out.append(terms[left] @ fitted / seconds[left] - 1)
     print(
-        f"efficiency of products {1 / factors[0]:.3f}, of bandwidth {1 / factors[1]:.3f}, "
-        f"{factors[2]:.1f} us a launch"
+        f"efficiency of products {1 / factors[0]:.3f}, of bandwidth {1 / factors[1]:.3f}, {factors[2]:.1f} us a launch"
     )
     for row, error, out in zip(rows, errors, held_out, strict=True):
         print(

@@ -95,12 +95,13 @@ class Peak:
 class Ledger(TorchDispatchMode):
     """Records a `Trace` of everything on meta tensors while it is active."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_process: bool = False) -> None:
+        """`warm_process`: matrix products have run before in this process, their workspaces exist already."""
         super().__init__()
         self.trace = Trace()
         self._seen: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self._phase = "build"
-        self._workspaces: set[bool] = set()
+        self._workspaces = {False, True} if warm_process else set()
 
     def phase(self, name: str) -> None:
         """From here on allocations belong to `name`."""

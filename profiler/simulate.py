@@ -40,17 +40,17 @@ class Simulated:
         return self.trace.peak(self.first_event).allocated_bytes
 
 
-def simulate_step(configuration: Configuration) -> Simulated:
-    """Two training steps of the fullest batch; the second counts. 0.1 s after torch is imported."""
+def simulate_step(configuration: Configuration, steps: int = 2) -> Simulated:
+    """Training steps of the fullest batch; those from the second on count. 0.1 s after torch is imported."""
     ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
     with fused_optimizers_on_meta(), ledger:
         step = TrainingStep(configuration, META, autocast=cuda.autocast)
         ledger.phase("batch")
         batch = _batch(configuration)
         with cuda:
-            for _ in range(2):
+            for _ in range(steps):
                 step.run(batch, ledger.phase)
-    return Simulated(ledger.trace, ledger.trace.start_of("forward"))
+    return Simulated(ledger.trace, ledger.trace.start_of("forward", 1))
 
 
 def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) -> Simulated:

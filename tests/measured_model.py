@@ -70,19 +70,20 @@ class Model(nn.Module):
         return F.cross_entropy(scores.float(), torch.zeros(len(hidden), dtype=torch.long, device=hidden.device))
 
 
-def trace(row: Measured) -> tuple[Trace, int]:
-    """The ledger of two steps, and the event at which the second begins."""
+def trace(row: Measured, steps: int = 2, warm_process: bool = False) -> tuple[Trace, int]:
+    """The ledger of some steps and of the model's end, and the event at which the second step begins."""
     dtype = torch.float16 if row.precision == "fp16" else torch.bfloat16
-    ledger, cuda = Ledger(), SimulatedCuda(dtype, attention="cudnn")
+    ledger, cuda = Ledger(warm_process), SimulatedCuda(dtype, attention="cudnn")
     with fused_optimizers_on_meta(), ledger:
         with torch.device("meta"):
             model = Model(row)
         optimizer = torch.optim.Adam(model.parameters(), **{row.optimizer: True})  # type: ignore[arg-type]
         inputs, targets = (torch.randint(9, (row.batch_size, row.seq_len), device="meta") for _ in range(2))
         with cuda:
-            for _ in range(2):
+            for _ in range(steps):
                 _step(row, model, optimizer, (inputs, targets), cuda, ledger.phase)
-    return ledger.trace, ledger.trace.start_of("forward")
+        ledger.phase("end")
+    return ledger.trace, ledger.trace.start_of("forward", 1)
 
 
 def _step(

@@ -1,8 +1,9 @@
 """The memory of a configuration from the closed form: no torch, thousands of configurations at once.
 
 The closed form (profiler/derive.py) is the ledger's own trace as formulas: at the last derivation it equalled the
-ledger to the byte on all but the chunked full softmax (0.1%). What it predicts is the allocated peak. Reserved bytes,
-which are what runs out, are larger by fragmentation; until the allocator itself is modelled they are a measured ratio.
+ledger to the byte on almost every configuration tried. What it predicts is the allocated peak. Reserved bytes, which
+are what runs out, are larger by fragmentation, which has no formula: the allocator's model replays random
+configurations of every loss, and the plan expects the median and keeps room for the worst of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +24,6 @@ from srsplan.profiler import expressions
 
 Bytes = NDArray[np.int64]
 GRANULE_BYTES = 512
-
-RESERVED_RATIO = 1.07
-"""Reserved over allocated peak with expandable segments: the middle of 4 configurations measured on an H200."""
-
-UPPER_RATIO = 1.20
-"""The largest of them (1.195, full softmax), rounded up."""
-
-MEASURED_RATIOS = (
-    "reserved / allocated of 4 configurations measured on an H200 with expandable segments (1.005 to 1.195)"
-)
 
 
 @dataclass(frozen=True)
@@ -45,20 +37,25 @@ class Memory:
     evaluation_bytes: int
     """Peak of what tensors take during evaluation."""
     upper_bytes: int
-    """What must fit: the larger of training and evaluation at the worst measured ratio."""
+    """What must fit: the larger of training and evaluation at the worst ratio."""
     basis: str
     """Where the figures come from."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
     """Who holds the allocated peak; adds up to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ratios:
-    """Reserved and worst-case bytes as multiples of the allocated peak, and where they come from."""
+    """Reserved bytes as a multiple of the allocated peak plus a little: expected, at worst, and where that is from."""
 
-    reserved: float = RESERVED_RATIO
-    upper: float = UPPER_RATIO
-    basis: str = MEASURED_RATIOS
+    reserved: float
+    upper: float
+    slack_bytes: int
+    basis: str
+
+    def upper_bytes(self, allocated: int) -> int:
+        """What must fit."""
+        return int(allocated * self.upper) + self.slack_bytes
 
 
 class ClosedForm:
@@ -94,22 +91,38 @@ class ClosedForm:
 class MemoryModel:
     """Every closed form that ships, and the ratios of reserved to allocated bytes."""
 
-    def __init__(self, ratios: Ratios = Ratios()) -> None:
-        self.ratios = ratios
+    def __init__(self, measured: Ratios | None = None) -> None:
+        """`measured` ratios take the place of the simulated ones that ship."""
+        self._measured = measured
 
     @cached_property
-    def _document(self) -> dict[str, list[list[tuple[str, str, int]]]]:
+    def _document(self) -> dict[str, Any]:
         text = files("srsplan.planner.data").joinpath("closed_form.json").read_text()
-        forms: dict[str, list[list[tuple[str, str, int]]]] = json.loads(text)["forms"]
-        return forms
+        document: dict[str, Any] = json.loads(text)
+        return document
+
+    def ratios(self, configuration: Configuration) -> Ratios:
+        """What fragmentation adds for a configuration's loss and precision."""
+        if self._measured is not None:
+            return self._measured
+        width = "fp32" if configuration.precision == "fp32" else "fp16"
+        found = self._document["ratios"][f"{configuration.loss}/{width}"]
+        basis = f"allocator replayed for {found['samples']} configurations (simulated), expected {found['median']:.2f}"
+        return Ratios(
+            reserved=max(1.0, found["median"]),
+            upper=found["largest"],
+            slack_bytes=self._document["slack_bytes"],
+            basis=f"{basis}, worst {found['largest']:.2f} times allocated",
+        )
 
     @cache  # noqa: B019 - one model per process
     def form(self, loss: str, precision: str, blocks: int) -> ClosedForm:
         """The closed form of a loss (or "evaluation"); InputError for a depth that has none."""
         key = f"{loss}/{precision}/{blocks}"
-        if key not in self._document:
+        forms = self._document["forms"]
+        if key not in forms:
             raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
-        return ClosedForm(self._document[key])
+        return ClosedForm(forms[key])
 
     def allocated(self, configurations: Sequence[Configuration]) -> Bytes:
         """Allocated training peaks of configurations that share loss, precision and depth."""
@@ -127,11 +140,12 @@ class MemoryModel:
         form = self.form(configuration.loss, configuration.precision, configuration.architecture.blocks)
         values = expressions.step_values([configuration])
         allocated, evaluation = int(form.peaks(values)[0]), self.evaluation(configuration, users, seen_pairs)
+        ratios = self.ratios(configuration)
         return Memory(
             allocated_bytes=allocated,
-            reserved_bytes=int(allocated * self.ratios.reserved),
+            reserved_bytes=int(allocated * ratios.reserved) + ratios.slack_bytes,
             evaluation_bytes=evaluation,
-            upper_bytes=int(max(allocated, evaluation) * self.ratios.upper),
-            basis=f"allocated: closed form of the ledger; reserved: {self.ratios.basis}",
+            upper_bytes=ratios.upper_bytes(max(allocated, evaluation)),
+            basis=f"allocated: closed form of the ledger; reserved: {ratios.basis}",
             breakdown_bytes=form.breakdown(values),
         )

@@ -75,7 +75,8 @@ def _worst_error(records: Sequence[ProbeRecord]) -> float:
 
 def _ratios(measured: Sequence[ProbeRecord], path: Path) -> Ratios:
     found = [(record.reserved_bytes or record.allocated_bytes or 0) / _predicted(record) for record in measured]
-    return Ratios(reserved=max(1.0, median(found)), upper=max(1.0, max(found)), basis=f"{len(found)} probes of {path}")
+    basis = f"{len(found)} probes of {path}"
+    return Ratios(reserved=max(1.0, median(found)), upper=max(1.0, max(found)), slack_bytes=0, basis=basis)
 
 
 def _time_scale(measured: Sequence[ProbeRecord]) -> float:

@@ -165,16 +165,16 @@ class Search:
         1 is the least, whether it fits or not.
         """
         smallest, users = EVALUATION_USERS
-        training = float(self.model.allocated([configuration])[0]) * self.model.ratios.upper
+        training = self.model.ratios(configuration).upper_bytes(int(self.model.allocated([configuration])[0]))
         while users > smallest and self._evaluation_upper(configuration, users) > training:
             users //= 2
         while users > 1 and self._evaluation_upper(configuration, users) > self.budget.usable_bytes:
             users //= 2
         return users
 
-    def _evaluation_upper(self, configuration: Configuration, users: int) -> float:
+    def _evaluation_upper(self, configuration: Configuration, users: int) -> int:
         peak = self.model.evaluation(configuration, users, self._seen_pairs(users, configuration))
-        return peak * self.model.ratios.upper
+        return self.model.ratios(configuration).upper_bytes(peak)
 
     def _seen_pairs(self, users: int, configuration: Configuration) -> int:
         return self.space.workload.seen_pairs(users) or users * configuration.seq_len
@@ -183,16 +183,16 @@ class Search:
         """What fits, and the rest with the bytes it is over."""
         if not candidates:
             return [], []
-        allocated = self.model.allocated(candidates)
+        allocated, ratios = self.model.allocated(candidates), self.model.ratios(candidates[0])
         fits, misses = [], []
         for configuration, peak in zip(candidates, allocated, strict=True):
-            over = int(peak * self.model.ratios.upper) - self.budget.usable_bytes
+            over = ratios.upper_bytes(int(peak)) - self.budget.usable_bytes
             if over > 0:
                 misses.append((over, configuration))
             else:
                 fits.append(configuration)
         if fits and self._evaluation_upper(fits[0], 1) > self.budget.usable_bytes:
-            over = int(self._evaluation_upper(fits[0], 1)) - self.budget.usable_bytes
+            over = self._evaluation_upper(fits[0], 1) - self.budget.usable_bytes
             return [], [(over, configuration) for configuration in fits] + misses
         return fits, misses
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from srsplan.kernels import chunking
 from srsplan.models.config import LOSSES, Configuration
 from srsplan.planner.memory import MemoryModel
 from srsplan.profiler import derive, expressions
@@ -15,24 +12,12 @@ from srsplan.profiler.simulate import EvaluationSizes, simulate_evaluation, simu
 MODEL = MemoryModel()
 
 
-def few_chunks(configuration: Configuration) -> Configuration:
-    """Fewer valid tokens where a chunked loss would run thousands of chunks: the peak is that of any chunk."""
-    tokens = configuration.fullest_tokens
-    if configuration.loss == "cce":
-        tokens = min(tokens, 5 * chunking.softmax_chunk_tokens(tokens, configuration.catalog) + 3)
-    if configuration.loss == "cce-" and configuration.negatives:
-        group, dim = configuration.tokens_per_set, configuration.architecture.dim
-        sets = chunking.sampled_chunk_sets(tokens, configuration.negatives, dim, group)
-        tokens = min(tokens, 5 * sets * group + 3)
-    return replace(configuration, valid_tokens=tokens)
-
-
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_estimate_equals_the_ledger(loss: str, precision: derive.Precision) -> None:
     """20 random configurations of every loss and precision, 200 in all: within 0.2%, most to the byte."""
     blocks = 2 if precision == "fp16" else 3
-    for configuration in map(few_chunks, derive.random_steps(loss, precision, blocks, 20, seed=77)):
+    for configuration in map(derive.few_chunks, derive.random_steps(loss, precision, blocks, 20, seed=77)):
         predicted = MODEL.predict(configuration, users=16, seen_pairs=1000)
         ledger = simulate_step(configuration).allocated_bytes
         assert predicted.allocated_bytes == pytest.approx(ledger, rel=0.002), configuration

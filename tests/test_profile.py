@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from srsplan.models.config import LOSSES, Architecture, Configuration
 from srsplan.models.errors import InputError, SrsplanError
 from srsplan.planner.gpus import find_gpu
-from srsplan.planner.memory import UPPER_RATIO, MemoryModel
+from srsplan.planner.memory import MemoryModel
 from srsplan.planner.profiles import model_of, scaled_time
 from srsplan.profiler.cuda_probe import CudaProbe, classify
 from srsplan.profiler.design import Wanted, choose_probes
@@ -188,11 +188,12 @@ def test_measured_probes_replace_the_assumed_ratios(tmp_path: Path) -> None:
         for ratio in (1.1, 1.2, 1.5)
     ]
     fit = model_of(stored(tmp_path / "measured.jsonl", *probes))
-    assert fit.model.ratios.upper == pytest.approx(1.5, rel=1e-3)
-    assert fit.model.ratios.reserved == pytest.approx(1.2, rel=1e-3)
+    ratios = fit.model.ratios(CONFIGURATION)
+    assert ratios.upper == pytest.approx(1.5, rel=1e-3)
+    assert ratios.reserved == pytest.approx(1.2, rel=1e-3)
     assert fit.time_scale > 0
     simulated = model_of(stored(tmp_path / "simulated.jsonl", record(4, allocated_bytes=predicted)))
-    assert simulated.model.ratios.upper == UPPER_RATIO
+    assert simulated.model.ratios(CONFIGURATION) == MemoryModel().ratios(CONFIGURATION)
     assert "none measured on a card" in simulated.sentence
 
 

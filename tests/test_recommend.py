@@ -131,7 +131,8 @@ def test_evaluation_that_does_not_fit_is_refused() -> None:
     )
     search = Search(space, make_budget(9_300_000_000, gpu), gpu, MemoryModel())
     for choice in search.run().choices:
-        assert choice.memory.evaluation_bytes * search.model.ratios.upper <= search.budget.usable_bytes
+        ratios = search.model.ratios(choice.configuration)
+        assert ratios.upper_bytes(choice.memory.evaluation_bytes) <= search.budget.usable_bytes
 
 
 BAD = [

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from measured_model import Measured, trace
 from paths import SHARED
 
+from srsplan.models.config import Architecture
+from srsplan.planner.budget import make_budget
+from srsplan.planner.gpus import find_gpu
+from srsplan.planner.memory import MemoryModel
+from srsplan.planner.search import Search, Space
+from srsplan.planner.workload import WorstCase
 from srsplan.profiler.allocator import Block, CachingAllocator, CapReachedError, replay
+from srsplan.profiler.derive import few_chunks
 from srsplan.profiler.ledger import Trace
+from srsplan.profiler.simulate import simulate_step
 
 MIB = 1 << 20
 
@@ -131,3 +139,22 @@ def test_the_rules_one_by_one() -> None:
     allocator.free(4)
     allocator.allocate(5, 12 * MIB)
     assert allocator.reserved == 34 * MIB
+
+
+@pytest.mark.parametrize("catalog", [30_000, 1_600_000])
+@pytest.mark.parametrize("gigabytes", [16, 40])
+def test_rank_1_runs_under_a_hard_cap_of_its_budget(catalog: int, gigabytes: int) -> None:
+    """Four steps of the chosen configuration, what the allocator may reserve capped at what the plan may use."""
+    gpu = find_gpu("a100-40gb")
+    space = Space(
+        catalog=catalog, losses=("ce-", "cce", "cce-", "bce"), architecture=Architecture(), precision="fp16",
+        workload=WorstCase(),
+    )  # fmt: skip
+    budget = make_budget(gigabytes * 10**9, gpu)
+    choice = Search(space, budget, gpu, MemoryModel()).run().choices[0]
+    recorded = simulate_step(few_chunks(choice.configuration), steps=4).trace
+    sizes = [allocation.requested_bytes for allocation in recorded.allocations]
+    found = replay(sizes, recorded.events, cap_bytes=budget.usable_bytes)
+    assert found.fits
+    assert found.retries == 0
+    assert found.reserved_bytes <= choice.memory.upper_bytes

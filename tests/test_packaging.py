@@ -90,3 +90,26 @@ def test_the_verbs() -> None:
 def test_constraints_pin_what_torch_pins() -> None:
     pins = dict(re.findall(r"^(torch|triton)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     assert pins == {"torch": "2.13.0", "triton": "3.7.1"}
+
+
+OPTIONS = {
+    "recommend": "blocks budget catalog data dim gpu heads item-column json loss margin mean-length output precision "
+    "profile runs split timestamp-column user-column",
+    "estimate": "batch-size blocks budget catalog dim gpu heads json loss mean-length negatives precision seq-len "
+    "tokens-per-set",
+    "gpus": "json",
+    "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
+    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json learning-rate loss "
+    "min-item min-user negatives output overwrite patience plan precision rank resume seed seq-len split "
+    "timestamp-column tokens-per-set user-column validation-users",
+    "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
+}
+"""What users may have written into scripts: a change here is a change for the changelog."""
+
+
+def test_the_options_of_every_verb() -> None:
+    command = typer.main.get_command(app)
+    for verb, names in OPTIONS.items():
+        parameters = command.commands[verb].params  # type: ignore[attr-defined]
+        found = {option[2:] for parameter in parameters for option in parameter.opts if option.startswith("--")}
+        assert found == set(names.split()), verb

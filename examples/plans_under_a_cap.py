@@ -1,0 +1,55 @@
+"""Do the plans hold? Rank 1 of recommend, for catalogs, budgets and losses, trains under a hard cap of its budget.
+
+    python examples/plans_under_a_cap.py
+
+Simulated: the ledger's trace of four steps through the model of the caching allocator, capped at what the plan may use.
+Prints per plan whether it runs, how often the cap forces memory to be given back, and how much of the budget is used.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+from srsplan.models.config import LOSSES, Architecture
+from srsplan.planner.budget import make_budget
+from srsplan.planner.gpus import find_gpu
+from srsplan.planner.memory import MemoryModel
+from srsplan.planner.search import Search, Space
+from srsplan.planner.workload import WorstCase
+from srsplan.profiler.allocator import replay
+from srsplan.profiler.derive import few_chunks
+from srsplan.profiler.simulate import simulate_step
+
+CATALOGS = (30_000, 300_000, 1_600_000)
+BUDGETS_GB = (8, 16, 24, 40, 80)
+
+
+def main() -> None:
+    """One line a plan."""
+    gpu, model = find_gpu("h200"), MemoryModel()
+    ran, used, plans = 0, 0.0, 0
+    for catalog, gigabytes, loss in product(CATALOGS, BUDGETS_GB, LOSSES):
+        space = Space(
+            catalog=catalog, losses=(loss,), architecture=Architecture(), precision="fp16", workload=WorstCase()
+        )
+        budget = make_budget(gigabytes * 10**9, gpu)
+        outcome = Search(space, budget, gpu, model).run()
+        if not outcome.choices:
+            print(f"{catalog:>9,} {gigabytes:>3} GB {loss:4}  nothing fits")
+            continue
+        choice = outcome.choices[0]
+        trace = simulate_step(few_chunks(choice.configuration), steps=4).trace
+        sizes = [allocation.requested_bytes for allocation in trace.allocations]
+        found = replay(sizes, trace.events, cap_bytes=budget.usable_bytes)
+        share = found.reserved_bytes / budget.usable_bytes
+        plans, ran, used = plans + 1, ran + (found.fits and not found.retries), used + share
+        verdict = "runs" if found.fits else "OUT OF MEMORY"
+        print(
+            f"{catalog:>9,} {gigabytes:>3} GB {loss:4}  {verdict}, {found.retries} retries, "
+            f"{share:4.0%} of {budget.usable_bytes / 2**30:.1f} GiB reserved"
+        )
+    print(f"{ran} of {plans} plans run without a retry, {used / plans:.0%} of the usable budget is used on average")
+
+
+if __name__ == "__main__":
+    main()

@@ -99,8 +99,8 @@ OPTIONS = {
     "tokens-per-set",
     "gpus": "json",
     "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
-    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json learning-rate loss "
-    "min-item min-user negatives output overwrite patience plan precision rank resume seed seq-len split "
+    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json learning-rate "
+    "loss min-item min-user negatives output overwrite patience plan precision rank resume seed seq-len split "
     "timestamp-column tokens-per-set user-column validation-users",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }

@@ -39,7 +39,7 @@ def cce_neg_triton(
     kernel runs, where each of the table's rows is read more than once on average, a copy of the table in hidden's type.
     ValueError for hidden sizes that are no multiple of 16 or above 1024, and for types that do not go together.
     """
-    _check(hidden, item_table, targets)
+    check_inputs(hidden, item_table, targets)
     tokens, catalog = len(hidden), len(item_table)
     sets, source, count = set_count(tokens, sampling.tokens_per_set), _source(distribution), negatives
     if isinstance(negatives, Tensor):
@@ -57,7 +57,8 @@ def _source(distribution: Distribution | None) -> list[Tensor]:
     return [] if distribution is None else [distribution.prob, distribution.alias, distribution.log_prob]
 
 
-def _check(hidden: Tensor, item_table: Tensor, targets: Tensor) -> None:
+def check_inputs(hidden: Tensor, item_table: Tensor, targets: Tensor) -> None:
+    """ValueError for what the Triton kernels do not take."""
     dim = hidden.shape[1]
     if dim % 16 or dim > LARGEST_DIM or item_table.shape[1] != dim:
         raise ValueError(

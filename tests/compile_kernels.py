@@ -19,30 +19,36 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from srsplan.kernels import triton_sampled as kernels
-from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, Launch
+from srsplan.kernels import triton_sampled as sampled
+from srsplan.kernels import triton_softmax as softmax
+from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, SOFTMAX, Launch
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
-DRAW = {
-    "seed": "i64", "step": "i64", "catalog": "i32", "negatives": "i32", "prob": "*fp32", "alias": "*i32",
-    "indices": "*i64", "count": "i32", "sets": "i32", "ignore_index": "i64",
-}  # fmt: skip
-INPUTS = {
+TYPES = {
     "hidden": "*fp16", "table": "*fp16", "targets": "*i64", "losses": "*fp32", "shifts": "*fp32", "log_prob": "*fp32",
+    "weights": "*fp32", "scale": "*fp32", "grad_hidden": "*fp16", "grad_table": "*fp32", "seed": "i64", "step": "i64",
+    "catalog": "i32", "negatives": "i32", "prob": "*fp32", "alias": "*i32", "indices": "*i64", "count": "i32",
+    "sets": "i32", "ignore_index": "i64", "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "sums": "*fp32",
+    "split_items": "i32", "span_count": "i32", "threshold": "fp32",
 }  # fmt: skip
-OUTPUTS = {"weights": "*fp32", "scale": "*fp32", "grad_hidden": "*fp16", "grad_table": "*fp32"}
+KERNELS = {
+    "sampled_forward": (sampled.sampled_forward, SAMPLED_FORWARD),
+    "sampled_backward": (sampled.sampled_backward, SAMPLED_BACKWARD),
+    "softmax_forward": (softmax.softmax_forward, SOFTMAX),
+    "softmax_backward_hidden": (softmax.softmax_backward_hidden, SOFTMAX),
+    "softmax_backward_table": (softmax.softmax_backward_table, SOFTMAX),
+}
 
 
-def compiled(capability: int, dim: int, launch: Launch, backward: bool) -> dict[str, Any]:
+def compiled(capability: int, dim: int, launch: Launch, kernel: Any) -> dict[str, Any]:
     """Shared memory, registers and spilled bytes of a thread."""
-    constants: dict[str, Any] = {
-        "DIM": dim, "WIDTH": dim, "SET": launch.tokens, "TILE": launch.tile, "SAMPLER": kernels.UNIFORM,
-        "LOG_Q": True, "COMPUTE": tl.float16, "PRECISION": "ieee",
+    values: dict[str, Any] = {
+        "DIM": dim, "WIDTH": dim, "SET": launch.tokens, "ROWS": launch.tokens, "TILE": launch.tile,
+        "SPAN_ITEMS": launch.tile * softmax.SPAN, "SAMPLER": sampled.UNIFORM, "LOG_Q": True, "COMPUTE": tl.float16,
+        "PRECISION": "ieee", "FIXED": 0.0,
     }  # fmt: skip
-    if backward:
-        constants["FIXED"] = 0.0
-    signature = {**INPUTS, **(OUTPUTS if backward else {}), **DRAW, **dict.fromkeys(constants, "constexpr")}
-    kernel = kernels.sampled_backward if backward else kernels.sampled_forward
+    constants = {name: values[name] for name in kernel.arg_names if name in values}
+    signature = {name: TYPES.get(name, "constexpr") for name in kernel.arg_names}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(kernel.arg_names)
@@ -69,12 +75,12 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
 
 
 def main() -> None:
-    """Every entry of both tables, for the capabilities given."""
+    """Every kernel with every launch of its table, for the capabilities given."""
     for capability in map(int, sys.argv[1:]):
-        for backward, table in ((False, SAMPLED_FORWARD), (True, SAMPLED_BACKWARD)):
+        for name, (kernel, table) in KERNELS.items():
             for dim, launch in table.items():
-                found = compiled(capability, dim, launch, backward)
-                print(json.dumps({"capability": capability, "dim": dim, "backward": backward, **found}), flush=True)
+                found = compiled(capability, dim, launch, kernel)
+                print(json.dumps({"capability": capability, "kernel": name, "dim": dim, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import sys
 
 from paths import ROOT
 
-from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, SHARED_MEMORY_BYTES
+from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, SHARED_MEMORY_BYTES, SOFTMAX
 
-SPILLED_BYTES = 8
-"""Two registers of a thread, outside the loop: the assembler's rounding, not a lack."""
+SPILLED_BYTES = 16
+"""Four registers of a thread, outside the loop: the assembler's rounding, not a lack."""
 
 
 def test_every_launch_fits_the_card() -> None:
@@ -20,7 +20,8 @@ def test_every_launch_fits_the_card() -> None:
     command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py"), *map(str, SHARED_MEMORY_BYTES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == len(SHARED_MEMORY_BYTES) * (len(SAMPLED_FORWARD) + len(SAMPLED_BACKWARD))
+    launches = len(SAMPLED_FORWARD) + len(SAMPLED_BACKWARD) + 3 * len(SOFTMAX)
+    assert len(rows) == len(SHARED_MEMORY_BYTES) * launches
     for row in rows:
         assert row["shared_bytes"] <= SHARED_MEMORY_BYTES[row["capability"]], row
         assert row["registers"] <= 255, row

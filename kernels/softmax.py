@@ -1,0 +1,50 @@
+"""`cce` on Triton: the same function and signature as the chunked form, without a row of logits in memory.
+
+Shape letters: M tokens, V items, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from srsplan.kernels.eager import IGNORE_INDEX, Reduction, reduce_losses
+from srsplan.kernels.sampled import check_inputs
+from srsplan.kernels.softmax_operators import full_softmax
+
+FORMAT_FILTER = {torch.float16: 2.0**-35, torch.bfloat16: 2.0**-40, torch.float32: 2.0**-40}
+"""Shares below this are lost anyway: in fp16 they round to zero after the lift of 1024, in the others they are below
+the rounding of a sum that has a share of 1 in it."""
+
+
+def cce_triton(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    *,
+    reduction: Reduction = "mean",
+    ignore_index: int = IGNORE_INDEX,
+    filter_eps: float | None = None,
+) -> Tensor:
+    """Cross-entropy over the whole catalog; arguments and result are those of `chunked.cce`. Bitwise repeatable.
+
+    Backward skips spans of items whose largest share of the softmax is below `filter_eps`: None takes what the format
+    cannot represent, 0 skips nothing, up to 1e-4 is published to keep quality. Products run in `hidden`'s type (fp16,
+    bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside 16-bit hidden states.
+
+    Memory above the inputs: 12 bytes a token and one byte per 32 tokens x 256 items; partial sums of at most 16 MiB, or
+    4 bytes a token; in backward the gradients of both inputs; a 16-bit copy of an fp32 table while a kernel runs.
+    ValueError for hidden sizes that are no multiple of 16 or above 1024, and for types that do not go together.
+    """
+    check_inputs(hidden, item_table, targets)
+    if filter_eps is not None and not 0 <= filter_eps < 1:
+        raise ValueError(f"filter_eps {filter_eps} is outside [0, 1)")
+    eps = FORMAT_FILTER[hidden.dtype] if filter_eps is None else filter_eps
+    threshold = math.log(eps) if eps > 0 else -1e29
+    losses, _, _ = full_softmax(
+        hidden.contiguous(), item_table.contiguous(), targets.contiguous(), ignore_index, threshold,
+        item_table.dtype != hidden.dtype,
+    )  # fmt: skip
+    return reduce_losses(losses, targets != ignore_index, reduction)

@@ -6,15 +6,15 @@ from typing import Annotated, cast
 
 import typer
 
-from srsplan.models.config import LOSSES, Architecture, Configuration, Precision, find_loss
+from srsplan.models.config import Architecture, Configuration, Precision, find_loss
 from srsplan.planner import console, plan, report, timing
 from srsplan.planner.budget import Budget, assumed_gpu, make_budget
 from srsplan.planner.commands import options
 from srsplan.planner.gpus import Gpu, resolve_gpu
 from srsplan.planner.memory import MemoryModel
-from srsplan.planner.search import TOKENS_PER_SET, Search, Space
+from srsplan.planner.search import TOKENS_PER_SET, Choice, Search, Space
 from srsplan.planner.units import parse_bytes, parse_count
-from srsplan.planner.workload import MeanLength, WorstCase
+from srsplan.planner.workload import MeanLength, Workload, WorstCase
 
 REFERENCE_GPU = "h200"
 
@@ -58,21 +58,31 @@ def estimate_command(
         valid_tokens=workload.valid_tokens(batch_size, seq_len) if min(batch_size, seq_len) > 0 else None,
     )
     card, limit = _card(gpu, budget)
-    space = Space(
-        catalog=configuration.catalog,
-        losses=tuple(LOSSES),
-        architecture=configuration.architecture,
-        precision=configuration.precision,
-        workload=workload,
-    )
-    choice = Search(space, limit or make_budget(None, card), card, MemoryModel()).predict(configuration)
+    choice = _predict(configuration, workload, card, limit)
     if json:
         entry = plan.choice_entry(1, choice, limit, timing.BASIS).model_dump(exclude={"rank", "why"})
         console.print_json({"catalog": configuration.catalog, "dim": dim, "gpu": card.name, **entry})
         return
+    _tell(choice, workload, card, limit)
+
+
+def _predict(configuration: Configuration, workload: Workload, card: Gpu, limit: Budget | None) -> Choice:
+    """What recommend would say of this one configuration."""
+    space = Space(
+        catalog=configuration.catalog,
+        losses=(configuration.loss,),
+        architecture=configuration.architecture,
+        precision=configuration.precision,
+        workload=workload,
+    )
+    return Search(space, limit or make_budget(None, card), card, MemoryModel()).predict(configuration)
+
+
+def _tell(choice: Choice, workload: Workload, card: Gpu, limit: Budget | None) -> None:
+    configuration = choice.configuration
     notes = {
-        "configuration": f"{report.knobs_of(configuration)}, {precision}",
-        "catalog": report.catalog_line(configuration.catalog, dim),
+        "configuration": f"{report.knobs_of(configuration)}, {configuration.precision}",
+        "catalog": report.catalog_line(configuration.catalog, configuration.architecture.dim),
         "padding": workload.basis,
         "card": f"{card.title}; step {timing.BASIS}",
     }

@@ -13,9 +13,6 @@ from paths import ROOT
 import srsplan.kernels
 from srsplan.planner.cli import app
 
-if sys.version_info >= (3, 11):
-    pass
-
 FOLDERS = ("kernels", "models", "profiler", "planner")
 """In the order of the arrows: a folder may import itself and those before it."""
 

@@ -2,8 +2,9 @@
 
     python examples/plans_under_a_cap.py
 
-Simulated: the ledger's trace of four steps through the model of the caching allocator, capped at what the plan may use.
-Prints per plan whether it runs, how often the cap forces memory to be given back, and how much of the budget is used.
+On a machine without a GPU this is simulated: the ledger's trace of four steps through the model of the caching
+allocator, capped at what the plan may use. Prints per plan whether it runs, how often the cap forces memory to be given
+back, and how much of the budget is used.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from itertools import product
 
 from srsplan.models.config import LOSSES, Architecture
 from srsplan.planner.budget import make_budget
+from srsplan.planner.confirm import confirm
 from srsplan.planner.gpus import find_gpu
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.search import Search, Space
 from srsplan.planner.workload import WorstCase
-from srsplan.profiler.allocator import replay
-from srsplan.profiler.derive import few_chunks
-from srsplan.profiler.simulate import simulate_step
 
 CATALOGS = (30_000, 300_000, 1_600_000)
 BUDGETS_GB = (8, 16, 24, 40, 80)
@@ -38,9 +37,7 @@ def main() -> None:
             print(f"{catalog:>9,} {gigabytes:>3} GB {loss:4}  nothing fits")
             continue
         choice = outcome.choices[0]
-        trace = simulate_step(few_chunks(choice.configuration), steps=4).trace
-        sizes = [allocation.requested_bytes for allocation in trace.allocations]
-        found = replay(sizes, trace.events, cap_bytes=budget.usable_bytes)
+        found = confirm(choice, budget, gpu)
         share = found.reserved_bytes / budget.usable_bytes
         plans, ran, used = plans + 1, ran + (found.fits and not found.retries), used + share
         verdict = "runs" if found.fits else "OUT OF MEMORY"

@@ -6,6 +6,7 @@ Versioned and strict: an unknown key is an error with a suggestion, never ignore
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,16 @@ class MemoryEntry(_Strict):
     basis: str
 
 
+class ConfirmedEntry(_Strict):
+    """What --check found; see planner.search.Confirmed."""
+
+    basis: str
+    fits: bool
+    allocated_bytes: int
+    reserved_bytes: int
+    retries: int | None
+
+
 class ChoiceEntry(_Strict):
     """One configuration, as `train` runs it."""
 
@@ -85,6 +96,7 @@ class ChoiceEntry(_Strict):
     step_basis: str
     epoch_seconds: float | None
     why: str
+    confirmed: ConfirmedEntry | None = None
 
 
 class MissEntry(_Strict):
@@ -164,6 +176,7 @@ def choice_entry(rank: int, choice: Choice, budget: Budget | None, step_basis: s
         step_basis=step_basis,
         epoch_seconds=None if choice.epoch_seconds is None else round(choice.epoch_seconds, 1),
         why=choice.why,
+        confirmed=None if choice.confirmed is None else ConfirmedEntry(**asdict(choice.confirmed)),
     )
 
 
@@ -253,5 +266,5 @@ def _explain(error: ValidationError, path: Path) -> InputError:
 
 
 def _known_keys() -> list[str]:
-    models = (Plan, Inputs, BudgetEntry, ChoiceEntry, MemoryEntry, MissEntry)
+    models = (Plan, Inputs, BudgetEntry, ChoiceEntry, ConfirmedEntry, MemoryEntry, MissEntry)
     return [name for model in models for name in model.model_fields]

@@ -42,6 +42,18 @@ class Space:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """What trying a choice under a hard cap of the budget came to."""
+
+    basis: str
+    fits: bool
+    allocated_bytes: int
+    reserved_bytes: int
+    retries: int | None
+    """How often the cap made the allocator give memory back; None where that was not counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """A configuration with everything predicted about it."""
 
@@ -51,6 +63,7 @@ class Choice:
     step_ms: float
     steps_per_epoch: int | None
     why: str
+    confirmed: Confirmed | None = None
 
     @property
     def epoch_seconds(self) -> float | None:

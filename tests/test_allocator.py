@@ -13,14 +13,13 @@ from paths import SHARED
 
 from srsplan.models.config import Architecture
 from srsplan.planner.budget import make_budget
+from srsplan.planner.confirm import confirm
 from srsplan.planner.gpus import find_gpu
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.search import Search, Space
 from srsplan.planner.workload import WorstCase
 from srsplan.profiler.allocator import Block, CachingAllocator, CapReachedError, replay
-from srsplan.profiler.derive import few_chunks
 from srsplan.profiler.ledger import Trace
-from srsplan.profiler.simulate import simulate_step
 
 MIB = 1 << 20
 
@@ -152,9 +151,8 @@ def test_rank_1_runs_under_a_hard_cap_of_its_budget(catalog: int, gigabytes: int
     )  # fmt: skip
     budget = make_budget(gigabytes * 10**9, gpu)
     choice = Search(space, budget, gpu, MemoryModel()).run().choices[0]
-    recorded = simulate_step(few_chunks(choice.configuration), steps=4).trace
-    sizes = [allocation.requested_bytes for allocation in recorded.allocations]
-    found = replay(sizes, recorded.events, cap_bytes=budget.usable_bytes)
+    found = confirm(choice, budget, gpu)
     assert found.fits
     assert found.retries == 0
+    assert found.allocated_bytes == pytest.approx(choice.memory.allocated_bytes, rel=0.01)
     assert found.reserved_bytes <= choice.memory.upper_bytes

@@ -89,8 +89,8 @@ def test_constraints_pin_what_torch_pins() -> None:
 
 
 OPTIONS = {
-    "recommend": "blocks budget catalog data dim gpu heads item-column json loss margin mean-length output precision "
-    "profile runs split timestamp-column user-column",
+    "recommend": "blocks budget catalog check data dim gpu heads item-column json loss margin mean-length output "
+    "precision profile runs split timestamp-column user-column",
     "estimate": "batch-size blocks budget catalog dim gpu heads json loss mean-length negatives precision seq-len "
     "tokens-per-set",
     "gpus": "json",

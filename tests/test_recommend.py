@@ -17,6 +17,7 @@ from paths import SHARED
 from srsplan.models.config import LOSSES, Architecture
 from srsplan.models.errors import InputError
 from srsplan.planner.budget import make_budget
+from srsplan.planner.confirm import confirm_outcome
 from srsplan.planner.gpus import find_gpu, load_gpus
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.plan import read_plan
@@ -268,3 +269,32 @@ def test_whatever_is_recommended_fits(catalog: int, gigabytes: float, dim: int, 
     for miss in outcome.near_misses:
         assert miss.over_bytes > 0
     assert outcome.choices or outcome.near_misses
+
+
+def test_check_tries_the_first_choice_and_writes_what_it_found(run: Run, tmp_path: Path) -> None:
+    document = run("recommend", "--catalog", "300K", "--budget", "16GB", "--check", "--json").json
+    first, second = document["choices"][:2]
+    assert first["confirmed"]["fits"]
+    assert "simulated" in first["confirmed"]["basis"]
+    assert first["confirmed"]["retries"] == 0
+    assert first["confirmed"]["allocated_bytes"] == pytest.approx(first["memory"]["allocated_bytes"], rel=0.01)
+    assert first["confirmed"]["reserved_bytes"] <= first["memory"]["upper_bytes"]
+    assert second["confirmed"] is None
+    assert read_plan(tmp_path / "srsplan.plan.yaml").choice(1).confirmed is not None
+
+
+def test_a_choice_that_does_not_run_is_left_out() -> None:
+    gpu = find_gpu("a100-40gb")
+    space = Space(
+        catalog=300_000, losses=("cce-", "bce"), architecture=Architecture(), precision="fp16", workload=WorstCase()
+    )
+    outcome = Search(space, make_budget(16 * 10**9, gpu), gpu, MemoryModel()).run()
+    # a budget that the prediction was not made for: as if it had been wrong by this much
+    for gigabytes, kept in ((8, True), (2, False)):
+        checked, dropped = confirm_outcome(outcome, make_budget(gigabytes * 10**9, gpu), gpu)
+        assert dropped
+        assert len(checked.choices) + len(dropped) == len(outcome.choices)
+        assert bool(checked.choices) == kept
+        if kept:
+            assert checked.choices[0].confirmed is not None
+            assert checked.choices[0].confirmed.fits

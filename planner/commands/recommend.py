@@ -35,6 +35,7 @@ class Question:
     gpu: Gpu
     data: Path | None
     notes: dict[str, str]
+    check: bool
 
 
 def recommend_command(
@@ -55,6 +56,7 @@ def recommend_command(
     split: options.Split = "auto",
     runs: Annotated[Path | None, RUNS_OPTION] = None,
     profile: Annotated[Path | None, PROFILE_OPTION] = None,
+    check: Annotated[bool, typer.Option("--check", help="Try the first choice, on the card or simulated.")] = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the plan goes.")] = plan.DEFAULT_PATH,
     json: options.Json = False,
 ) -> None:
@@ -77,7 +79,7 @@ def recommend_command(
         **({"data": "\n".join(data_notes)} if data_notes else {}),
         "padding": workload.basis,
     }
-    question = Question(space=space, budget=limit, gpu=card, data=data, notes=notes)
+    question = Question(space=space, budget=limit, gpu=card, data=data, notes=notes, check=check)
     _answer(question, _fit(profile, notes), _order(runs, items, notes), output, json)
 
 
@@ -85,6 +87,8 @@ def _answer(question: Question, fit: Fit, order: Order | None, output: Path, jso
     _check_floor(question)
     search = Search(question.space, question.budget, question.gpu, fit.model, fit.time_scale)
     outcome = search.run(order)
+    if question.check and outcome.choices:
+        outcome = _checked(outcome, question)
     if not outcome.choices:
         raise _nothing_fits(outcome, question)
     command = _next_command(output, question)
@@ -107,6 +111,18 @@ def _answer(question: Question, fit: Fit, order: Order | None, output: Path, jso
         return
     console.out.print(report.recommendation(outcome, question.budget, question.notes, timing.BASIS))
     console.out.print(f"\nplan written to {output}; next:\n  [bold]{command}[/]", soft_wrap=True)
+
+
+def _checked(outcome: Outcome, question: Question) -> Outcome:
+    """The outcome whose first choice was tried; what was tried and failed is told."""
+    from srsplan.planner.confirm import confirm_outcome
+
+    outcome, dropped = confirm_outcome(outcome, question.budget, question.gpu)
+    if outcome.choices and outcome.choices[0].confirmed is not None:
+        found = outcome.choices[0].confirmed
+        dropped.append(f"#1 runs within {format_gib(found.reserved_bytes)} reserved ({found.basis})")
+    question.notes["checked"] = "\n".join(dropped)
+    return outcome
 
 
 def _card(gpu: str | None, budget: str | None, margin: float) -> tuple[Gpu, Budget]:

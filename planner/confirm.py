@@ -1,0 +1,92 @@
+"""`recommend --check`: does the choice really run? On the card if it is here, else by ledger and allocator model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from srsplan.kernels import chunking
+from srsplan.models.config import Configuration
+from srsplan.planner.budget import Budget
+from srsplan.planner.gpus import Gpu
+from srsplan.planner.search import Choice, Confirmed, Outcome
+
+SIMULATED_STEPS = 4
+MOST_CHUNKS = 100
+"""Traced in a second or two."""
+
+
+def confirm_outcome(outcome: Outcome, budget: Budget, card: Gpu) -> tuple[Outcome, list[str]]:
+    """The outcome with its first choice checked; choices that do not run are dropped, each with a sentence."""
+    dropped: list[str] = []
+    choices = list(outcome.choices)
+    while choices:
+        confirmed = confirm(choices[0], budget, card)
+        if confirmed.fits:
+            choices[0] = replace(choices[0], confirmed=confirmed)
+            break
+        each = choices.pop(0).configuration
+        dropped.append(f"{each.loss} bs {each.batch_size} sl {each.seq_len} ns {each.negatives} does not run: left out")
+    return replace(outcome, choices=tuple(choices)), dropped
+
+
+def confirm(choice: Choice, budget: Budget, card: Gpu) -> Confirmed:
+    """Some steps and one evaluation batch under a hard cap of what the plan may use."""
+    measured = _measured(choice.configuration, budget, card)
+    return measured or _simulated(choice, budget)
+
+
+def _measured(configuration: Configuration, budget: Budget, card: Gpu) -> Confirmed | None:
+    """A child process on the card; None where there is none that is large enough."""
+    from srsplan.planner.commands.profile import find_bench
+    from srsplan.profiler.cuda_probe import CudaProbe
+
+    probe = find_bench(card, timeout_s=300.0).probe
+    if not isinstance(probe, CudaProbe):
+        return None
+    record = replace(probe, cap_bytes=budget.usable_bytes).run(configuration)
+    return Confirmed(
+        basis=f"measured on {probe.device}: {record.status}",
+        fits=record.status == "ok",
+        allocated_bytes=record.allocated_bytes or 0,
+        reserved_bytes=record.reserved_bytes or 0,
+        retries=None,
+    )
+
+
+def _simulated(choice: Choice, budget: Budget) -> Confirmed:
+    """The trace of the training step through the allocator, which may reserve no more than the plan.
+
+    A chunked loss with thousands of chunks is traced with a few of them; what its other tokens hold is predicted, and
+    taken from the cap beforehand.
+    """
+    from srsplan.profiler.allocator import replay
+    from srsplan.profiler.derive import few_chunks
+    from srsplan.profiler.simulate import simulate_step
+
+    configuration = (
+        choice.configuration if _chunks(choice.configuration) <= MOST_CHUNKS else few_chunks(choice.configuration)
+    )
+    simulated = simulate_step(configuration, steps=SIMULATED_STEPS)
+    untraced = max(0, choice.memory.allocated_bytes - simulated.allocated_bytes)
+    sizes = [allocation.requested_bytes for allocation in simulated.trace.allocations]
+    found = replay(sizes, simulated.trace.events, cap_bytes=budget.usable_bytes - untraced)
+    evaluates = choice.memory.evaluation_bytes <= budget.usable_bytes
+    return Confirmed(
+        basis="simulated: the ledger's trace through the allocator's model",
+        fits=found.fits and evaluates,
+        allocated_bytes=found.allocated_bytes + untraced,
+        reserved_bytes=found.reserved_bytes + untraced,
+        retries=found.retries,
+    )
+
+
+def _chunks(configuration: Configuration) -> int:
+    """How many chunks a step of a chunked loss runs; 1 for the others."""
+    tokens, negatives = configuration.fullest_tokens, configuration.negatives
+    if configuration.loss == "cce":
+        return -(-tokens // chunking.softmax_chunk_tokens(tokens, configuration.catalog))
+    if configuration.loss == "cce-" and negatives is not None:
+        group, dim = configuration.tokens_per_set, configuration.architecture.dim
+        sets = chunking.set_count(tokens, group)
+        return -(-sets // chunking.sampled_chunk_sets(tokens, negatives, dim, group))
+    return 1

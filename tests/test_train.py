@@ -273,3 +273,25 @@ def test_a_loss_that_diverges_is_told(run: Run, data: Path) -> None:
     done = run("train", "--data", data, *TINY, "--epochs", 20, "--learning-rate", 1e18)
     assert done.code == 1
     assert "training diverged" in done.message
+
+
+@pytest.mark.parametrize("verb", ["train", "profile"])
+def test_ctrl_c_ends_with_what_is_kept_and_how_to_go_on(data: Path, tmp_path: Path, verb: str) -> None:
+    arguments: dict[str, tuple[object, ...]] = {
+        "train": ("train", "--data", data, *TINY, "--epochs", 500, "--patience", 500, "-o", "out"),
+        "profile": ("profile", "--gpu", "a100-40gb", "--probes", 60, "-o", "probes.jsonl"),
+    }
+    progress = {"train": tmp_path / "out" / "epochs.jsonl", "profile": tmp_path / "probes.jsonl"}[verb]
+    code = "from srsplan.planner.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments[verb])]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in range(2400):
+        if progress.exists() and progress.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "stopped; " in said
+    assert "goes on" in " ".join(said.split())
+    assert "Traceback" not in said

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from srsplan.planner.training_run import Order, Prepared
 
+INTERRUPTED = 130
 SHOWN_RANKS = (1, 5, 10, 20, 100)
 SHOWN_METRICS = ("NDCG", "HitRate", "MRR", "Coverage", "Surprisal")
 
@@ -174,8 +175,13 @@ def _train(order: Order, overwrite: bool, json: bool) -> None:
 
     prepared = prepare(order, overwrite)
     _introduce(prepared)
-    with ProgressBars(prepared.trainer.settings.epochs, prepared.trainer.progress.epoch) as bars:
-        document = finish(prepared, bars)
+    try:
+        with ProgressBars(prepared.trainer.settings.epochs, prepared.trainer.progress.epoch) as bars:
+            document = finish(prepared, bars)
+    except KeyboardInterrupt:
+        done = prepared.trainer.progress.epoch
+        console.err.print(f"stopped; {done} epochs are saved in {order.folder}, the same command with --resume goes on")
+        raise typer.Exit(INTERRUPTED) from None
     if json:
         console.print_json(document)
         return

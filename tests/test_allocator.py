@@ -18,7 +18,7 @@ from srsplan.planner.gpus import find_gpu
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.search import Search, Space
 from srsplan.planner.workload import WorstCase
-from srsplan.profiler.allocator import Block, CachingAllocator, CapReachedError, replay
+from srsplan.profiler.allocator import LARGE_SEGMENT_BYTES, Block, CachingAllocator, CapReachedError, replay
 from srsplan.profiler.derive import few_chunks, random_steps
 from srsplan.profiler.ledger import Trace
 from srsplan.profiler.simulate import simulate_step
@@ -119,7 +119,8 @@ def test_invariants(steps: list[tuple[int, int]], expandable: bool, cap: int | N
         spans = sorted((block.address, block.address + block.size) for block in live.values())
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         assert sum(block.size for block in live.values()) == allocator.allocated <= allocator.reserved
-        assert cap is None or allocator.peak_reserved <= cap
+        # an expandable segment grows by whole pages, the cap is only asked for the request: PyTorch's own rule
+        assert cap is None or allocator.peak_reserved < cap + (LARGE_SEGMENT_BYTES if expandable else 1)
     for key in list(live):
         allocator.free(key)
     allocator.empty_cache()

@@ -129,7 +129,7 @@ def test_a_hanging_child_takes_its_own_children_with_it(tmp_path: Path) -> None:
         "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         f"open({str(pid_file)!r}, 'w').write(str(p.pid)); time.sleep(60)"
     )
-    assert child(script, timeout=3).status == "timeout"
+    assert child(script, timeout=6).status == "timeout"
     pid = int(pid_file.read_text())
     for _ in range(50):
         state = Path(f"/proc/{pid}/stat")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from srsplan.models import checkpoint
 from srsplan.models.batches import TrainBatches
-from srsplan.models.errors import DeviceOutOfMemory, SrsplanError
+from srsplan.models.config import Configuration
+from srsplan.models.errors import DeviceOutOfMemory, InputError, SrsplanError
 from srsplan.models.evaluation import Ranking, evaluate, subset
 from srsplan.models.loading import step_inputs
 from srsplan.models.splits import Split
@@ -23,6 +25,8 @@ from srsplan.models.step import LEARNING_RATE, TrainingStep
 
 EPOCHS_FILE = "epochs.jsonl"
 VALIDATION_METRIC = "NDCG_10"
+MAY_CHANGE = ("learning_rate", "precision")
+"""What a resumed run may do otherwise: the ways out of a loss that diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +87,25 @@ class Trainer:
     def __init__(self, step: TrainingStep, split: Split, settings: Settings, folder: Path) -> None:
         self.step, self.split, self.settings, self.folder = step, split, settings, folder
         self.progress = Progress()
+        self.changes: tuple[str, ...] = ()
+        """What a resumed run does otherwise than before, in sentences."""
         configuration = step.configuration
         self._batches = TrainBatches(split.train, configuration.batch_size, configuration.seq_len, settings.seed)
         self._validation = subset(split.validation, settings.validation_users, settings.seed)
 
     def resume(self) -> None:
-        """Continue after the last whole epoch; InputError where there is no checkpoint of this model."""
+        """Continue after the last whole epoch; InputError where there is no checkpoint, or it is of another run."""
+        self.changes = self._compared(checkpoint.read_state(self.folder))
         state = checkpoint.load_checkpoint(self.folder, self.step)
         self.progress = Progress(**state["progress"])
 
     def run(self, observer: Observer) -> Progress:
         """Train until patience or epochs run out; the best weights are in the model afterwards."""
-        with out_of_memory_explained(self.step):
+        with out_of_memory_explained(self.step.configuration):
             while not self._finished():
                 self._epoch(observer)
+            if not self.progress.best_epoch:  # resumed with an end before the first evaluation
+                self._evaluate()
             checkpoint.load_best(self.folder, self.step)
         return self.progress
 
@@ -120,7 +129,8 @@ class Trainer:
         if progress.epoch % self.settings.evaluate_every == 0 or progress.epoch == self.settings.epochs:
             record |= self._evaluate()
         self._record(record)
-        checkpoint.save_checkpoint(self.folder, self.step, {"epoch": progress.epoch, "progress": asdict(progress)})
+        state = {"epoch": progress.epoch, "progress": asdict(progress), "run": self._identity()}
+        checkpoint.save_checkpoint(self.folder, self.step, state)
         observer.epoch_done(record)
 
     def _train_epoch(self, observer: Observer) -> float:
@@ -147,6 +157,31 @@ class Trainer:
             checkpoint.save_best(self.folder, self.step)
         return metrics
 
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to be the same run."""
+        configuration = self.step.configuration.to_dict()
+        sizes = configuration.pop("architecture")
+        del configuration["valid_tokens"]  # an assumption of memory figures
+        chosen = {"seed": self.settings.seed, "learning_rate": self.settings.learning_rate}
+        return {**configuration, **sizes, **chosen, "data": _checksum(self.split)}
+
+    def _compared(self, state: dict[str, Any]) -> tuple[str, ...]:
+        """The allowed differences from the run that was saved; InputError for any other."""
+        before, now = state.get("run", {}), self._identity()
+        differing = [name for name, value in before.items() if now.get(name) != value]
+        if "data" in differing:
+            raise InputError(
+                f"the run in {self.folder} was trained on other data, or on another split of them",
+                "resume with the same --data, columns and --split, or start anew with --overwrite",
+            )
+        for name in differing:
+            if name not in MAY_CHANGE:
+                raise InputError(
+                    f"the run in {self.folder} has {name} {before[name]}, not {now.get(name)}",
+                    "resume with the same options, or start anew with --overwrite",
+                )
+        return tuple(f"{name} is {now[name]} from here on, it was {before[name]}" for name in differing)
+
     def _record(self, record: dict[str, Any]) -> None:
         """epochs.jsonl holds one line an epoch; a resumed run drops the lines that its checkpoint does not know."""
         path = self.folder / EPOCHS_FILE
@@ -154,17 +189,24 @@ class Trainer:
         checkpoint.write_whole(path, "\n".join([*lines, json.dumps(record)]).encode() + b"\n")
 
 
+def _checksum(split: Split) -> str:
+    """Of the sequences that are trained on and what is tested: equal for the same data split the same way."""
+    found = 0
+    for part in (split.train.offsets, split.train.items, split.validation.targets, split.test.targets):
+        found = zlib.crc32(part.tobytes(), found)
+    return f"{found:08x}"
+
+
 @contextmanager
-def out_of_memory_explained(step: TrainingStep) -> Iterator[None]:
+def out_of_memory_explained(configuration: Configuration) -> Iterator[None]:
     """CUDA's out-of-memory becomes ours in this one place, with the bytes."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        configuration = step.configuration
         raise DeviceOutOfMemory(
             f"the GPU ran out of memory: {allocated:,} bytes allocated and {reserved:,} reserved at the peak, with "
             f"batch size {configuration.batch_size}, sequence length {configuration.seq_len} and negatives "
             f"{configuration.negatives}",
-            "plan again with a smaller --budget, or take a smaller --batch-size; --resume goes on from the last epoch",
+            "plan again with a smaller --budget, or take a smaller --batch-size, and start anew with --overwrite",
         ) from error

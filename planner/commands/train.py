@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from srsplan.planner.training_run import Order, Prepared
 
 INTERRUPTED = 130
+LARGEST_SEED = 2**31 - 1
 SHOWN_RANKS = (1, 5, 10, 20, 100)
 SHOWN_METRICS = ("NDCG", "HitRate", "MRR", "Coverage", "Surprisal")
 
@@ -57,11 +59,13 @@ def train_command(
     timestamp_column: options.TimestampColumn = None,
     min_user: Annotated[int, typer.Option("--min-user", min=0, help="Drop users with fewer interactions.")] = 0,
     min_item: Annotated[int, typer.Option("--min-item", min=0, help="Drop items with fewer interactions.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything that is random.")] = 42,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of everything that is random.")] = 42,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     json: options.Json = False,
 ) -> None:
     """Train a plan's configuration, test it by full ranking, and keep everything needed to repeat it."""
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite contradict each other", "give the one that is meant")
     sizes = {"dim": dim, "blocks": blocks, "heads": heads, "dropout": dropout}
     knobs = {"batch_size": batch_size, "seq_len": seq_len, "negatives": negatives, "tokens_per_set": tokens_per_set}
     planned, evaluation_batch = _planned(plan, rank, loss)
@@ -84,6 +88,8 @@ def _planned(plan: Path | None, rank: int, loss: str | None) -> tuple[Configurat
     """The plan's configuration and evaluation batch; none where a loss is given and no plan lies about."""
     path = plan or DEFAULT_PATH
     if plan is None and loss is not None:
+        if path.exists():
+            console.err.print(f"--loss without --plan: {path} is left aside", markup=False)
         return None, 256
     if plan is None and not path.exists():
         raise InputError(
@@ -105,9 +111,7 @@ def _override(
     given = {name: value for name, value in knobs.items() if value is not None}
     architecture = {name: value for name, value in sizes.items() if value is not None}
     if planned is not None:
-        changes: dict[str, Any] = {**given, "valid_tokens": None}
-        if loss is not None:
-            changes["loss"] = loss
+        changes: dict[str, Any] = {**_knobs_of(loss, planned), **given, "valid_tokens": None}
         if precision is not None:
             changes["precision"] = precision
         return replace(planned, **changes, architecture=replace(planned.architecture, **architecture))
@@ -122,6 +126,19 @@ def _override(
     }
     # The catalog is the data's: until they are read, the largest possible stands for it
     return Configuration(loss=kind.name, catalog=10**8, architecture=Architecture(**architecture), **{**base, **given})
+
+
+def _knobs_of(loss: str | None, planned: Configuration) -> dict[str, Any]:
+    """What follows from another loss than the plan's: knobs that it does not have are not the user's to unset."""
+    if loss is None:
+        return {}
+    kind = find_loss(loss)
+    changes: dict[str, Any] = {"loss": kind.name}
+    if not kind.sampled or kind.fixed_negatives:
+        changes["negatives"] = kind.fixed_negatives
+    if kind.shares_negatives != find_loss(planned.loss).shares_negatives:
+        changes["tokens_per_set"] = TOKENS_PER_SET if kind.shares_negatives else 1
+    return changes
 
 
 def _order(
@@ -171,29 +188,38 @@ def _device(name: str) -> torch.device:
 
 
 def _train(order: Order, overwrite: bool, json: bool) -> None:
+    from srsplan.models.training import out_of_memory_explained
     from srsplan.planner.training_run import finish, prepare
 
-    prepared = prepare(order, overwrite)
-    _introduce(prepared)
-    try:
-        with ProgressBars(prepared.trainer.settings.epochs, prepared.trainer.progress.epoch) as bars:
-            document = finish(prepared, bars)
-    except KeyboardInterrupt:
-        done = prepared.trainer.progress.epoch
-        console.err.print(f"stopped; {done} epochs are saved in {order.folder}, the same command with --resume goes on")
-        raise typer.Exit(INTERRUPTED) from None
+    with out_of_memory_explained(order.configuration):  # the model's tables and the test may run out as well
+        prepared = prepare(order, overwrite)
+        _introduce(prepared)
+        try:
+            progress = prepared.trainer.progress
+            with ProgressBars(prepared.trainer.settings.epochs, progress.epoch, progress.best) as bars:
+                document = finish(prepared, bars)
+        except KeyboardInterrupt:
+            done = prepared.trainer.progress.epoch
+            folder = escape(str(order.folder))
+            console.err.print(f"stopped; {done} epochs are saved in {folder}, the same command with --resume goes on")
+            raise typer.Exit(INTERRUPTED) from None
+    if document["epochs"] < prepared.trainer.settings.epochs:
+        console.err.print(f"stopped early: {prepared.trainer.progress.stale} evaluations without a better NDCG@10")
     if json:
         console.print_json(document)
         return
     console.out.print(_result_table(document))
     _say_memory(prepared, document)
-    console.out.print(f"everything is in {document['folder']}: best.safetensors, metrics.json, runs.csv, config.json")
+    console.out.print(
+        f"everything is in {escape(document['folder'])}: best.safetensors, metrics.json, runs.csv, config.json"
+    )
 
 
 def _introduce(prepared: Prepared) -> None:
     order, configuration = prepared.order, prepared.order.configuration
     for note in prepared.notes:
-        console.err.print(f"[dim]{note}[/]" if "warning" not in note else f"[yellow]{note}[/]", soft_wrap=True)
+        console.err.print(note, style="yellow" if "warning" in note else "dim", markup=False, soft_wrap=True)
+    _say_validation(prepared)
     knobs = f"bs {configuration.batch_size}, sl {configuration.seq_len}"
     if configuration.negatives is not None:
         knobs += f", ns {configuration.negatives}, {configuration.tokens_per_set} tokens a set"
@@ -203,12 +229,21 @@ def _introduce(prepared: Prepared) -> None:
         console.err.print("on a CPU, in fp32: the plan's memory is a GPU's and is not what limits this run")
     if prepared.trainer.progress.epoch:
         console.err.print(f"resumed after epoch {prepared.trainer.progress.epoch}")
+    for change in prepared.trainer.changes:
+        console.err.print(change, style="yellow", markup=False)
+
+
+def _say_validation(prepared: Prepared) -> None:
+    """Said only where validation is on a part of its users."""
+    users, ranked = len(prepared.split.validation), prepared.trainer.settings.validation_users
+    if ranked < users:
+        console.err.print(f"validation ranks {ranked:,} of its {users:,} users, drawn once; the test ranks all of them")
 
 
 class ProgressBars:
     """Two bars on stderr: epochs with the best validation so far, and the batches of the present one."""
 
-    def __init__(self, epochs: int, done: int) -> None:
+    def __init__(self, epochs: int, done: int, best: float = 0.0) -> None:
         columns = (
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -216,6 +251,7 @@ class ProgressBars:
         self._progress = Progress(*columns, console=console.err)
         self._epochs = self._progress.add_task("epochs", total=epochs, completed=done, note="")
         self._batches = self._progress.add_task("batches", total=None, note="")
+        self._best = best
 
     def __enter__(self) -> ProgressBars:
         self._progress.start()
@@ -237,6 +273,8 @@ class ProgressBars:
         line = f"epoch {record['epoch']:>3}  loss {record['loss']:.4f}  {format_duration(record['seconds'])}"
         if "NDCG_10" in record:
             line += f"  validation NDCG@10 {record['NDCG_10']:.4f}  HitRate@10 {record['HitRate_10']:.4f}"
+            self._best = max(self._best, record["NDCG_10"])
+            self._progress.update(self._epochs, note=f"best validation NDCG@10 {self._best:.4f}")
         self._progress.console.print(line)
         self._progress.advance(self._epochs)
 
@@ -264,11 +302,18 @@ def _say_memory(prepared: Prepared, document: Mapping[str, Any]) -> None:
         return
     from srsplan.planner.memory import MemoryModel
 
+    measured_text = (
+        f"memory at the peak: {format_gib(measured['allocated_bytes'])} allocated, "
+        f"{format_gib(measured['reserved_bytes'])} reserved"
+    )
     users = prepared.trainer.settings.evaluation_batch
     configuration = prepared.order.configuration
-    predicted = MemoryModel().predict(configuration, users, users * configuration.seq_len)
+    try:
+        predicted = MemoryModel().predict(configuration, users, users * configuration.seq_len)
+    except InputError as error:  # the run is over and good: a prediction that does not exist is no reason to fail
+        console.out.print(f"{measured_text}; not predicted: {error.message}", markup=False)
+        return
     console.out.print(
-        f"memory at the peak: {format_gib(measured['allocated_bytes'])} allocated, "
-        f"{format_gib(measured['reserved_bytes'])} reserved; predicted, without padding: "
-        f"{format_gib(predicted.allocated_bytes)} and at most {format_gib(predicted.upper_bytes)}"
+        f"{measured_text}; predicted, without padding: {format_gib(predicted.allocated_bytes)} and at most "
+        f"{format_gib(predicted.upper_bytes)}"
     )

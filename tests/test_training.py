@@ -1,0 +1,106 @@
+"""The training loop: what a resumed run may do otherwise, and where it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from srsplan.models import training
+from srsplan.models.config import Architecture, Configuration
+from srsplan.models.errors import DeviceOutOfMemory, InputError
+from srsplan.models.interactions import read_interactions
+from srsplan.models.splits import split
+from srsplan.models.step import TrainingStep
+from srsplan.models.training import Settings, Trainer
+
+CPU = torch.device("cpu")
+TINY = Configuration(
+    loss="cce", catalog=40, batch_size=16, seq_len=8, precision="fp32", architecture=Architecture(dim=16, blocks=1)
+)
+ONE = Settings(epochs=1)
+
+
+class Silent:
+    def epoch_begins(self, epoch: int, batches: int) -> None: ...
+
+    def batch_done(self) -> None: ...
+
+    def epoch_done(self, record: dict[str, Any]) -> None: ...
+
+
+def walks(path: Path, seed: int) -> Path:
+    """60 users walk through 40 items in order, from starts that the seed draws; every item occurs."""
+    draw = np.random.default_rng(seed)
+    starts = [*range(40), *draw.integers(40, size=20)]
+    rows = [f"u{user},i{(start + step) % 40},{step}" for user, start in enumerate(starts) for step in range(8)]
+    path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    return path
+
+
+def trainer(folder: Path, configuration: Configuration = TINY, settings: Settings = ONE, data: int = 0) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    parts = split(read_interactions(walks(folder.parent / f"walks{data}.csv", data)), "leave-one-out")
+    step = TrainingStep(configuration, CPU, learning_rate=settings.learning_rate, seed=settings.seed)
+    return Trainer(step, parts, settings, folder)
+
+
+OTHERS: list[tuple[str, Configuration, Settings]] = [
+    ("has loss cce, not ce", replace(TINY, loss="ce"), ONE),
+    ("has batch_size 16, not 8", replace(TINY, batch_size=8), ONE),
+    ("has dropout 0.1, not 0.3", replace(TINY, architecture=Architecture(dim=16, blocks=1, dropout=0.3)), ONE),
+    ("has seed 42, not 7", TINY, replace(ONE, seed=7)),
+]
+
+
+@pytest.mark.parametrize(("phrase", "configuration", "settings"), OTHERS, ids=[phrase for phrase, *_ in OTHERS])
+def test_another_run_is_not_resumed(
+    tmp_path: Path, phrase: str, configuration: Configuration, settings: Settings
+) -> None:
+    trainer(tmp_path / "out").run(Silent())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError, match=phrase):
+        trainer(tmp_path / "out", configuration, settings).resume()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_other_data_of_the_same_size_are_not_resumed_on(tmp_path: Path) -> None:
+    trainer(tmp_path / "out").run(Silent())
+    with pytest.raises(InputError, match="trained on other data"):
+        trainer(tmp_path / "out", data=1).resume()
+
+
+def test_the_ways_out_of_divergence_are_allowed_and_told(tmp_path: Path) -> None:
+    trainer(tmp_path / "out").run(Silent())
+    more = trainer(tmp_path / "out", settings=Settings(epochs=2, learning_rate=5e-4, patience=3))
+    more.resume()
+    assert more.changes == ("learning_rate is 0.0005 from here on, it was 0.001",)
+    assert more.run(Silent()).epoch == 2
+
+
+def test_an_end_before_the_first_evaluation_is_evaluated(tmp_path: Path) -> None:
+    rarely = Settings(epochs=4, evaluate_every=4)
+
+    class Interrupts(Silent):
+        def epoch_done(self, record: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "out", settings=rarely).run(Interrupts())
+    shorter = trainer(tmp_path / "out", settings=replace(rarely, epochs=1))
+    shorter.resume()
+    assert shorter.run(Silent()).best_epoch == 1
+    assert (tmp_path / "out" / "best.safetensors").exists()
+
+
+def test_out_of_memory_is_explained_with_bytes() -> None:
+    with (
+        pytest.raises(DeviceOutOfMemory, match=r"bytes allocated .* batch size 16, sequence length 8") as caught,
+        training.out_of_memory_explained(TINY),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    assert isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)

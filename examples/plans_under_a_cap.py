@@ -2,9 +2,9 @@
 
     python examples/plans_under_a_cap.py
 
-On a machine without a GPU this is simulated: the ledger's trace of four steps through the model of the caching
+On a machine without a GPU this is simulated: the ledger's trace of six steps through the model of the caching
 allocator, capped at what the plan may use. Prints per plan whether it runs, how often the cap forces memory to be given
-back, and how much of the budget is used.
+back once the first steps are over, and how much of the budget is used.
 """
 
 from __future__ import annotations

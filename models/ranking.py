@@ -58,18 +58,20 @@ def rank_hidden(hidden: Tensor, item_table: Tensor, seen: Seen | None, best: int
     """The same from hidden states [E, D] and a table [V, D]."""
     catalog = len(item_table)
     chunk = ranking_chunk_items(len(hidden), catalog)
-    scores: Tensor | None = None
-    items: Tensor | None = None
+    so_far: tuple[Tensor, Tensor] | None = None
     for number, start in enumerate(range(0, catalog, chunk)):
-        found, at = _best_of_chunk(hidden, item_table[start : start + chunk], start, _part(seen, number), best)
-        if scores is None or items is None:
-            scores, items = found, at
-            continue
-        scores, order = torch.cat([scores, found], 1).topk(min(best, scores.shape[1] + found.shape[1]), dim=1)
-        items = torch.cat([items, at], 1).gather(1, order)
-    if items is None:
+        found = _best_of_chunk(hidden, item_table[start : start + chunk], start, _part(seen, number), best)
+        so_far = found if so_far is None else _merged(so_far, found, best)
+        del found  # not beside the next chunk's
+    if so_far is None:
         raise ValueError("an empty catalog cannot be ranked")
-    return items
+    return so_far[1]
+
+
+def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], best: int) -> tuple[Tensor, Tensor]:
+    """The best of two lists of (scores, items) [E, K]."""
+    scores, order = torch.cat([one[0], other[0]], 1).topk(min(best, one[0].shape[1] + other[0].shape[1]), dim=1)
+    return scores, torch.cat([one[1], other[1]], 1).gather(1, order)
 
 
 def _part(seen: Seen | None, number: int) -> tuple[Tensor, Tensor] | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from srsplan.kernels import chunking
 from srsplan.models.config import Configuration
 from srsplan.planner.budget import Budget
 from srsplan.planner.gpus import Gpu
 from srsplan.planner.search import Choice, Confirmed, Outcome
+from srsplan.profiler import expressions
 
-SIMULATED_STEPS = 4
+SIMULATED_STEPS, SETTLED_STEP = 6, 4
+"""A cap may force memory to be given back in the first steps, until the blocks have found their places."""
+
 MOST_CHUNKS = 100
 """Traced in a second or two."""
 
@@ -63,13 +65,15 @@ def _simulated(choice: Choice, budget: Budget) -> Confirmed:
     from srsplan.profiler.derive import few_chunks
     from srsplan.profiler.simulate import simulate_step
 
-    configuration = (
-        choice.configuration if _chunks(choice.configuration) <= MOST_CHUNKS else few_chunks(choice.configuration)
-    )
+    configuration = choice.configuration
+    if expressions.chunks(configuration.loss, expressions.step_values([configuration]))[0] > MOST_CHUNKS:
+        configuration = few_chunks(configuration)
     simulated = simulate_step(configuration, steps=SIMULATED_STEPS)
     untraced = max(0, choice.memory.allocated_bytes - simulated.allocated_bytes)
-    sizes = [allocation.requested_bytes for allocation in simulated.trace.allocations]
-    found = replay(sizes, simulated.trace.events, cap_bytes=budget.usable_bytes - untraced)
+    trace = simulated.trace
+    sizes = [allocation.requested_bytes for allocation in trace.allocations]
+    settled = trace.start_of("forward", SETTLED_STEP)
+    found = replay(sizes, trace.events, cap_bytes=budget.usable_bytes - untraced, first_event=settled)
     evaluates = choice.memory.evaluation_bytes <= budget.usable_bytes
     return Confirmed(
         basis="simulated: the ledger's trace through the allocator's model",
@@ -78,15 +82,3 @@ def _simulated(choice: Choice, budget: Budget) -> Confirmed:
         reserved_bytes=found.reserved_bytes + untraced,
         retries=found.retries,
     )
-
-
-def _chunks(configuration: Configuration) -> int:
-    """How many chunks a step of a chunked loss runs; 1 for the others."""
-    tokens, negatives = configuration.fullest_tokens, configuration.negatives
-    if configuration.loss == "cce":
-        return -(-tokens // chunking.softmax_chunk_tokens(tokens, configuration.catalog))
-    if configuration.loss == "cce-" and negatives is not None:
-        group, dim = configuration.tokens_per_set, configuration.architecture.dim
-        sets = chunking.set_count(tokens, group)
-        return -(-sets // chunking.sampled_chunk_sets(tokens, negatives, dim, group))
-    return 1

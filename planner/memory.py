@@ -1,9 +1,8 @@
 """The memory of a configuration from the closed form: no torch, thousands of configurations at once.
 
-The closed form (profiler/derive.py) is the ledger's own trace as formulas: at the last derivation it equalled the
-ledger to the byte on almost every configuration tried. What it predicts is the allocated peak. Reserved bytes, which
-are what runs out, are larger by fragmentation, which has no formula: the allocator's model replays random
-configurations of every loss, and the plan expects the median and keeps room for the worst of them.
+The closed form (profiler/derive.py) is the ledger's own trace as a program whose sizes are formulas: what it predicts
+is the allocated peak, to the byte but for rounding. Reserved bytes, which are what runs out, are larger by
+fragmentation, which has no formula: the program is played through the allocator's model (planner/lifetime.py).
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
+from math import inf
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
+from srsplan.planner import lifetime
 from srsplan.profiler import expressions
-
-Bytes = NDArray[np.int64]
-GRANULE_BYTES = 512
+from srsplan.profiler.program import Bytes, Program
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Memory:
     evaluation_bytes: int
     """Peak of what tensors take during evaluation."""
     upper_bytes: int
-    """What must fit: the larger of training and evaluation at the worst ratio."""
+    """What must fit: reserved after batches of many shapes and evaluations between them."""
     basis: str
     """Where the figures come from."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -46,106 +44,100 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratios:
-    """Reserved bytes as a multiple of the allocated peak plus a little: expected, at worst, and where that is from."""
+    """Measured reserved bytes as a multiple of the predicted: expected, at worst, and where that is from."""
 
     reserved: float
     upper: float
-    slack_bytes: int
     basis: str
-
-    def upper_bytes(self, allocated: int) -> int:
-        """What must fit."""
-        return int(allocated * self.upper) + self.slack_bytes
-
-
-class ClosedForm:
-    """One loss, precision and depth: the instants at which memory can peak."""
-
-    def __init__(self, instants: Sequence[Sequence[tuple[str, str, int]]]) -> None:
-        """`instants`: live storages as (tag, expression, count)."""
-        self._instants = [[(tag, text, count) for tag, text, count in instant] for instant in instants]
-
-    def totals(self, values: expressions.Values) -> Bytes:
-        """Allocated bytes of every instant (rows) for every configuration (columns)."""
-        sizes: dict[str, Bytes] = {}
-        for text in {text for instant in self._instants for _, text, _ in instant}:
-            size = expressions.evaluate(text, values)
-            sizes[text] = -(-size // GRANULE_BYTES) * GRANULE_BYTES
-        return np.stack([sum(count * sizes[text] for _, text, count in instant) for instant in self._instants])
-
-    def peaks(self, values: expressions.Values) -> Bytes:
-        """Allocated peak of every configuration."""
-        peaks: Bytes = self.totals(values).max(0)
-        return peaks
-
-    def breakdown(self, values: expressions.Values) -> dict[str, int]:
-        """Bytes by tag at the peak of the first configuration, largest first."""
-        instant = self._instants[int(self.totals(values)[:, 0].argmax())]
-        sums: dict[str, int] = {}
-        for tag, text, count in instant:
-            size = int(expressions.evaluate(text, values)[0])
-            sums[tag] = sums.get(tag, 0) + count * -(-size // GRANULE_BYTES) * GRANULE_BYTES
-        return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 class MemoryModel:
-    """Every closed form that ships, and the ratios of reserved to allocated bytes."""
+    """Every closed form that ships, and what a profile corrects about it."""
 
     def __init__(self, measured: Ratios | None = None) -> None:
-        """`measured` ratios take the place of the simulated ones that ship."""
-        self._measured = measured
+        """`measured` ratios correct the reserved bytes."""
+        self.measured = measured
+        self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved] = {}
 
     @cached_property
-    def _document(self) -> dict[str, Any]:
-        text = files("srsplan.planner.data").joinpath("closed_form.json").read_text()
+    def _programs(self) -> dict[str, Any]:
+        text = files("srsplan.planner.data").joinpath("programs.json").read_text()
         document: dict[str, Any] = json.loads(text)
-        return document
-
-    def ratios(self, configuration: Configuration) -> Ratios:
-        """What fragmentation adds for a configuration's loss and precision."""
-        if self._measured is not None:
-            return self._measured
-        width = "fp32" if configuration.precision == "fp32" else "fp16"
-        found = self._document["ratios"][f"{configuration.loss}/{width}"]
-        basis = f"allocator replayed for {found['samples']} configurations (simulated), expected {found['median']:.2f}"
-        return Ratios(
-            reserved=max(1.0, found["median"]),
-            upper=found["largest"],
-            slack_bytes=self._document["slack_bytes"],
-            basis=f"{basis}, worst {found['largest']:.2f} times allocated",
-        )
+        programs: dict[str, Any] = document["programs"]
+        return programs
 
     @cache  # noqa: B019 - one model per process
-    def form(self, loss: str, precision: str, blocks: int) -> ClosedForm:
+    def _program(self, key: str) -> Program:
+        return Program.from_document(self._programs[key])
+
+    def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
         """The closed form of a loss (or "evaluation"); InputError for a depth that has none."""
-        key = f"{loss}/{precision}/{blocks}"
-        forms = self._document["forms"]
-        if key not in forms:
+        blocks = configuration.architecture.blocks
+        key = expressions.program_key(loss, configuration.precision, blocks, many_chunks)
+        if key not in self._programs:
             raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
-        return ClosedForm(forms[key])
+        return self._program(key)
 
     def allocated(self, configurations: Sequence[Configuration]) -> Bytes:
         """Allocated training peaks of configurations that share loss, precision and depth."""
-        first = configurations[0]
-        form = self.form(first.loss, first.precision, first.architecture.blocks)
-        return form.peaks(expressions.step_values(configurations))
+        values = expressions.step_values(configurations)
+        return self._peaks(configurations[0].loss, configurations[0], values)
 
     def evaluation(self, configuration: Configuration, users: int, seen_pairs: int) -> int:
         """Allocated peak of evaluation with so many users in a batch."""
-        form = self.form("evaluation", configuration.precision, configuration.architecture.blocks)
-        return int(form.peaks(expressions.evaluation_values(configuration, users, seen_pairs))[0])
+        values = expressions.evaluation_values(configuration, users, seen_pairs)
+        return int(self._peaks("evaluation", configuration, values)[0])
 
-    def predict(self, configuration: Configuration, users: int, seen_pairs: int) -> Memory:
-        """Everything about one configuration, the breakdown included."""
-        form = self.form(configuration.loss, configuration.precision, configuration.architecture.blocks)
+    def _peaks(self, loss: str, configuration: Configuration, values: expressions.Values) -> Bytes:
+        """One walk for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""
+        rounds = np.minimum(expressions.chunks(loss, values), 3)
+        peaks = np.zeros_like(rounds)
+        for count in np.unique(rounds):
+            chosen = rounds == count
+            program = self.program(loss, configuration, bool(count > 1))
+            part = {name: array[chosen] for name, array in values.items()}
+            peaks[chosen] = program.peaks(part, max(0, int(count) - 2))
+        return peaks
+
+    def breakdown(self, configuration: Configuration) -> dict[str, int]:
+        """Bytes by tag at the allocated peak of a training step, largest first."""
         values = expressions.step_values([configuration])
-        allocated, evaluation = int(form.peaks(values)[0]), self.evaluation(configuration, users, seen_pairs)
-        ratios = self.ratios(configuration)
+        chunks = int(expressions.chunks(configuration.loss, values)[0])
+        program = self.program(configuration.loss, configuration, chunks > 1)
+        return program.breakdown(values, min(1, max(0, chunks - 2)))
+
+    def reserved(
+        self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float = inf
+    ) -> lifetime.Reserved:
+        """Peaks of what the process holds of the card, under a cap if it runs there; some 10 milliseconds."""
+        found = self._replayed(configuration, users, seen_pairs, usable_bytes)
+        return found if found.upper <= usable_bytes else self._replayed(configuration, users, seen_pairs, inf)
+
+    def fits(self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: int) -> bool:
+        """Whether the upper bound is within so many bytes; faster than `reserved` where it is not."""
+        return self._replayed(configuration, users, seen_pairs, usable_bytes).upper <= usable_bytes
+
+    def _replayed(
+        self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float
+    ) -> lifetime.Reserved:
+        """Not to the end where it does not run within `usable_bytes`; what was played to the end is remembered."""
+        key = configuration, users, seen_pairs, usable_bytes
+        if key not in self._known:
+            expected, upper = (self.measured.reserved, self.measured.upper) if self.measured else (1.0, 1.0)
+            played = lifetime.reserved(configuration, users, seen_pairs, self.program, usable_bytes / upper)
+            self._known[key] = lifetime.Reserved(int(played.expected * expected), int(played.upper * upper))
+        return self._known[key]
+
+    def predict(self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float = inf) -> Memory:
+        """Everything about one configuration, the breakdown included; `usable_bytes` is the cap it has to run under."""
+        breakdown = self.breakdown(configuration)
+        found = self.reserved(configuration, users, seen_pairs, usable_bytes)
+        basis = "the same step replayed through the allocator's model (simulated)"
         return Memory(
-            allocated_bytes=allocated,
-            reserved_bytes=int(allocated * ratios.reserved) + ratios.slack_bytes,
-            evaluation_bytes=evaluation,
-            upper_bytes=ratios.upper_bytes(max(allocated, evaluation)),
-            basis=f"allocated: closed form of the ledger; reserved: {ratios.basis}",
-            breakdown_bytes=form.breakdown(values),
+            allocated_bytes=sum(breakdown.values()),
+            reserved_bytes=found.expected,
+            evaluation_bytes=self.evaluation(configuration, users, seen_pairs),
+            upper_bytes=found.upper,
+            basis=f"allocated: closed form of the ledger; reserved: {self.measured.basis if self.measured else basis}",
+            breakdown_bytes=breakdown,
         )

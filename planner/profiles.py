@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from srsplan.models.errors import InputError
-from srsplan.planner import timing
+from srsplan.planner import lifetime, timing
 from srsplan.planner.gpus import Gpu, find_gpu
 from srsplan.planner.memory import MemoryModel, Ratios
 from srsplan.profiler.records import ProbeRecord
@@ -32,7 +32,7 @@ def model_of(path: Path) -> Fit:
     records = [record for record in load(path).records if record.allocated_bytes is not None]
     if not records:
         raise InputError(f"{path} holds no probe that ran", "run srsplan profile again, with smaller catalogs")
-    measured = [record for record in records if record.basis == "measured" and record.status == "ok"]
+    measured = [record for record in records if record.status == "ok" and record.reserved_bytes is not None]
     error = f"closed form within {_worst_error(records):.2%} of {len(records)} probes"
     if len(measured) < FEWEST:
         return Fit(
@@ -74,9 +74,10 @@ def _worst_error(records: Sequence[ProbeRecord]) -> float:
 
 
 def _ratios(measured: Sequence[ProbeRecord], path: Path) -> Ratios:
-    found = [(record.reserved_bytes or record.allocated_bytes or 0) / _predicted(record) for record in measured]
+    model = MemoryModel()
+    found = [(each.reserved_bytes or 0) / lifetime.steady(each.configuration, model.program) for each in measured]
     basis = f"{len(found)} probes of {path}"
-    return Ratios(reserved=max(1.0, median(found)), upper=max(1.0, max(found)), slack_bytes=0, basis=basis)
+    return Ratios(reserved=max(1.0, median(found)), upper=max(1.0, max(found)), basis=basis)
 
 
 def _time_scale(measured: Sequence[ProbeRecord]) -> float:

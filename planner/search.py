@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product as combinations
 
 from srsplan.models.config import LOSSES, Architecture, Configuration, Precision
 from srsplan.planner import timing
@@ -17,7 +18,9 @@ from srsplan.planner.gpus import Gpu
 from srsplan.planner.memory import Memory, MemoryModel
 from srsplan.planner.workload import USERS_PER_BATCH, Workload
 
-BATCH_SIZES = sorted(size for power in range(4, 14) for size in (2**power, 3 * 2 ** (power - 1)) if size <= 8192)
+BATCH_SIZES: list[int] = sorted(
+    size for power in range(4, 14) for size in (2**power, 3 * 2 ** (power - 1)) if size <= 8192
+)
 NEGATIVES = [2**power for power in range(5, 13)]
 """Published runs use batches up to 5,120 and up to 4,095 negatives: the rule is not trusted far beyond."""
 
@@ -25,6 +28,14 @@ TOKENS_PER_SET = 32
 BALANCED_CHOICES = 3
 FULL_SOFTMAX_PATIENCE = 2.0
 """A full softmax is preferred while it takes at most so many times the sampled loss's time per token."""
+
+TRIES = 60
+"""Replays of one search step: each takes a few milliseconds."""
+
+LEAST_SHARE = 0.7
+"""Reserved bytes are at most 1.4 times what tensors take."""
+
+NEAR_MISSES = 3
 
 EVALUATION_USERS = (64, 1024)
 """Evaluation batches: smaller ones waste the GPU, larger ones gain nothing."""
@@ -50,7 +61,7 @@ class Confirmed:
     allocated_bytes: int
     reserved_bytes: int
     retries: int | None
-    """How often the cap made the allocator give memory back; None where that was not counted."""
+    """How often the cap made the allocator give memory back in settled steps; None where that was not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +108,6 @@ class Outcome:
     near_misses: tuple[Miss, ...]
     knobs: tuple[Knob, ...]
     considered: int
-    fitting: int
 
 
 Order = Callable[[Sequence[Configuration]], list[int]]
@@ -112,21 +122,23 @@ class Search:
 
     def run(self, order: Order | None = None) -> Outcome:
         """Rank what fits; `order` replaces the balance rule. An outcome without choices names the nearest misses."""
-        fitting: dict[str, list[Configuration]] = {}
-        over: list[tuple[int, Configuration]] = []
-        considered = 0
+        ordered: dict[str, list[Configuration]] = {}
+        tops: dict[str, Configuration] = {}
+        pool: list[Configuration] = []
         for loss in self.space.losses:
             candidates = list(self.candidates(loss))
-            considered += len(candidates)
-            fits, misses = self._sort_out(candidates)
-            if fits:
-                fitting[loss] = fits
-            over += misses
-        chosen = self._choose(fitting, order or by_balance) if fitting else ()
-        nearest = self._nearest(over, chosen[0].configuration if chosen else None)
-        knobs = self._knobs(chosen[0]) if chosen else ()
-        count = sum(map(len, fitting.values()))
-        return Outcome(choices=chosen, near_misses=nearest, knobs=knobs, considered=considered, fitting=count)
+            pool += candidates
+            each = self._affordable(candidates)
+            ordered[loss] = [each[index] for index in (order or by_balance)(each)] if each else []
+            for top in self._first_fitting(ordered[loss], 1):
+                tops[loss] = top
+        chosen = self._choose(ordered, tops) if tops else ()
+        return Outcome(
+            choices=chosen,
+            near_misses=self._nearest(pool, chosen[0].configuration if chosen else None),
+            knobs=self._knobs(chosen[0]) if chosen else (),
+            considered=len(pool),
+        )
 
     def candidates(self, loss: str) -> Iterable[Configuration]:
         """Every combination of the knobs for a loss."""
@@ -135,14 +147,18 @@ class Search:
         if kind.sampled:
             counts = [kind.fixed_negatives] if kind.fixed_negatives else NEGATIVES
             negatives = [count for count in counts if count < self.space.catalog]
-        users = self.space.workload.users
-        largest = max(BATCH_SIZES[0], (users or BATCH_SIZES[-1] * USERS_PER_BATCH) // USERS_PER_BATCH)
         for seq_len in self.space.workload.seq_lens():
-            for batch_size in (size for size in BATCH_SIZES if size <= largest):
+            for batch_size in (size for size in BATCH_SIZES if size <= self._largest_batch):
                 base = self.configuration(loss, batch_size, seq_len, negatives[0]) if negatives else None
                 for count in negatives:
                     if base is not None:
                         yield replace(base, negatives=count)
+
+    @property
+    def _largest_batch(self) -> int:
+        """An epoch has steps enough."""
+        users: int = self.space.workload.users or BATCH_SIZES[-1] * USERS_PER_BATCH
+        return min(BATCH_SIZES[-1], max(BATCH_SIZES[0], users // USERS_PER_BATCH // 8 * 8))
 
     def configuration(self, loss: str, batch_size: int, seq_len: int, negatives: int | None) -> Configuration:
         """One configuration of this space."""
@@ -160,12 +176,11 @@ class Search:
 
     def predict(self, configuration: Configuration, why: str = "") -> Choice:
         """Everything about one configuration, whether it fits or not."""
-        users = self.evaluation_users(configuration)
-        pairs = self._seen_pairs(users, configuration)
-        known = self.space.workload.users
+        users, known = self.evaluation_users(configuration), self.space.workload.users
+        pairs, usable = self._seen_pairs(users, configuration), self.budget.usable_bytes
         return Choice(
             configuration=configuration,
-            memory=self.model.predict(configuration, users, pairs),
+            memory=self.model.predict(configuration, users, pairs, usable),
             evaluation_users=users,
             step_ms=timing.step_ms(configuration, self.gpu) * self.time_scale,
             steps_per_epoch=None if known is None else -(-known // configuration.batch_size),
@@ -177,47 +192,73 @@ class Search:
 
         1 is the least, whether it fits or not.
         """
-        smallest, users = EVALUATION_USERS
-        training = self.model.ratios(configuration).upper_bytes(int(self.model.allocated([configuration])[0]))
-        while users > smallest and self._evaluation_upper(configuration, users) > training:
+        training, (smallest, users) = int(self.model.allocated([configuration])[0]), EVALUATION_USERS
+        while users > smallest and self._evaluation(configuration, users) > training:
             users //= 2
-        while users > 1 and self._evaluation_upper(configuration, users) > self.budget.usable_bytes:
+        while users > 1 and self._evaluation(configuration, users) > max(training, self.budget.usable_bytes):
             users //= 2
         return users
 
-    def _evaluation_upper(self, configuration: Configuration, users: int) -> int:
-        peak = self.model.evaluation(configuration, users, self._seen_pairs(users, configuration))
-        return self.model.ratios(configuration).upper_bytes(peak)
+    def _evaluation(self, configuration: Configuration, users: int) -> int:
+        return self.model.evaluation(configuration, users, self._seen_pairs(users, configuration))
 
     def _seen_pairs(self, users: int, configuration: Configuration) -> int:
         return self.space.workload.seen_pairs(users) or users * configuration.seq_len
 
-    def _sort_out(self, candidates: list[Configuration]) -> tuple[list[Configuration], list[tuple[int, Configuration]]]:
-        """What fits, and the rest with the bytes it is over."""
+    def _affordable(self, candidates: list[Configuration]) -> list[Configuration]:
+        """Those whose tensors alone do not exceed the budget; fragmentation decides later."""
         if not candidates:
-            return [], []
-        allocated, ratios = self.model.allocated(candidates), self.model.ratios(candidates[0])
-        fits, misses = [], []
-        for configuration, peak in zip(candidates, allocated, strict=True):
-            over = ratios.upper_bytes(int(peak)) - self.budget.usable_bytes
-            if over > 0:
-                misses.append((over, configuration))
-            else:
-                fits.append(configuration)
-        if fits and self._evaluation_upper(fits[0], 1) > self.budget.usable_bytes:
-            over = self._evaluation_upper(fits[0], 1) - self.budget.usable_bytes
-            return [], [(over, configuration) for configuration in fits] + misses
-        return fits, misses
+            return []
+        allocated = self.model.allocated(candidates)
+        return [each for each, peak in zip(candidates, allocated, strict=True) if peak <= self.budget.usable_bytes]
 
-    def _choose(self, fitting: dict[str, list[Configuration]], order: Order) -> tuple[Choice, ...]:
-        """Three of the preferred loss, then the best of every other loss."""
-        ordered = {loss: [each[index] for index in order(each)] for loss, each in fitting.items()}
-        best = self.preferred_loss({loss: each[0] for loss, each in ordered.items()})
-        picked = _varied(ordered[best], BALANCED_CHOICES)
+    def fits(self, configuration: Configuration) -> bool:
+        """Whether everything a process may reserve, evaluation included, is within the budget."""
+        users = self.evaluation_users(configuration)
+        pairs = self._seen_pairs(users, configuration)
+        return self.model.fits(configuration, users, pairs, self.budget.usable_bytes)
+
+    def _first_fitting(self, ordered: Iterable[Configuration], count: int, tries: int = TRIES) -> list[Configuration]:
+        """The first of an order that fit, of different sequence lengths: a choice, not three times the same."""
+        picked: list[Configuration] = []
+        for configuration in ordered:
+            if len(picked) == count or not tries:
+                break
+            if all(configuration.seq_len != other.seq_len for other in picked):
+                tries -= 1
+                picked += [configuration] if self.fits(configuration) else []
+        return picked
+
+    def _choose(self, ordered: dict[str, list[Configuration]], tops: dict[str, Configuration]) -> tuple[Choice, ...]:
+        """Three of the preferred loss, then the best of every other loss; each grown into what is left."""
+        best = self.preferred_loss(tops)
+        first, *others = self._first_fitting(ordered[best], BALANCED_CHOICES)
+        picked = [self.grown(first), *(self.grown(each, lengths=False) for each in others)]
         choices = [self.predict(each, _why(each, picked[0])) for each in picked]
-        rest = sorted((loss for loss in ordered if loss != best), key=lambda loss: -_balance(ordered[loss][0]))
-        choices += [self.predict(ordered[loss][0], f"best of {LOSSES[loss].title}") for loss in rest]
+        rest = sorted((loss for loss in tops if loss != best), key=lambda loss: -_balance(tops[loss]))
+        choices += [self.predict(self.grown(tops[loss]), f"best of {LOSSES[loss].title}") for loss in rest]
         return tuple(choices)
+
+    def grown(self, base: Configuration, lengths: bool = True) -> Configuration:
+        """The best of what lies between a configuration and the next ones of the grid; then the largest batch."""
+        seq_lens = _between(base.seq_len, max(self.space.workload.seq_lens()) if lengths else base.seq_len)
+        negatives: list[int | None] = [base.negatives]
+        if base.negatives is not None and not LOSSES[base.loss].fixed_negatives:
+            negatives = [*_between(base.negatives, min(NEGATIVES[-1], self.space.catalog - 1))]
+        batch_sizes = [
+            *_between(base.batch_size, self._largest_batch),
+            *(size for size in BATCH_SIZES if size <= self._largest_batch),
+        ]
+        finer = [
+            replace(self.configuration(base.loss, batch_size, seq_len, negatives[0]), negatives=count)
+            for batch_size, seq_len in combinations({*batch_sizes}, seq_lens)
+            if batch_size >= base.batch_size
+            for count in negatives
+        ]
+        affordable = sorted(
+            self._affordable(finer), key=lambda each: (_balance(each), each.seq_len, each.batch_size), reverse=True
+        )
+        return next(iter(self._first_fitting(affordable, 1)), base)
 
     def preferred_loss(self, tops: dict[str, Configuration]) -> str:
         """The full softmax while it costs little more time per token, otherwise the sampled loss; never bce first.
@@ -240,15 +281,30 @@ class Search:
     def _token_ms(self, configuration: Configuration) -> float:
         return timing.step_ms(configuration, self.gpu) / configuration.fullest_tokens
 
-    def _nearest(self, over: list[tuple[int, Configuration]], rank_1: Configuration | None) -> tuple[Miss, ...]:
+    def _nearest(self, pool: list[Configuration], rank_1: Configuration | None) -> tuple[Miss, ...]:
         """The least over budget: of rank 1's loss those that would rank above it, else of any loss."""
         if rank_1 is not None:
-            over = [miss for miss in over if miss[1].loss == rank_1.loss and miss[1].balance >= rank_1.balance]
-        nearest = sorted(over, key=lambda miss: (miss[0], -miss[1].balance))[:3]
-        return tuple(
-            Miss(configuration=configuration, memory=self.predict(configuration).memory, over_bytes=excess)
-            for excess, configuration in nearest
+            pool = [each for each in pool if each.loss == rank_1.loss and each.balance >= rank_1.balance]
+        allocated = {
+            each: int(peak)
+            for loss in self.space.losses
+            if (same := [each for each in pool if each.loss == loss])
+            for each, peak in zip(same, self.model.allocated(same), strict=True)
+        }
+        at_least = self.budget.usable_bytes * LEAST_SHARE
+        nearest = sorted(
+            (each for each in allocated if allocated[each] > at_least),
+            key=lambda each: (allocated[each], -each.balance),
         )
+        misses = []
+        for configuration in nearest[:TRIES]:
+            if not self.fits(configuration):
+                memory = self.predict(configuration).memory
+                over = memory.upper_bytes - self.budget.usable_bytes
+                misses.append(Miss(configuration=configuration, memory=memory, over_bytes=over))
+            if len(misses) == NEAR_MISSES:
+                break
+        return tuple(sorted(misses, key=lambda miss: miss.over_bytes))
 
     def _knobs(self, choice: Choice) -> tuple[Knob, ...]:
         """What doubling or halving each knob of a choice does to its upper bound."""
@@ -285,15 +341,10 @@ def _balance(configuration: Configuration) -> int:
     return configuration.batch_size if fixed else configuration.balance
 
 
-def _varied(ordered: Sequence[Configuration], count: int) -> list[Configuration]:
-    """The first of the order and the next ones that differ in sequence length: a choice, not three times the same."""
-    picked: list[Configuration] = []
-    for configuration in ordered:
-        if all(configuration.seq_len != other.seq_len for other in picked):
-            picked.append(configuration)
-        if len(picked) == count:
-            break
-    return picked
+def _between(size: int, limit: int) -> list[int]:
+    """From a size up to the next of the grid, in eighths, multiples of 8 where it is large; never above `limit`."""
+    unit = 8 if size >= 64 else 1
+    return sorted({size, *(min(limit, size * part // 8 // unit * unit) for part in range(9, 16) if size < limit)})
 
 
 def _why(configuration: Configuration, first: Configuration) -> str:

@@ -24,7 +24,7 @@ SMALL_SEGMENT_BYTES = 2 * MIB
 LARGE_SEGMENT_BYTES = 20 * MIB
 MIN_LARGE_BYTES = 10 * MIB
 ROUND_LARGE_BYTES = 2 * MIB
-VIRTUAL_RANGE_BYTES = 1 << 38
+VIRTUAL_RANGE_BYTES = 1 << 46
 
 
 class CapReachedError(Exception):
@@ -112,6 +112,8 @@ class CachingAllocator:
     def __init__(self, cap_bytes: int | None = None, expandable_segments: bool = False) -> None:
         self.cap_bytes, self.expandable = cap_bytes, expandable_segments
         self.reserved = self.peak_reserved = self.allocated = self.peak_allocated = self.retries = 0
+        self.peak_asked = 0
+        """The smallest cap under which nothing would have to be given back: no retries."""
         self._pools = {True: Pool(small=True), False: Pool(small=False)}
         self._live: dict[int, Block] = {}
         self._next_address = 1 << 50
@@ -191,6 +193,7 @@ class CachingAllocator:
         # the cap is asked for the whole segment, even where part of it is mapped already
         if self.cap_bytes is not None and self.reserved + segment > self.cap_bytes:
             return None
+        self.peak_asked = max(self.peak_asked, self.reserved + segment)
         if self.expandable:
             return self._expand(pool, size)
         self._grow(segment)
@@ -257,17 +260,26 @@ class Outcome:
 
 
 def replay(
-    sizes: list[int], events: Iterable[int], cap_bytes: int | None = None, expandable_segments: bool = True
+    sizes: list[int],
+    events: Iterable[int],
+    cap_bytes: int | None = None,
+    expandable_segments: bool = True,
+    first_event: int = 0,
 ) -> Outcome:
-    """Play a trace from an empty process: `sizes` of allocations, `events` +index at birth and ~index at death."""
+    """Play a trace from an empty process: `sizes` of allocations, `events` +index at birth and ~index at death.
+
+    Retries count from `first_event` on.
+    """
     allocator = CachingAllocator(cap_bytes, expandable_segments)
-    fits = True
+    fits, before = True, 0
     try:
-        for event in events:
+        for position, event in enumerate(events):
+            if position == first_event:
+                before = allocator.retries
             if event >= 0:
                 allocator.allocate(event, sizes[event])
             else:
                 allocator.free(~event)
     except CapReachedError:
         fits = False
-    return Outcome(fits, allocator.peak_reserved, allocator.peak_allocated, allocator.retries)
+    return Outcome(fits, allocator.peak_reserved, allocator.peak_allocated, allocator.retries - before)

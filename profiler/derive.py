@@ -1,11 +1,10 @@
 """Derives the closed form of the memory of a step from the ledger: no hand-written formula, no fitted constant.
 
 The step runs once on meta tensors with sizes chosen so that every variable carries a prime factor of its own (its
-signature). Each storage's bytes then factor into an exact product of variables, and every instant of the trace into a
-sum of such products. Instants that are never the largest over many random configurations are dropped; the rest is
-the closed form: the allocated peak is their maximum.
+signature). Each storage's bytes then factor into an exact product of variables, and the trace becomes a program of
+allocations (`program`). A chunked loss runs with two, three and four chunks: what three have more is the loop.
 
-    python -m srsplan.profiler.derive        writes planner/data/closed_form.json
+    python -m srsplan.profiler.derive        writes planner/data/programs.json
 """
 
 from __future__ import annotations
@@ -15,39 +14,28 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from itertools import product as combinations
 from pathlib import Path
-from statistics import median
 from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
 
 from srsplan.kernels import chunking
 from srsplan.models.config import LOSSES, Architecture, Configuration, Precision
 from srsplan.profiler import expressions
-from srsplan.profiler.allocator import replay
 from srsplan.profiler.ledger import GRANULE_BYTES, Allocation
+from srsplan.profiler.program import Code, Program, encode, looped
 from srsplan.profiler.simulate import EvaluationSizes, Simulated, simulate_evaluation, simulate_step
 
-VERSION = 1
+VERSION = 2
 BLOCKS = (1, 2, 3, 4)
 PRECISIONS = ("fp16", "bf16", "fp32")
 SMALL_PRIMES = (2, 3, 5, 7)
 LARGEST_COEFFICIENT = 1 << 14
-SAMPLES = 4000
-RATIO_SAMPLES = 120
-SMALLEST_RATIO_BYTES, LARGEST_RATIO_BYTES = 500 << 20, 180 << 30
-SLACK_BYTES = 64 << 20
-"""Of the small pool and of pages half used: reserved = ratio x allocated + this."""
 
 SEQ_LEN = 409
 """Prime, and 13 x 32 when padded to 32."""
-
-Instant = Counter[tuple[str, str]]
-"""Live storages of one instant: (tag, expression) -> how many."""
 
 
 class NotFactored(ValueError):
@@ -86,19 +74,27 @@ def factor(size: int, sizes: Mapping[str, tuple[str, int]]) -> str:
     return expressions.product(rest, powers)
 
 
-def generic_step(loss: str, precision: Precision, blocks: int) -> tuple[Configuration, dict[str, tuple[str, int]]]:
-    """A configuration whose sizes can be told apart, and the table of its variables."""
+def generic_step(
+    loss: str, precision: Precision, blocks: int, chunks: int = 1
+) -> tuple[Configuration, dict[str, tuple[str, int]]]:
+    """A configuration of so many chunks whose sizes can be told apart, and the table of its variables."""
     sampled = LOSSES[loss].sampled
     negatives = (LOSSES[loss].fixed_negatives or 61) if sampled else None
     group = 37 if LOSSES[loss].shares_negatives else 1
     architecture = Architecture(dim=8 * 11 * 29, blocks=blocks, heads=11)
     batches = (1009, 1013, 1019, 1021)
-    for catalog, tokens, batch in combinations(range(100_003, 104_000, 2), range(70_001, 70_041), batches):
-        # two chunks exactly, so that the last one's size can be told from the others'
-        short = {"cce": tokens - 69_150, "cce-": tokens - 46_991}.get(loss, tokens)
+    for catalog, extra, batch in combinations(
+        range(100_003, 104_000, 2), range(0, 40 * group, group // 5 + 1), batches
+    ):
+        full = 0
+        if loss == "cce":
+            full = chunking.softmax_chunk_tokens(10**9, catalog)
+        if loss == "cce-":
+            full = group * chunking.sampled_chunk_sets(10**9, negatives or 1, architecture.dim, group)
+        tokens = full // 3 + (chunks - 1) * full + extra if LOSSES[loss].chunked else 70_001 + extra
         configuration = Configuration(
             loss=loss, catalog=catalog, batch_size=batch, seq_len=SEQ_LEN, negatives=negatives, tokens_per_set=group,
-            valid_tokens=short, architecture=architecture, precision=precision,
+            valid_tokens=tokens, architecture=architecture, precision=precision,
         )  # fmt: skip
         sizes = _step_sizes(configuration)
         if _generic(sizes):
@@ -108,17 +104,16 @@ def generic_step(loss: str, precision: Precision, blocks: int) -> tuple[Configur
 
 def _step_sizes(configuration: Configuration) -> dict[str, tuple[str, int]]:
     row = {name: int(array[0]) for name, array in expressions.step_values([configuration]).items()}
-    loss = LOSSES[configuration.loss]
+    loss, single = LOSSES[configuration.loss], row["M"] <= row["T"] and row["sets"] <= row["S"]
     names = ["V", "D", "H", "B", "L", "A", "M"]
     if loss.sampled and loss.fixed_negatives is None:
         names += ["n", "K"]
-    sizes = {name: (name, row[name]) for name in names}
     if loss.shares_negatives:
-        sets = row["P"] // row["G"]
-        sizes |= {"S": ("S", row["S"]), "S last": ("S", sets - row["S"])}
-        sizes |= {"P": ("P", row["P"]), "G": ("G", row["G"])}
+        names += ["S", "G"] if single else ["S", "s", "P", "G"]
     if configuration.loss == "cce":
-        sizes |= {"T": ("T", row["T"]), "T last": ("T", row["M"] - row["T"])}
+        names += [] if single else ["T", "t"]
+    sizes = {name: (name, row[name]) for name in names}
+    if configuration.loss == "cce":
         sizes |= {"I last": ("I", row["V"] % row["I"]), "I": ("I", row["I"])}
     return sizes
 
@@ -140,35 +135,22 @@ def _generic(sizes: Mapping[str, tuple[str, int]]) -> bool:
 
 
 def generic_evaluation(
-    precision: Precision, blocks: int
+    precision: Precision, blocks: int, chunks: int
 ) -> tuple[Configuration, EvaluationSizes, dict[str, tuple[str, int]]]:
-    """The same for an evaluation batch of two chunks of items."""
+    """The same for an evaluation batch of so many chunks of items."""
     architecture = Architecture(dim=8 * 11 * 29, blocks=blocks, heads=11)
     for users, rest, pairs in combinations(
         (521, 523, 541, 547, 557, 563), range(100_003, 100_203, 2), range(7001, 7041, 2)
     ):
-        chunk = chunking.ranking_chunk_items(users, chunking.CHUNK_ELEMENTS)
+        catalog = (chunks - 1) * chunking.ranking_chunk_items(users, 10**9) + rest
         configuration = Configuration(
-            loss="cce",
-            catalog=chunk + rest,
-            batch_size=1,
-            seq_len=SEQ_LEN,
-            architecture=architecture,
-            precision=precision,
+            loss="cce", catalog=catalog, batch_size=1, seq_len=SEQ_LEN, architecture=architecture, precision=precision
         )
-        sizes = {
-            "V": configuration.catalog,
-            "D": architecture.dim,
-            "H": 11,
-            "L": SEQ_LEN,
-            "A": expressions.attention_rows(SEQ_LEN),
-            "U": users,
-            "Q": pairs,
-            "C": chunk,
-        }
-        table = {name: (name, value) for name, value in sizes.items()} | {"C last": ("C", rest)}
-        if _generic(table):
-            return configuration, EvaluationSizes(users=users, seen_pairs=pairs), table
+        row = expressions.evaluation_values(configuration, users, pairs)
+        names = ["V", "D", "H", "L", "A", "U", "Q", *(["C", "c"] if chunks > 1 else [])]
+        sizes = {name: (name, int(row[name][0])) for name in names}
+        if _generic(sizes):
+            return configuration, EvaluationSizes(users=users, seen_pairs=pairs), sizes
     raise NotFactored("no generic sizes for evaluation")
 
 
@@ -207,49 +189,64 @@ def _tag(allocation: Allocation, powers: Counter[str]) -> str:
     return "activation"
 
 
-def instants(simulated: Simulated, sizes: Mapping[str, tuple[str, int]]) -> list[Instant]:
-    """Every local maximum of the steady part: the live storages before a free."""
-    trace = simulated.trace
-    symbols = [symbolic(allocation, sizes) for allocation in trace.allocations]
-    live: Instant = Counter()
-    found: dict[frozenset[tuple[tuple[str, str], int]], Instant] = {}
-    for position, event in enumerate(trace.events):
-        if event >= 0:
-            live[symbols[event]] += 1
-        else:
-            live[symbols[~event]] -= 1
-        falls = position + 1 == len(trace.events) or trace.events[position + 1] < 0
-        if event >= 0 and falls and position >= simulated.first_event:
-            snapshot = +live
-            found[frozenset(snapshot.items())] = snapshot
-    return list(found.values())
+class Recorder:
+    """Turns traces into code with one table of symbols."""
+
+    def __init__(self) -> None:
+        self.symbols: dict[tuple[str, str], int] = {}
+
+    def parts(self, simulated: Simulated, sizes: Mapping[str, tuple[str, int]], marks: Sequence[int]) -> list[Code]:
+        """The code between every two of the trace's events `marks`."""
+        trace = simulated.trace
+        numbers = {
+            index: self.symbols.setdefault(symbolic(allocation, sizes), len(self.symbols))
+            for index, allocation in enumerate(trace.allocations)
+        }
+        live: list[int] = []
+        return [encode(trace.events[first:last], numbers, live) for first, last in pairwise(marks)]
+
+    def program(self, setup: Code, first: Code, step: Code) -> Program:
+        """With the symbols met so far."""
+        return Program(tuple(self.symbols), setup, first, step)
 
 
-def totals(forms: Iterable[Instant], values: expressions.Values) -> NDArray[np.int64]:
-    """Allocated bytes of every instant (rows) for every configuration (columns)."""
-    cache: dict[str, NDArray[np.int64]] = {}
+def derive_step(loss: str, precision: Precision, blocks: int, many_chunks: bool) -> Program:
+    """The program of one loss, where all fits one chunk or where there are two or more."""
+    recorder = Recorder()
 
-    def rounded(expression: str) -> NDArray[np.int64]:
-        if expression not in cache:
-            size = expressions.evaluate(expression, values)
-            cache[expression] = -(-size // GRANULE_BYTES) * GRANULE_BYTES
-        return cache[expression]
+    def parts(chunks: int) -> list[Code]:
+        configuration, sizes = generic_step(loss, precision, blocks, chunks)
+        simulated = simulate_step(configuration, steps=4)
+        starts = [simulated.trace.start_of("forward", step) for step in range(4)]
+        setup, first, step, again = recorder.parts(simulated, sizes, [0, *starts])
+        if step != again:
+            raise NotFactored(f"the steps of {loss} are not alike")
+        return [setup, first, step]
 
-    return np.stack([sum(count * rounded(text) for (_, text), count in form.items()) for form in forms])
+    if not many_chunks:
+        return recorder.program(*parts(1))
+    return recorder.program(*(looped(*three) for three in zip(parts(2), parts(3), parts(4), strict=True)))
 
 
-def decisive(forms: list[Instant], values: expressions.Values) -> list[Instant]:
-    """The instants that are the largest somewhere, fewest first that are within 0.01% of the maximum everywhere."""
-    table = totals(forms, values)
-    peak = table.max(0)
-    chosen: list[int] = []
-    covered = np.zeros(peak.shape, dtype=bool)
-    while not covered.all():
-        wins = (table >= peak * (1 - 1e-4)) & ~covered
-        best = int(wins.sum(1).argmax())
-        chosen.append(best)
-        covered |= wins[best]
-    return [forms[index] for index in chosen]
+def derive_evaluation(precision: Precision, blocks: int, many_chunks: bool) -> Program:
+    """The program of an evaluation batch: `setup` is the model and the optimizer's states."""
+    recorder = Recorder()
+
+    def parts(chunks: int) -> list[Code]:
+        configuration, users, sizes = generic_evaluation(precision, blocks, chunks)
+        simulated = simulate_evaluation(configuration, users)
+        trace = simulated.trace
+        setup, body = recorder.parts(simulated, sizes, [0, trace.start_of("batch"), trace.start_of("idle")])
+        return [setup, [], [*body, *[-1] * (_kept(body))]]
+
+    if not many_chunks:
+        return recorder.program(*parts(1))
+    return recorder.program(*(looped(*three) for three in zip(parts(2), parts(3), parts(4), strict=True)))
+
+
+def _kept(code: Code) -> int:
+    """How many storages a part leaves behind."""
+    return sum(1 if each >= 0 else -1 for each in code)
 
 
 def random_steps(loss: str, precision: Precision, blocks: int, count: int, seed: int = 0) -> list[Configuration]:
@@ -276,13 +273,6 @@ def random_steps(loss: str, precision: Precision, blocks: int, count: int, seed:
     return [one() for _ in range(count)]
 
 
-def derive_step(loss: str, precision: Precision, blocks: int) -> list[Instant]:
-    """The closed form of one loss."""
-    configuration, sizes = generic_step(loss, precision, blocks)
-    found = instants(simulate_step(configuration), sizes)
-    return decisive(found, expressions.step_values(random_steps(loss, precision, blocks, SAMPLES)))
-
-
 def few_chunks(configuration: Configuration) -> Configuration:
     """Fewer valid tokens where a chunked loss would run thousands of chunks: the peak is that of any chunk."""
     tokens = configuration.fullest_tokens
@@ -295,62 +285,30 @@ def few_chunks(configuration: Configuration) -> Configuration:
     return replace(configuration, valid_tokens=tokens)
 
 
-def derive_ratios(loss: str, precision: Precision) -> dict[str, float]:
-    """Reserved over allocated peak with expandable segments, median and largest of random configurations.
-
-    Not a formula: fragmentation has none. The allocator's model replays three steps of each configuration.
-    """
-    found = []
-    for configuration in map(few_chunks, random_steps(loss, precision, 2, RATIO_SAMPLES, seed=11)):
-        simulated = simulate_step(configuration, steps=3)
-        allocated = simulated.allocated_bytes
-        if SMALLEST_RATIO_BYTES <= allocated <= LARGEST_RATIO_BYTES:
-            sizes = [allocation.requested_bytes for allocation in simulated.trace.allocations]
-            found.append((replay(sizes, simulated.trace.events).reserved_bytes - SLACK_BYTES) / allocated)
-    return {"median": round(median(found), 4), "largest": round(max(found), 4), "samples": len(found)}
-
-
-def derive_evaluation(precision: Precision, blocks: int) -> list[Instant]:
-    """The closed form of evaluation."""
-    configuration, sizes, table = generic_evaluation(precision, blocks)
-    found = instants(simulate_evaluation(configuration, sizes), table)
-    samples = random_steps("cce", precision, blocks, SAMPLES // 10, seed=1)
-    draw = random.Random(2)
-    users = [2 ** draw.randrange(4, 12) for _ in samples]
-    rows = [
-        expressions.evaluation_values(each, count, count * each.seq_len * draw.randrange(1, 4))
-        for each, count in zip(samples, users, strict=True)
-    ]
-    return decisive(found, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
-
-
 def derive_all(report: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
-    """Every closed form as one JSON document: forms."loss/precision/blocks" -> instants -> [tag, expression, count]."""
+    """Every program as one JSON document: programs."loss/precision/blocks/one|many"."""
     import torch
 
-    forms: dict[str, list[list[list[str | int]]]] = {}
-    for key, derived in _derivations():
-        report(f"{key}: {len(derived)} instants")
-        forms[key] = [[[tag, text, count] for (tag, text), count in sorted(form.items())] for form in derived]
-    ratios = {}
-    for loss, precision in combinations(LOSSES, ("fp16", "fp32")):
-        ratios[f"{loss}/{precision}"] = derive_ratios(loss, cast(Precision, precision))
-        report(f"{loss}/{precision}: {ratios[f'{loss}/{precision}']}")
-    document = {"version": VERSION, "torch": torch.__version__.partition("+")[0], "slack_bytes": SLACK_BYTES}
-    return {**document, "ratios": ratios, "forms": forms}
+    programs = {}
+    for key, program in _derivations():
+        programs[key] = program.to_document()
+        report(f"{key}: {len(program.symbols)} symbols, {len(program.step)} events")
+    return {"version": VERSION, "torch": torch.__version__.partition("+")[0], "programs": programs}
 
 
-def _derivations() -> Iterator[tuple[str, list[Instant]]]:
-    for precision, blocks in combinations(PRECISIONS, BLOCKS):
-        kind = cast(Precision, precision)
-        for loss in LOSSES:
-            yield f"{loss}/{precision}/{blocks}", derive_step(loss, kind, blocks)
-        yield f"evaluation/{precision}/{blocks}", derive_evaluation(kind, blocks)
+def _derivations() -> Iterator[tuple[str, Program]]:
+    for each, blocks in combinations(PRECISIONS, BLOCKS):
+        precision = cast(Precision, each)
+        for many in (False, True):
+            for loss in (name for name, kind in LOSSES.items() if kind.chunked or not many):
+                yield expressions.program_key(loss, precision, blocks, many), derive_step(loss, precision, blocks, many)
+            key = expressions.program_key("evaluation", precision, blocks, many)
+            yield key, derive_evaluation(precision, blocks, many)
 
 
 def main() -> None:
     """Write the shipped file."""
-    target = Path(__file__).resolve().parents[1] / "planner" / "data" / "closed_form.json"
+    target = Path(__file__).resolve().parents[1] / "planner" / "data" / "programs.json"
     document = derive_all(lambda line: sys.stderr.write(line + "\n"))
     target.write_text(json.dumps(document, separators=(",", ":")) + "\n")
 

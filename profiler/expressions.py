@@ -8,9 +8,9 @@ An expression is a string, so that it ships as data and reads as a formula:
     "attention_backward/1"           entry 1 of the attention's scratch
 
 Variables: V catalog, D dim, H heads, B batch size, L sequence length, A = L padded to 32, M valid tokens,
-n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk of the full softmax,
-S sets per chunk of the sampled one, I rows per block of the table's gradient; for evaluation U users ranked at
-once, Q (user, item) pairs they have seen, C items per chunk.
+n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk of the full softmax and t of
+the last one, S sets per chunk of the sampled one and s of the last, I rows per block of the table's gradient; for
+evaluation U users ranked at once, Q (user, item) pairs they have seen, C items per chunk and c of the last.
 """
 
 from __future__ import annotations
@@ -71,18 +71,38 @@ def step_values(configurations: Sequence[Configuration]) -> dict[str, NDArray[np
 
 def evaluation_values(configuration: Configuration, users: int, seen_pairs: int) -> dict[str, NDArray[np.int64]]:
     """The variables of one evaluation batch."""
-    row = _step_row(configuration) | {
-        "U": users,
-        "Q": seen_pairs,
-        "C": chunking.ranking_chunk_items(users, configuration.catalog),
-    }
+    chunk = chunking.ranking_chunk_items(users, configuration.catalog)
+    last = _last(configuration.catalog, chunk)
+    row = _step_row(configuration) | {"U": users, "Q": seen_pairs, "C": chunk, "c": last}
     return {name: np.array([value], dtype=np.int64) for name, value in row.items()}
+
+
+def chunks(loss: str, values: Values) -> NDArray[np.int64]:
+    """How many chunks a step of a chunked loss runs, or an evaluation batch; 1 for the other losses."""
+    total, chunk = {
+        "cce": ("M", "T"),
+        "cce-": ("sets", "S"),
+        "evaluation": ("V", "C"),
+    }.get(loss, ("V", "V"))
+    return np.asarray(-(-values[total] // values[chunk]), dtype=np.int64)
+
+
+def program_key(loss: str, precision: str, blocks: int, many_chunks: bool) -> str:
+    """What a program is called: `loss` is that of a step, or "evaluation"."""
+    return f"{loss}/{precision}/{blocks}/{'many' if many_chunks else 'one'}"
+
+
+def _last(total: int, chunk: int) -> int:
+    """The size of the last chunk."""
+    return (total - 1) % chunk + 1
 
 
 def _step_row(configuration: Configuration) -> dict[str, int]:
     catalog, tokens, dim = configuration.catalog, configuration.fullest_tokens, configuration.architecture.dim
     negatives, group = configuration.negatives or 0, configuration.tokens_per_set
     sets = chunking.set_count(tokens, group)
+    chunk = chunking.softmax_chunk_tokens(tokens, catalog)
+    set_chunk = chunking.sampled_chunk_sets(tokens, max(1, negatives), dim, group)
     return {
         "V": catalog,
         "D": dim,
@@ -95,8 +115,11 @@ def _step_row(configuration: Configuration) -> dict[str, int]:
         "K": negatives + 1,
         "G": group,
         "P": sets * group,
-        "T": chunking.softmax_chunk_tokens(tokens, catalog),
-        "S": chunking.sampled_chunk_sets(tokens, max(1, negatives), dim, group),
+        "sets": sets,
+        "T": chunk,
+        "t": _last(tokens, chunk),
+        "S": set_chunk,
+        "s": _last(sets, set_chunk),
         "I": min(catalog, chunking.ITEM_ROWS),
     }
 

@@ -68,6 +68,7 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
         with cuda, cuda.autocast():
             ledger.phase("evaluation")
             rank(model, inputs, last, seen, min(BEST_ITEMS, configuration.catalog))
+            ledger.phase("idle")
         del moments
     return Simulated(ledger.trace, ledger.trace.start_of("evaluation"))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from measured_model import Measured, trace
 from paths import SHARED
 
-from srsplan.models.config import LOSSES, Architecture
+from srsplan.models.config import Architecture
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm
 from srsplan.planner.gpus import find_gpu
@@ -19,9 +19,7 @@ from srsplan.planner.memory import MemoryModel
 from srsplan.planner.search import Search, Space
 from srsplan.planner.workload import WorstCase
 from srsplan.profiler.allocator import LARGE_SEGMENT_BYTES, Block, CachingAllocator, CapReachedError, replay
-from srsplan.profiler.derive import few_chunks, random_steps
 from srsplan.profiler.ledger import Trace
-from srsplan.profiler.simulate import simulate_step
 
 MIB = 1 << 20
 
@@ -158,19 +156,4 @@ def test_rank_1_runs_under_a_hard_cap_of_its_budget(catalog: int, gigabytes: int
     assert found.fits
     assert found.retries == 0
     assert found.allocated_bytes == pytest.approx(choice.memory.allocated_bytes, rel=0.01)
-    assert found.reserved_bytes <= choice.memory.upper_bytes
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_no_held_out_configuration_reserves_more_than_the_plan_keeps_room_for(loss: str) -> None:
-    """Configurations that the ratios were not derived from: within what the plan allows, its margin not counted."""
-    model, seen = MemoryModel(), 0
-    for configuration in map(few_chunks, random_steps(loss, "fp16", 2, 16, seed=303)):
-        allocated = int(model.allocated([configuration])[0])
-        if not 500 * MIB <= allocated <= 180 << 30:
-            continue
-        recorded = simulate_step(configuration, steps=3).trace
-        found = replay([allocation.requested_bytes for allocation in recorded.allocations], recorded.events)
-        assert found.reserved_bytes <= model.ratios(configuration).upper_bytes(allocated), configuration
-        seen += 1
-    assert seen >= 6
+    assert found.reserved_bytes == pytest.approx(choice.memory.reserved_bytes, rel=0.04)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from srsplan.models.config import LOSSES, Architecture, Configuration
 from srsplan.models.errors import InputError, SrsplanError
+from srsplan.planner import lifetime
 from srsplan.planner.gpus import find_gpu
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.profiles import model_of, scaled_time
@@ -182,18 +183,19 @@ def test_probes_are_few_spread_and_reach_the_budget() -> None:
 
 def test_measured_probes_replace_the_assumed_ratios(tmp_path: Path) -> None:
     predicted = int(MemoryModel().allocated([CONFIGURATION])[0])
+    reserved = lifetime.steady(CONFIGURATION, MemoryModel().program)
     measured = {"basis": "measured", "gpu": "h200", "allocated_bytes": predicted, "step_ms_median": 3.0}
     probes = [
-        replace(record(4, **measured, reserved_bytes=int(predicted * ratio)), seconds=ratio)
-        for ratio in (1.1, 1.2, 1.5)
+        replace(record(4, **measured, reserved_bytes=int(reserved * ratio)), seconds=ratio) for ratio in (1.1, 1.2, 1.5)
     ]
     fit = model_of(stored(tmp_path / "measured.jsonl", *probes))
-    ratios = fit.model.ratios(CONFIGURATION)
+    ratios = fit.model.measured
+    assert ratios is not None
     assert ratios.upper == pytest.approx(1.5, rel=1e-3)
     assert ratios.reserved == pytest.approx(1.2, rel=1e-3)
     assert fit.time_scale > 0
     simulated = model_of(stored(tmp_path / "simulated.jsonl", record(4, allocated_bytes=predicted)))
-    assert simulated.model.ratios(CONFIGURATION) == MemoryModel().ratios(CONFIGURATION)
+    assert simulated.model.measured is None
     assert "none measured on a card" in simulated.sentence
 
 

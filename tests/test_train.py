@@ -64,7 +64,7 @@ def test_the_way_through_on_real_data(run: Run, tmp_path: Path) -> None:
     for phrase in ("global-time split", "eager PyTorch", "on a CPU, in fp32", "validation NDCG@10"):
         assert phrase in " ".join(done.err.split())
     table = load_runs(tmp_path / document["folder"] / "runs.csv")
-    assert table.frame["batch_size"].tolist() == [32]
+    assert table.frame["batch_size"].tolist() == [40]
     assert table.frame["NDCG_10_test"].tolist() == [pytest.approx(document["test"]["NDCG_10"])]
 
 

@@ -34,6 +34,13 @@ class TokenBound:
     mean: float
 
 
+def cut(batch: Batch, parts: int) -> Iterator[Batch]:
+    """A batch in so many parts of equally many sequences, the last may have fewer; each as wide as the whole."""
+    size = -(-len(batch.inputs) // parts)
+    for start in range(0, len(batch.inputs), size):
+        yield Batch(batch.inputs[start : start + size], batch.targets[start : start + size])
+
+
 def padded(sequences: Sequences, rows: NDArray[np.integer], longest: int) -> NDArray[np.int64]:
     """The last `longest` items of these sequences, padded with 0 on the right: int64 [B, L], L at most `longest`."""
     ends = sequences.offsets[rows + 1]

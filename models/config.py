@@ -125,15 +125,28 @@ class Configuration:
     tokens_per_set: int = 1
     """Tokens that share one set of negatives; 1 = independent negatives."""
     valid_tokens: int | None = None
-    """Targets that are not padding in the fullest batch; None = no padding, the worst case."""
+    """Targets that are not padding in the fullest (micro-)batch; None = no padding, the worst case."""
     architecture: Architecture = Architecture()
     """The model's sizes."""
     precision: Precision = "fp16"
     """fp32, or mixed precision: fp16 with loss scaling, bf16 without."""
+    micro_batches: int = 1
+    """Parts that a batch is cut into; their gradients accumulate, so that the step is that of the whole batch."""
+    recompute: bool = False
+    """Activation checkpointing: a block keeps its input only, and runs forward once more in backward."""
 
     def __post_init__(self) -> None:
         loss = find_loss(self.loss)
-        require_positive(catalog=self.catalog, batch_size=self.batch_size, seq_len=self.seq_len)
+        require_positive(
+            catalog=self.catalog, batch_size=self.batch_size, seq_len=self.seq_len, micro_batches=self.micro_batches
+        )
+        if self.micro_batches > self.batch_size:
+            raise InputError(
+                f"micro_batches {self.micro_batches} are more than the batch_size {self.batch_size}",
+                "a part holds one sequence at least",
+            )
+        if not isinstance(self.recompute, bool):
+            raise InputError(f"recompute {self.recompute!r} is neither true nor false", "say true or false")
         if not 2 <= self.catalog <= LARGEST_CATALOG:
             raise InputError(f"catalog {self.catalog} is outside 2..{LARGEST_CATALOG}", "count the distinct items")
         if self.precision not in ("fp32", "fp16", "bf16"):
@@ -141,7 +154,7 @@ class Configuration:
         self._check_negatives(loss)
         if self.valid_tokens is not None and not 1 <= self.valid_tokens <= self.tokens:
             raise InputError(
-                f"valid_tokens {self.valid_tokens} is outside 1..{self.tokens} (batch_size x seq_len)",
+                f"valid_tokens {self.valid_tokens} is outside 1..{self.tokens} (micro-batch x seq_len)",
                 "leave it out for the worst case, no padding",
             )
 
@@ -173,13 +186,18 @@ class Configuration:
             )
 
     @property
+    def micro_batch_size(self) -> int:
+        """B: sequences that go through the model at once."""
+        return -(-self.batch_size // self.micro_batches)
+
+    @property
     def tokens(self) -> int:
-        """N = batch_size x seq_len, padding included."""
-        return self.batch_size * self.seq_len
+        """N = micro_batch_size x seq_len, padding included."""
+        return self.micro_batch_size * self.seq_len
 
     @property
     def fullest_tokens(self) -> int:
-        """M: valid targets of the fullest batch, N where nothing is known."""
+        """M: valid targets of the fullest (micro-)batch, N where nothing is known."""
         return self.tokens if self.valid_tokens is None else self.valid_tokens
 
     @property

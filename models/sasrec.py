@@ -11,15 +11,20 @@ Departures from the paper, all of them:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, arange, nn
+from torch.utils.checkpoint import checkpoint
 
 from srsplan.kernels.lookup import tied_lookup
 from srsplan.models.config import Architecture
 
 INITIAL_STD = 0.02
+
+Context = Callable[[], AbstractContextManager[object]]
 
 
 class SelfAttention(nn.Module):
@@ -77,6 +82,8 @@ class SASRec(nn.Module):
         self.position_embedding = nn.Embedding(seq_len, sizes.dim)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.blocks))
         self.norm = nn.LayerNorm(sizes.dim)
+        self.recompute: Context | None = None
+        """Where blocks are recomputed in backward: the context (autocast) that they ran in."""
         self.apply(_initialise)
 
     @property
@@ -94,8 +101,14 @@ class SASRec(nn.Module):
         x = tied_lookup(self.item_table, items) * math.sqrt(self.sizes.dim) + self.position_embedding(positions)
         x = F.dropout(x, self.sizes.dropout, self.training)
         for block in self.blocks:
-            x = block(x)
+            x = self._run(block, x)
         return cast(Tensor, self.norm(x))
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.recompute is None or not self.training:
+            return cast(Tensor, block(x))
+        again = self.recompute
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), again())))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -5,9 +5,10 @@ Shape letters: B sequences, L positions, M valid targets, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +16,15 @@ from torch import Tensor
 from srsplan.kernels.dispatch import LossCall
 from srsplan.kernels.sampling import Sampling
 from srsplan.models.config import Configuration
-from srsplan.models.sasrec import SASRec
+from srsplan.models.sasrec import Context, SASRec
 
 LEARNING_RATE = 1e-3
+PART_SHIFT = 24
+"""Parts of a batch draw their negatives as steps do that are 2^24 apart."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-Autocast = Callable[[], AbstractContextManager[object]]
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+"""Fused: one kernel over all parameters, and no temporaries of their size as foreach has."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,21 @@ class TrainingStep:
         configuration: Configuration,
         device: torch.device,
         *,
-        autocast: Autocast | None = None,
+        autocast: Context | None = None,
+        optimizer: Literal["adam", "adamw"] = "adam",
         learning_rate: float = LEARNING_RATE,
+        weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Build on `device`; `autocast` overrides torch's, for the ledger's meta tensors."""
         self.configuration, self.device = configuration, device
         with device:
             self.model = SASRec(configuration.catalog, configuration.seq_len, configuration.architecture)
-        # fused: one kernel over all parameters and no temporaries of their size
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=learning_rate, fused=True)
+        parameters = self.model.parameters()
+        self.optimizer = OPTIMIZERS[optimizer](parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         dtype = DTYPES[configuration.precision]
         self.autocast = autocast or _autocast(device, dtype)
+        self.model.recompute = self.autocast if configuration.recompute else None
         scaled = configuration.precision == "fp16" and device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=True) if scaled else None
         self.steps_done = 0
@@ -66,37 +73,51 @@ class TrainingStep:
             compute_dtype=dtype,
         )
 
-    def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase) -> Tensor:
-        """Mean loss over the batch's valid targets; padding is never scored."""
+    def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase, draw: int | None = None) -> Tensor:
+        """Mean loss over the batch's valid targets; padding is never scored. `draw` numbers the negatives."""
         phase("forward")
         with self.autocast():
             hidden = self.model(batch.inputs)
             hidden = hidden.view(-1, hidden.shape[-1]).index_select(0, batch.positions)
             phase("loss")
-            call = replace(self._loss, sampling=replace(self._loss.sampling, step=self.steps_done))
+            step = self.steps_done if draw is None else draw
+            call = replace(self._loss, sampling=replace(self._loss.sampling, step=step))
             return call(hidden, self.model.item_table, batch.targets)
 
     def run(self, batch: StepInputs, phase: Callable[[str], None] = no_phase) -> Tensor:
         """One optimizer step; the detached loss, not synchronised."""
+        return self.run_parts([batch], len(batch.targets), phase)
+
+    def run_parts(self, parts: Iterable[StepInputs], targets: int, phase: Callable[[str], None] = no_phase) -> Tensor:
+        """One optimizer step of a batch in parts, with so many valid targets in all: their gradients accumulate.
+
+        Parts are taken one at a time, so that a generator need not hold them all on the device.
+        """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch, phase)
-        phase("backward")
+        total: Tensor | None = None
+        for number, part in enumerate(parts):
+            draw = self.steps_done + (number << PART_SHIFT)
+            loss = self.loss(part, phase, draw)
+            if len(part.targets) != targets:
+                loss = loss * (len(part.targets) / targets)
+            phase("backward")
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if total is None:
+            raise ValueError("a batch without parts")
+        phase("optimizer")
         if self.scaler is None:
-            loss.backward()
-            phase("optimizer")
             self.optimizer.step()
         else:
-            self.scaler.scale(loss).backward()
-            phase("optimizer")
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.steps_done += 1
         phase("idle")
-        return loss.detach()
+        return total
 
 
-def _autocast(device: torch.device, dtype: torch.dtype) -> Autocast:
+def _autocast(device: torch.device, dtype: torch.dtype) -> Context:
     if dtype == torch.float32:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=dtype)

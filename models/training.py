@@ -9,23 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from srsplan.models import checkpoint
-from srsplan.models.batches import TrainBatches
+from srsplan.models.batches import Batch, TrainBatches, cut
 from srsplan.models.config import Configuration
 from srsplan.models.errors import DeviceOutOfMemory, InputError, SrsplanError
 from srsplan.models.evaluation import Ranking, evaluate, subset
 from srsplan.models.loading import step_inputs
-from srsplan.models.splits import Split
+from srsplan.models.splits import Holdout, Split
 from srsplan.models.step import LEARNING_RATE, TrainingStep
 
 EPOCHS_FILE = "epochs.jsonl"
 VALIDATION_METRIC = "NDCG_10"
-MAY_CHANGE = ("learning_rate", "precision")
+MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
 """What a resumed run may do otherwise: the ways out of a loss that diverged."""
 
 
@@ -41,8 +42,12 @@ class Settings:
     """Epochs between evaluations."""
     validation_users: int = 10_000
     """Validation ranks so many users, drawn once; the test ranks all."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """The paper's is Adam."""
     learning_rate: float = LEARNING_RATE
-    """Adam's."""
+    """Of the optimizer."""
+    weight_decay: float = 0.0
+    """AdamW's, decoupled; Adam adds it to the gradient."""
     evaluation_batch: int = 256
     """Users ranked at once."""
     seed: int = 42
@@ -63,6 +68,10 @@ class Progress:
     seconds: list[float] = field(default_factory=list)
     """Of every epoch's steps, evaluation excluded."""
     steps: int = 0
+    micro_batches: int = 1
+    """Into how many parts batches are cut: more than asked for where the GPU ran out of memory."""
+    evaluation_batch: int = 0
+    """Users ranked at once, fewer than asked for where the GPU ran out of memory; 0 before the first evaluation."""
 
 
 class Observer(Protocol):
@@ -76,6 +85,10 @@ class Observer(Protocol):
         """One step."""
         ...
 
+    def smaller(self, sentence: str) -> None:
+        """Out of memory: what is cut smaller from here on."""
+        ...
+
     def epoch_done(self, record: dict[str, Any]) -> None:
         """epoch, loss, seconds, and the validation metrics where it was evaluated."""
         ...
@@ -86,7 +99,9 @@ class Trainer:
 
     def __init__(self, step: TrainingStep, split: Split, settings: Settings, folder: Path) -> None:
         self.step, self.split, self.settings, self.folder = step, split, settings, folder
-        self.progress = Progress()
+        self.progress = Progress(
+            micro_batches=step.configuration.micro_batches, evaluation_batch=settings.evaluation_batch
+        )
         self.changes: tuple[str, ...] = ()
         """What a resumed run does otherwise than before, in sentences."""
         configuration = step.configuration
@@ -97,7 +112,9 @@ class Trainer:
         """Continue after the last whole epoch; InputError where there is no checkpoint, or it is of another run."""
         self.changes = self._compared(checkpoint.read_state(self.folder))
         state = checkpoint.load_checkpoint(self.folder, self.step)
+        asked = self.progress
         self.progress = Progress(**state["progress"])
+        self.progress.micro_batches = max(asked.micro_batches, self.progress.micro_batches)
 
     def run(self, observer: Observer) -> Progress:
         """Train until patience or epochs run out; the best weights are in the model afterwards."""
@@ -105,14 +122,29 @@ class Trainer:
             while not self._finished():
                 self._epoch(observer)
             if not self.progress.best_epoch:  # resumed with an end before the first evaluation
-                self._evaluate()
+                self._evaluate(observer)
             checkpoint.load_best(self.folder, self.step)
         return self.progress
 
     def ranking(self, **changes: Any) -> Ranking:
         """How this run ranks."""
-        settings, configuration = self.settings, self.step.configuration
-        return Ranking(users=settings.evaluation_batch, seq_len=configuration.seq_len, **changes)
+        users = self.progress.evaluation_batch or self.settings.evaluation_batch
+        return Ranking(users=users, seq_len=self.step.configuration.seq_len, **changes)
+
+    def ranked(self, holdout: Holdout, observer: Observer, **changes: Any) -> dict[str, float]:
+        """Metrics of the users of a holdout; fewer of them at once where the GPU runs out of memory."""
+        while True:
+            ranking = self.ranking(**changes)
+            try:
+                return evaluate(self.step, self.split, holdout, ranking)
+            except torch.cuda.OutOfMemoryError:
+                if ranking.users == 1:
+                    raise
+            _give_back()
+            self.progress.evaluation_batch = ranking.users // 2
+            observer.smaller(
+                f"the GPU ran out of memory in evaluation: {ranking.users // 2} users at once from here on"
+            )
 
     def _finished(self) -> bool:
         return self.progress.epoch >= self.settings.epochs or self.progress.stale >= self.settings.patience
@@ -127,7 +159,7 @@ class Trainer:
         progress.steps += len(self._batches)
         record: dict[str, Any] = {"epoch": progress.epoch, "loss": loss, "seconds": progress.seconds[-1]}
         if progress.epoch % self.settings.evaluate_every == 0 or progress.epoch == self.settings.epochs:
-            record |= self._evaluate()
+            record |= self._evaluate(observer)
         self._record(record)
         state = {"epoch": progress.epoch, "progress": asdict(progress), "run": self._identity()}
         checkpoint.save_checkpoint(self.folder, self.step, state)
@@ -136,7 +168,7 @@ class Trainer:
     def _train_epoch(self, observer: Observer) -> float:
         total: Tensor | None = None
         for batch in self._batches.epoch(self.progress.epoch):
-            loss = self.step.run(step_inputs(batch, self.step.configuration.catalog, self.step.device))
+            loss = self._step(batch, observer)
             total = loss if total is None else total + loss
             observer.batch_done()
         mean = float("nan") if total is None else float(total) / len(self._batches)
@@ -147,9 +179,26 @@ class Trainer:
             )
         return mean
 
-    def _evaluate(self) -> dict[str, float]:
+    def _step(self, batch: Batch, observer: Observer) -> Tensor:
+        """One step of the whole batch; in more parts where the GPU runs out of memory."""
+        catalog, device, progress = self.step.configuration.catalog, self.step.device, self.progress
+        while True:
+            parts = (step_inputs(part, catalog, device) for part in cut(batch, progress.micro_batches))
+            try:
+                return self.step.run_parts(parts, int(np.count_nonzero(batch.targets)))
+            except torch.cuda.OutOfMemoryError:
+                if progress.micro_batches >= len(batch.inputs):
+                    raise
+            _give_back(self.step.optimizer)
+            progress.micro_batches = min(2 * progress.micro_batches, len(batch.inputs))
+            observer.smaller(
+                f"the GPU ran out of memory: from here on every batch is cut into {progress.micro_batches} parts whose "
+                f"gradients accumulate, at the same batch size {self.step.configuration.batch_size}"
+            )
+
+    def _evaluate(self, observer: Observer) -> dict[str, float]:
         self.step.optimizer.zero_grad(set_to_none=True)
-        metrics = evaluate(self.step, self.split, self._validation, self.ranking(ks=(1, 5, 10, 20)))
+        metrics = self.ranked(self._validation, observer, ks=(1, 5, 10, 20))
         progress = self.progress
         progress.stale += 1
         if metrics[VALIDATION_METRIC] > progress.best:
@@ -161,8 +210,10 @@ class Trainer:
         """What must be the same for a resumed run to be the same run."""
         configuration = self.step.configuration.to_dict()
         sizes = configuration.pop("architecture")
-        del configuration["valid_tokens"]  # an assumption of memory figures
-        chosen = {"seed": self.settings.seed, "learning_rate": self.settings.learning_rate}
+        for name in ("valid_tokens", "micro_batches", "recompute"):  # what memory it takes, not what is computed
+            del configuration[name]
+        names = ("seed", "optimizer", "learning_rate", "weight_decay")
+        chosen = {name: getattr(self.settings, name) for name in names}
         return {**configuration, **sizes, **chosen, "data": _checksum(self.split)}
 
     def _compared(self, state: dict[str, Any]) -> tuple[str, ...]:
@@ -187,6 +238,14 @@ class Trainer:
         path = self.folder / EPOCHS_FILE
         lines = path.read_text().splitlines()[: self.progress.epoch - 1] if path.exists() else []
         checkpoint.write_whole(path, "\n".join([*lines, json.dumps(record)]).encode() + b"\n")
+
+
+def _give_back(optimizer: torch.optim.Optimizer | None = None) -> None:
+    """What the failed attempt left behind."""
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _checksum(split: Split) -> str:

@@ -128,11 +128,10 @@ def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
 def _batches(full: Configuration) -> list[Configuration]:
     """Other batches of the same training; without padding only the last of an epoch differs."""
     fills = FILLS if full.fullest_tokens < full.tokens else ()
-    batch_size = max(1, full.batch_size // LAST_BATCH)
-    fewer = min(max(1, full.fullest_tokens // LAST_BATCH), batch_size * full.seq_len)
+    last = replace(full, batch_size=max(full.micro_batches, full.batch_size // LAST_BATCH), valid_tokens=None)
     return [
         *(replace(full, valid_tokens=max(1, round(fill * full.fullest_tokens))) for fill in fills),
-        replace(full, batch_size=batch_size, valid_tokens=fewer),
+        replace(last, valid_tokens=min(max(1, full.fullest_tokens // LAST_BATCH), last.tokens)),
     ]
 
 

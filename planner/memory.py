@@ -7,6 +7,7 @@ fragmentation, which has no formula: the program is played through the allocator
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,8 +62,8 @@ class MemoryModel:
 
     @cached_property
     def _programs(self) -> dict[str, Any]:
-        text = files("srsplan.planner.data").joinpath("programs.json").read_text()
-        document: dict[str, Any] = json.loads(text)
+        packed = files("srsplan.planner.data").joinpath("programs.json.gz").read_bytes()
+        document: dict[str, Any] = json.loads(gzip.decompress(packed))
         programs: dict[str, Any] = document["programs"]
         return programs
 
@@ -72,8 +73,7 @@ class MemoryModel:
 
     def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
         """The closed form of a loss (or "evaluation"); InputError for a depth that has none."""
-        blocks = configuration.architecture.blocks
-        key = expressions.program_key(loss, configuration.precision, blocks, many_chunks)
+        blocks, key = configuration.architecture.blocks, expressions.program_key(loss, configuration, many_chunks)
         if key not in self._programs:
             raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
         return self._program(key)

@@ -6,6 +6,7 @@ Versioned and strict: an unknown key is an error with a suggestion, never ignore
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +20,7 @@ from srsplan.models.errors import InputError
 from srsplan.planner.budget import Budget
 from srsplan.planner.memory import Memory
 from srsplan.planner.search import Choice, Miss, Outcome
+from srsplan.planner.several import Layout
 
 VERSION = 1
 DEFAULT_PATH = Path("srsplan.plan.yaml")
@@ -38,6 +40,7 @@ class Inputs(_Strict):
     heads: PositiveInt = 2
     dropout: float = 0.1
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    recompute: bool = False
     data: str | None = None
     users: int | None = None
     padding: str = ""
@@ -110,6 +113,16 @@ class MissEntry(_Strict):
     over_bytes: int
 
 
+class LayoutEntry(_Strict):
+    """One way to use several GPUs; see planner.several."""
+
+    name: str
+    per_gpu_batch: PositiveInt
+    global_batch: PositiveInt
+    reserved_bytes: int
+    upper_bytes: int
+
+
 class Plan(_Strict):
     """The whole file."""
 
@@ -119,6 +132,7 @@ class Plan(_Strict):
     budget: BudgetEntry
     choices: list[ChoiceEntry]
     near_misses: list[MissEntry]
+    several_gpus: list[LayoutEntry] = []
     next_command: str
 
     def configuration(self, rank: int = 1) -> Configuration:
@@ -134,6 +148,7 @@ class Plan(_Strict):
             valid_tokens=choice.valid_tokens,
             architecture=self.inputs.architecture(),
             precision=self.inputs.precision,
+            recompute=self.inputs.recompute,
         )
 
     def choice(self, rank: int = 1) -> ChoiceEntry:
@@ -193,7 +208,9 @@ def miss_entry(miss: Miss) -> MissEntry:
     )
 
 
-def make_plan(inputs: Inputs, budget: Budget, outcome: Outcome, step_basis: str, next_command: str) -> Plan:
+def make_plan(
+    inputs: Inputs, budget: Budget, outcome: Outcome, step_basis: str, next_command: str, several: Sequence[Layout] = ()
+) -> Plan:
     """The plan of a search's outcome."""
     from importlib.metadata import version
 
@@ -209,6 +226,7 @@ def make_plan(inputs: Inputs, budget: Budget, outcome: Outcome, step_basis: str,
         ),
         choices=[choice_entry(rank, each, budget, step_basis) for rank, each in enumerate(outcome.choices, start=1)],
         near_misses=[miss_entry(miss) for miss in outcome.near_misses],
+        several_gpus=[LayoutEntry(**asdict(layout)) for layout in several],
         next_command=next_command,
     )
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from srsplan.models.config import Configuration
 from srsplan.planner.budget import Budget
 from srsplan.planner.search import Choice, Knob, Miss, Outcome
+from srsplan.planner.several import Layout
 from srsplan.planner.units import format_count, format_duration, format_gib, format_ms
 
 TAG_MEANING = {
@@ -31,6 +32,8 @@ FIXED = ("table", "gradient", "optimizer", "model")
 def knobs_of(configuration: Configuration) -> str:
     """loss, bs, sl, ns in one phrase."""
     parts = [f"{configuration.loss:4} bs {configuration.batch_size:,} x sl {configuration.seq_len:,}"]
+    if configuration.micro_batches > 1:
+        parts.append(f"in {configuration.micro_batches} parts of {configuration.micro_batch_size:,}")
     if configuration.negatives is not None:
         parts.append(f"ns {configuration.negatives:,}")
     return " ".join(parts)
@@ -110,7 +113,8 @@ def binding_term(choice: Choice, budget: Budget | None = None) -> str:
         return f"evaluation ({format_gib(choice.memory.evaluation_bytes)})"
     for tag, size in choice.memory.breakdown_bytes.items():
         if tag not in FIXED and tag != "workspace" and size > 0.1 * choice.memory.allocated_bytes:
-            return f"{TAG_MEANING.get(tag, tag)} ({format_gib(size)} at the peak)"
+            way_out = "; --recompute lowers them" if tag == "activation" and not choice.configuration.recompute else ""
+            return f"{TAG_MEANING.get(tag, tag)} ({format_gib(size)} at the peak){way_out}"
     return "the table, its gradient and Adam's moments: no knob changes them, only a smaller --dim or catalog"
 
 
@@ -133,7 +137,23 @@ def misses_table(misses: Sequence[Miss]) -> RenderableType:
     return Group(Text("nearest misses", style="bold"), table)
 
 
-def recommendation(outcome: Outcome, budget: Budget, notes: Mapping[str, str], step_basis: str) -> Group:
+def several_table(layouts: Sequence[Layout]) -> RenderableType:
+    """What each of several GPUs needs, with whose batch is meant."""
+    if not layouts:
+        return Text()
+    gpus = layouts[0].global_batch // layouts[0].per_gpu_batch
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for name in (f"On {gpus} GPUs (on paper)", "batch of a GPU", "global batch", "expected", "at most, each"):
+        table.add_column(name, justify="left" if name.startswith("On") else "right")
+    for each in layouts:
+        sizes = format_gib(each.reserved_bytes), format_gib(each.upper_bytes)
+        table.add_row(each.name, f"{each.per_gpu_batch:,}", f"{each.global_batch:,}", *sizes)
+    return Group(Text(), table)
+
+
+def recommendation(
+    outcome: Outcome, budget: Budget, notes: Mapping[str, str], step_basis: str, several: Sequence[Layout] = ()
+) -> Group:
     """The screen of recommend."""
     first = outcome.choices[0]
     parts: list[RenderableType] = [
@@ -150,10 +170,12 @@ def recommendation(outcome: Outcome, budget: Budget, notes: Mapping[str, str], s
     ]
     if outcome.near_misses:
         parts += [Text(), misses_table(outcome.near_misses)]
-    return Group(*parts)
+    return Group(*parts, several_table(several))
 
 
-def estimate_screen(choice: Choice, notes: Mapping[str, str], budget: Budget | None) -> Group:
+def estimate_screen(
+    choice: Choice, notes: Mapping[str, str], budget: Budget | None, several: Sequence[Layout] = ()
+) -> Group:
     """The screen of estimate."""
     memory = choice.memory
     figures = {
@@ -170,8 +192,9 @@ def estimate_screen(choice: Choice, notes: Mapping[str, str], budget: Budget | N
         figures["verdict"] = f"{verdict} (of {format_gib(budget.usable_bytes)} usable on {budget.gpu})"
     title = f"Where the memory of {knobs_of(choice.configuration)} goes"
     return Group(
-        assumptions(figures), Text(), breakdown_table(choice, title), Text(f"what binds: {binding_term(choice)}")
-    )
+        assumptions(figures), Text(), breakdown_table(choice, title), Text(f"what binds: {binding_term(choice)}"),
+        several_table(several),
+    )  # fmt: skip
 
 
 def catalog_line(catalog: int, dim: int) -> str:

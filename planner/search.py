@@ -16,6 +16,7 @@ from srsplan.planner import timing
 from srsplan.planner.budget import Budget
 from srsplan.planner.gpus import Gpu
 from srsplan.planner.memory import Memory, MemoryModel
+from srsplan.planner.several import Layout, layouts
 from srsplan.planner.workload import USERS_PER_BATCH, Workload
 
 BATCH_SIZES: list[int] = sorted(
@@ -50,6 +51,8 @@ class Space:
     architecture: Architecture
     precision: Precision
     workload: Workload
+    recompute: bool = False
+    """Activation checkpointing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +175,7 @@ class Search:
             valid_tokens=self.space.workload.valid_tokens(batch_size, seq_len),
             architecture=self.space.architecture,
             precision=self.space.precision,
+            recompute=self.space.recompute,
         )
 
     def predict(self, configuration: Configuration, why: str = "") -> Choice:
@@ -186,6 +190,13 @@ class Search:
             steps_per_epoch=None if known is None else -(-known // configuration.batch_size),
             why=why,
         )
+
+    def on_several(self, choice: Choice, gpus: int) -> tuple[Layout, ...]:
+        """What each of several GPUs would need for a choice; nothing for one."""
+        if gpus == 1:
+            return ()
+        users = choice.evaluation_users
+        return layouts(choice.configuration, gpus, self.model, users, self._seen_pairs(users, choice.configuration))
 
     def evaluation_users(self, configuration: Configuration) -> int:
         """The largest evaluation batch, a power of two, that needs no more than training; 64 or less where none does.

@@ -48,16 +48,21 @@ def step_cost(configuration: Configuration, feed_forward: int = 1, foreach: bool
     # per block and token: joined projections 3 D^2, output D^2, feed-forward 2 f D^2; forward and twice that backward
     weights = (4 + 2 * feed_forward) * sizes.dim**2
     attention = 2 * configuration.seq_len * sizes.dim
-    body_flops = 3 * tokens * sizes.blocks * (2 * weights + 2 * attention)
+    passes = 4 if configuration.recompute else 3
+    body_flops = passes * tokens * sizes.blocks * (2 * weights + 2 * attention)
     # fp32 residual stream, norms and dropouts, 16-bit projections: read or written about so often per token and block
-    body_bytes = tokens * sizes.dim * (sizes.blocks * (14 * 4 + (16 + 6 * feed_forward) * element) + 12 * 4)
+    body_bytes = (
+        passes / 3 * tokens * sizes.dim * (sizes.blocks * (14 * 4 + (16 + 6 * feed_forward) * element) + 12 * 4)
+    )
     # gradient written, zeroed or added to once more; Adam reads 4 tables and writes 3, foreach with temporaries
     table_bytes = table * 4 * (2 + (14 if foreach else 7))
-    loss = _loss_cost(configuration, element)
+    loss, parts = _loss_cost(configuration, element), configuration.micro_batches
+    # every part after the first adds its table's gradient to what there is
+    added = (parts - 1) * table * 4 * 5
     return StepCost(
-        product_flops=body_flops + loss.product_flops,
-        moved_bytes=body_bytes + table_bytes + loss.moved_bytes,
-        launches=60 + 60 * sizes.blocks + loss.launches,
+        product_flops=parts * (body_flops + loss.product_flops),
+        moved_bytes=parts * (body_bytes + loss.moved_bytes) + table_bytes + added,
+        launches=parts * (60 + 20 * passes * sizes.blocks + loss.launches),
     )
 
 

@@ -22,7 +22,7 @@ from srsplan.kernels.dispatch import Choice, choose
 from srsplan.models.checkpoint import write_whole
 from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
-from srsplan.models.evaluation import evaluate, popularity
+from srsplan.models.evaluation import popularity
 from srsplan.models.interactions import read_interactions
 from srsplan.models.splits import Split, split
 from srsplan.models.step import TrainingStep
@@ -96,7 +96,10 @@ def prepare(order: Order, overwrite: bool) -> Prepared:
     prepare_folder(order.folder, order.resume, overwrite)
     torch.manual_seed(order.settings.seed)
     settings = order.settings
-    step = TrainingStep(configuration, order.device, learning_rate=settings.learning_rate, seed=settings.seed)
+    step = TrainingStep(
+        configuration, order.device, optimizer=settings.optimizer, learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay, seed=settings.seed,
+    )  # fmt: skip
     trainer = Trainer(step, parts, settings, order.folder)
     order = replace(order, configuration=configuration)
     if order.resume:
@@ -116,12 +119,13 @@ def finish(prepared: Prepared, observer: Observer) -> dict[str, Any]:
     document = {
         "configuration": prepared.order.configuration.to_dict(),
         "kernel": asdict(prepared.kernel),
-        "test": evaluate(trainer.step, parts, parts.test, ranking),
+        "test": trainer.ranked(parts.test, observer),
         "popularity": popularity(parts, parts.test, ranking),
         "test_users": len(parts.test),
         "seen_items_filtered": ranking.filter_seen,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
+        "micro_batches": progress.micro_batches,
         "validation_ndcg_10": progress.best,
         "epoch_seconds": sum(progress.seconds) / max(1, len(progress.seconds)),
         "memory": _measured_memory(prepared.order.device),
@@ -194,6 +198,7 @@ def _write_row(prepared: Prepared, document: Mapping[str, Any], progress: Progre
         "loss_sample_count": "inf" if configuration.negatives is None else configuration.negatives,
         "tokens_per_set": configuration.tokens_per_set,
         "dim": configuration.architecture.dim,
+        "micro_batches": progress.micro_batches,
         "seed": order.settings.seed,
         "exp_name": order.folder.name,
         "device": str(order.device),

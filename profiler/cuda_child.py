@@ -24,7 +24,7 @@ WARM_UP_STEPS, TIMED_STEPS = 3, 10
 
 def random_batch(configuration: Configuration, device: torch.device) -> StepInputs:
     """A full batch with as many valid targets as the configuration says."""
-    shape, valid = (configuration.batch_size, configuration.seq_len), configuration.fullest_tokens
+    shape, valid = (configuration.micro_batch_size, configuration.seq_len), configuration.fullest_tokens
     inputs = torch.randint(configuration.catalog, shape, device=device)
     positions = torch.randperm(configuration.tokens, device=device)[:valid].sort().values
     return StepInputs(inputs, positions, torch.randint(configuration.catalog, (valid,), device=device))

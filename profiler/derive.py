@@ -4,19 +4,20 @@ The step runs once on meta tensors with sizes chosen so that every variable carr
 signature). Each storage's bytes then factor into an exact product of variables, and the trace becomes a program of
 allocations (`program`). A chunked loss runs with two, three and four chunks: what three have more is the loop.
 
-    python -m srsplan.profiler.derive        writes planner/data/programs.json
+    python -m srsplan.profiler.derive        writes planner/data/programs.json.gz
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from itertools import product as combinations
 from pathlib import Path
 from typing import Any, cast
@@ -74,14 +75,25 @@ def factor(size: int, sizes: Mapping[str, tuple[str, int]]) -> str:
     return expressions.product(rest, powers)
 
 
-def generic_step(
-    loss: str, precision: Precision, blocks: int, chunks: int = 1
-) -> tuple[Configuration, dict[str, tuple[str, int]]]:
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a program is made for: everything that changes more than sizes."""
+
+    loss: str
+    precision: Precision
+    blocks: int
+    recompute: bool = False
+    parts: bool = False
+    """Micro-batches: two stand for any number, the third leaves everything as the second did."""
+
+
+def generic_step(kind: Kind, chunks: int = 1) -> tuple[Configuration, dict[str, tuple[str, int]]]:
     """A configuration of so many chunks whose sizes can be told apart, and the table of its variables."""
+    loss, parts = kind.loss, 2 if kind.parts else 1
     sampled = LOSSES[loss].sampled
     negatives = (LOSSES[loss].fixed_negatives or 61) if sampled else None
     group = 37 if LOSSES[loss].shares_negatives else 1
-    architecture = Architecture(dim=8 * 11 * 29, blocks=blocks, heads=11)
+    architecture = Architecture(dim=8 * 11 * 29, blocks=kind.blocks, heads=11)
     batches = (1009, 1013, 1019, 1021)
     for catalog, extra, batch in combinations(
         range(100_003, 104_000, 2), range(0, 40 * group, group // 5 + 1), batches
@@ -93,8 +105,9 @@ def generic_step(
             full = group * chunking.sampled_chunk_sets(10**9, negatives or 1, architecture.dim, group)
         tokens = full // 3 + (chunks - 1) * full + extra if LOSSES[loss].chunked else 70_001 + extra
         configuration = Configuration(
-            loss=loss, catalog=catalog, batch_size=batch, seq_len=SEQ_LEN, negatives=negatives, tokens_per_set=group,
-            valid_tokens=tokens, architecture=architecture, precision=precision,
+            loss=loss, catalog=catalog, batch_size=parts * batch, seq_len=SEQ_LEN, negatives=negatives,
+            tokens_per_set=group, valid_tokens=tokens, architecture=architecture, precision=kind.precision,
+            micro_batches=parts, recompute=kind.recompute,
         )  # fmt: skip
         sizes = _step_sizes(configuration)
         if _generic(sizes):
@@ -103,8 +116,9 @@ def generic_step(
 
 
 def _step_sizes(configuration: Configuration) -> dict[str, tuple[str, int]]:
-    row = {name: int(array[0]) for name, array in expressions.step_values([configuration]).items()}
-    loss, single = LOSSES[configuration.loss], row["M"] <= row["T"] and row["sets"] <= row["S"]
+    values = expressions.step_values([configuration])
+    row = {name: int(array[0]) for name, array in values.items()}
+    loss, single = LOSSES[configuration.loss], int(expressions.chunks(configuration.loss, values)[0]) == 1
     names = ["V", "D", "H", "B", "L", "A", "M"]
     if loss.sampled and loss.fixed_negatives is None:
         names += ["n", "K"]
@@ -210,22 +224,23 @@ class Recorder:
         return Program(tuple(self.symbols), setup, first, step)
 
 
-def derive_step(loss: str, precision: Precision, blocks: int, many_chunks: bool) -> Program:
+def derive_step(kind: Kind, many_chunks: bool) -> Program:
     """The program of one loss, where all fits one chunk or where there are two or more."""
-    recorder = Recorder()
+    recorder, parts = Recorder(), 2 if kind.parts else 1
 
-    def parts(chunks: int) -> list[Code]:
-        configuration, sizes = generic_step(loss, precision, blocks, chunks)
+    def pieces(chunks: int) -> list[Code]:
+        """Set-up, then every micro-batch of four steps."""
+        configuration, sizes = generic_step(kind, chunks)
         simulated = simulate_step(configuration, steps=4)
-        starts = [simulated.trace.start_of("forward", step) for step in range(4)]
-        setup, first, step, again = recorder.parts(simulated, sizes, [0, *starts])
-        if step != again:
-            raise NotFactored(f"the steps of {loss} are not alike")
-        return [setup, first, step]
+        starts = [simulated.trace.start_of("forward", number) for number in range(3 * parts + 1)]
+        return recorder.parts(simulated, sizes, [0, *starts])
 
-    if not many_chunks:
-        return recorder.program(*parts(1))
-    return recorder.program(*(looped(*three) for three in zip(parts(2), parts(3), parts(4), strict=True)))
+    found = [pieces(chunks) for chunks in ((2, 3, 4) if many_chunks else (1,))]
+    setup, *batches = [looped(*each) if many_chunks else each[0] for each in zip(*found, strict=True)]
+    first, step, again = ([*chain(*batches[at : at + parts])] for at in (0, parts, 2 * parts))
+    if step != again:
+        raise NotFactored(f"the steps of {kind} are not alike")
+    return recorder.program(setup, first, step)
 
 
 def derive_evaluation(precision: Precision, blocks: int, many_chunks: bool) -> Program:
@@ -249,8 +264,13 @@ def _kept(code: Code) -> int:
     return sum(1 if each >= 0 else -1 for each in code)
 
 
-def random_steps(loss: str, precision: Precision, blocks: int, count: int, seed: int = 0) -> list[Configuration]:
-    """Configurations as users have them: sizes log-uniform over the ranges that the closed form is made for."""
+def random_steps(
+    loss: str, precision: Precision, blocks: int, count: int, seed: int = 0, options: bool = False
+) -> list[Configuration]:
+    """Configurations as users have them: sizes log-uniform over the ranges that the closed form is made for.
+
+    With `options` also micro-batches and recomputation.
+    """
     draw = random.Random(seed)
 
     def size(low: int, high: int) -> int:
@@ -259,15 +279,16 @@ def random_steps(loss: str, precision: Precision, blocks: int, count: int, seed:
     def one() -> Configuration:
         catalog = size(1_000, 10_000_000)
         batch, length = size(4, 8192), size(4, 1024)
+        parts, recompute = (draw.randint(1, 4), draw.random() < 0.5) if options else (1, False)
         limit = LOSSES[loss]
         negatives = min(size(16, 4096), catalog - 1) if limit.sampled else None
         return Configuration(
             loss=loss, catalog=catalog, batch_size=batch, seq_len=length,
             negatives=limit.fixed_negatives or negatives,
             tokens_per_set=draw.choice((1, 16, 32, 64, 128)) if limit.shares_negatives else 1,
-            valid_tokens=max(1, round(batch * length * size(20, 1000) / 1000)),
+            valid_tokens=max(1, round(-(-batch // parts) * length * size(20, 1000) / 1000)),
             architecture=Architecture(dim=2 ** draw.randint(5, 9), heads=draw.choice((1, 2)), blocks=blocks),
-            precision=precision,
+            precision=precision, micro_batches=parts, recompute=recompute,
         )  # fmt: skip
 
     return [one() for _ in range(count)]
@@ -286,7 +307,7 @@ def few_chunks(configuration: Configuration) -> Configuration:
 
 
 def derive_all(report: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
-    """Every program as one JSON document: programs."loss/precision/blocks/one|many"."""
+    """Every program as one JSON document, by `expressions.program_key`."""
     import torch
 
     programs = {}
@@ -297,20 +318,22 @@ def derive_all(report: Callable[[str], object] = lambda _: None) -> dict[str, An
 
 
 def _derivations() -> Iterator[tuple[str, Program]]:
-    for each, blocks in combinations(PRECISIONS, BLOCKS):
+    for each, blocks, many in combinations(PRECISIONS, BLOCKS, (False, True)):
         precision = cast(Precision, each)
-        for many in (False, True):
-            for loss in (name for name, kind in LOSSES.items() if kind.chunked or not many):
-                yield expressions.program_key(loss, precision, blocks, many), derive_step(loss, precision, blocks, many)
-            key = expressions.program_key("evaluation", precision, blocks, many)
-            yield key, derive_evaluation(precision, blocks, many)
+        evaluation = generic_evaluation(precision, blocks, 1)[0]
+        yield expressions.program_key("evaluation", evaluation, many), derive_evaluation(precision, blocks, many)
+        losses = (name for name, kind in LOSSES.items() if kind.chunked or not many)
+        for loss, recompute, parts in combinations(losses, (False, True), (False, True)):
+            kind = Kind(loss=loss, precision=precision, blocks=blocks, recompute=recompute, parts=parts)
+            yield expressions.program_key(loss, generic_step(kind)[0], many), derive_step(kind, many)
 
 
 def main() -> None:
     """Write the shipped file."""
-    target = Path(__file__).resolve().parents[1] / "planner" / "data" / "programs.json"
+    target = Path(__file__).resolve().parents[1] / "planner" / "data" / "programs.json.gz"
     document = derive_all(lambda line: sys.stderr.write(line + "\n"))
-    target.write_text(json.dumps(document, separators=(",", ":")) + "\n")
+    text = json.dumps(document, separators=(",", ":")) + "\n"
+    target.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 if __name__ == "__main__":

@@ -87,9 +87,12 @@ def chunks(loss: str, values: Values) -> NDArray[np.int64]:
     return np.asarray(-(-values[total] // values[chunk]), dtype=np.int64)
 
 
-def program_key(loss: str, precision: str, blocks: int, many_chunks: bool) -> str:
-    """What a program is called: `loss` is that of a step, or "evaluation"."""
-    return f"{loss}/{precision}/{blocks}/{'many' if many_chunks else 'one'}"
+def program_key(loss: str, configuration: Configuration, many_chunks: bool) -> str:
+    """What a program is called: `loss` is that of a step, or "evaluation", which knows no options of training."""
+    key = f"{loss}/{configuration.precision}/{configuration.architecture.blocks}/{'many' if many_chunks else 'one'}"
+    if loss == "evaluation":
+        return key
+    return key + "/recompute" * configuration.recompute + "/parts" * (configuration.micro_batches > 1)
 
 
 def _last(total: int, chunk: int) -> int:
@@ -107,7 +110,7 @@ def _step_row(configuration: Configuration) -> dict[str, int]:
         "V": catalog,
         "D": dim,
         "H": configuration.architecture.heads,
-        "B": configuration.batch_size,
+        "B": configuration.micro_batch_size,
         "L": configuration.seq_len,
         "A": attention_rows(configuration.seq_len),
         "M": tokens,

@@ -38,6 +38,8 @@ class Program:
     setup: Code
     first: Code
     step: Code
+    shards: int = 1
+    """The table's rows, their gradient and moments are spread over so many GPUs: this is one of them."""
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Program:
@@ -51,7 +53,11 @@ class Program:
 
     def sizes(self, values: expressions.Values) -> list[Bytes]:
         """Bytes requested per symbol, an array over configurations each."""
-        return [expressions.evaluate(text, values) for _, text in self.symbols]
+        return [-(-expressions.evaluate(text, values) // self._parts(text)) for _, text in self.symbols]
+
+    def _parts(self, expression: str) -> int:
+        factors = expressions.variables(expression)
+        return self.shards if factors["V"] and factors["D"] else 1
 
     def peaks(self, values: expressions.Values, repeats: int) -> Bytes:
         """Allocated peak of a later step of every configuration; all have the same number of `repeats`."""

@@ -45,12 +45,17 @@ def simulate_step(configuration: Configuration, steps: int = 2) -> Simulated:
     ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
     with fused_optimizers_on_meta(), ledger:
         step = TrainingStep(configuration, META, autocast=cuda.autocast)
+        if configuration.recompute:
+            step.model.recompute = cuda.recompute
+        parts, targets = configuration.micro_batches, configuration.micro_batches * configuration.fullest_tokens
         ledger.phase("batch")
         batch = _batch(configuration)
         with cuda:
             for _ in range(steps):
-                step.run(batch, ledger.phase)
-    return Simulated(ledger.trace, ledger.trace.start_of("forward", 1))
+                step.run_parts(
+                    (batch if parts == 1 else _batch(configuration) for _ in range(parts)), targets, ledger.phase
+                )
+    return Simulated(ledger.trace, ledger.trace.start_of("forward", parts))
 
 
 def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) -> Simulated:
@@ -74,7 +79,7 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
 
 
 def _batch(configuration: Configuration) -> StepInputs:
-    shape = (configuration.batch_size, configuration.seq_len)
+    shape = (configuration.micro_batch_size, configuration.seq_len)
     inputs = torch.empty(shape, dtype=torch.long, device=META)
     positions, targets = (torch.empty(configuration.fullest_tokens, dtype=torch.long, device=META) for _ in range(2))
     return StepInputs(inputs, positions, targets)

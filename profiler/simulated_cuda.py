@@ -48,6 +48,12 @@ class SimulatedCuda(TorchFunctionMode):
             self._active = False
             self._weights.clear()
 
+    @contextmanager
+    def recompute(self) -> Iterator[None]:
+        """The same for what backward computes once more: autograd's hooks leave function modes behind."""
+        with self, self.autocast():
+            yield
+
     def __torch_function__(
         self,
         func: Callable[..., Any],

@@ -24,11 +24,16 @@ MODEL = MemoryModel()
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_estimate_equals_the_ledger(loss: str, precision: derive.Precision) -> None:
-    """50 random configurations of every loss and precision, 500 in all: within 0.01%, most to the byte."""
+    """50 random configurations of every loss and precision, 500 in all, with micro-batches and recomputed blocks.
+
+    Within 0.01%, most to the byte.
+    """
     steps = [
         configuration
         for blocks, count in ((1, 8), (2, 20), (3, 15), (4, 7))
-        for configuration in map(derive.few_chunks, derive.random_steps(loss, precision, blocks, count, seed=77))
+        for configuration in map(
+            derive.few_chunks, derive.random_steps(loss, precision, blocks, count, seed=77, options=True)
+        )
     ]
     for configuration in steps:
         allocated = int(MODEL.allocated([configuration])[0])
@@ -40,7 +45,7 @@ def test_estimate_equals_the_ledger(loss: str, precision: derive.Precision) -> N
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_program_reserves_what_the_trace_does(loss: str, precision: derive.Precision) -> None:
     """The shipped program and a trace of the same three steps, each through the allocator's model."""
-    for configuration in map(derive.few_chunks, derive.random_steps(loss, precision, 2, 8, seed=31)):
+    for configuration in map(derive.few_chunks, derive.random_steps(loss, precision, 2, 8, seed=31, options=True)):
         trace = simulate_step(configuration, steps=3).trace
         found = replay([allocation.requested_bytes for allocation in trace.allocations], trace.events)
         values = expressions.step_values([configuration])
@@ -49,7 +54,8 @@ def test_a_program_reserves_what_the_trace_does(loss: str, precision: derive.Pre
         sizes = [int(size[0]) for size in program.sizes(values)]
         for code in (program.setup, program.first, program.step):
             process.run(code, sizes, chunks - 2)
-        assert process.allocator.peak_reserved == pytest.approx(found.reserved_bytes, rel=1e-3)
+        exact = 1e-3 if configuration.micro_batches <= 2 else 0.06  # two micro-batches stand for more
+        assert process.allocator.peak_reserved == pytest.approx(found.reserved_bytes, rel=exact)
 
 
 @pytest.mark.parametrize("users", [1, 16, 1024])
@@ -65,7 +71,8 @@ def test_the_shipped_file_is_what_the_ledger_says_today(
     loss: str, precision: derive.Precision, blocks: int, many: bool
 ) -> None:
     configuration = derive.random_steps(loss, precision, blocks, 1)[0]
-    shipped, derived = MODEL.program(loss, configuration, many), derive.derive_step(loss, precision, blocks, many)
+    kind = derive.Kind(loss=loss, precision=precision, blocks=blocks)
+    shipped, derived = MODEL.program(loss, configuration, many), derive.derive_step(kind, many)
     assert Program.from_document(json.loads(json.dumps(derived.to_document()))) == shipped
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from command import Ended
 
+from srsplan.models import training
 from srsplan.models.config import Architecture, Configuration
-from srsplan.planner import training_run
 from srsplan.planner.commands import train
 from srsplan.planner.search import TOKENS_PER_SET
 
@@ -110,7 +110,7 @@ def test_out_of_memory_in_the_test_is_no_traceback(train_on: Run, monkeypatch: p
     def out_of_memory(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training_run, "evaluate", out_of_memory)
+    monkeypatch.setattr(training, "evaluate", out_of_memory)
     done = train_on(*TINY, "--epochs", 1, "-o", "out")
     assert done.code == 4
     assert "the GPU ran out of memory" in done.message
@@ -123,7 +123,10 @@ def test_a_missing_prediction_does_not_end_a_good_run(
     configuration = replace(SAMPLED, architecture=Architecture(dim=16, blocks=blocks))
     prepared: Any = SimpleNamespace(
         trainer=SimpleNamespace(settings=SimpleNamespace(evaluation_batch=8)),
-        order=SimpleNamespace(configuration=configuration),
+        order=SimpleNamespace(configuration=configuration, folder=Path("runs")),
     )
-    train._say_memory(cast(Any, prepared), {"memory": {"allocated_bytes": 1 << 30, "reserved_bytes": 2 << 30}})
-    assert phrase in " ".join(capsys.readouterr().out.split())
+    memory = {"allocated_bytes": 1 << 30, "reserved_bytes": 2 << 30}
+    train._say_memory(cast(Any, prepared), {"memory": memory, "micro_batches": 1})
+    said = capsys.readouterr()
+    assert phrase in " ".join(said.out.split())
+    assert ("predicted at most; please report it" in " ".join(said.err.split())) == (blocks == 2)

@@ -15,7 +15,7 @@ from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import DeviceOutOfMemory, InputError
 from srsplan.models.interactions import read_interactions
 from srsplan.models.splits import split
-from srsplan.models.step import TrainingStep
+from srsplan.models.step import StepInputs, TrainingStep
 from srsplan.models.training import Settings, Trainer
 
 CPU = torch.device("cpu")
@@ -31,6 +31,27 @@ class Silent:
     def batch_done(self) -> None: ...
 
     def epoch_done(self, record: dict[str, Any]) -> None: ...
+
+    def smaller(self, sentence: str) -> None: ...
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def smaller(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+class SmallCard(TrainingStep):
+    """Only so many sequences fit at once: PyTorch's own error beyond."""
+
+    fits = 5
+
+    def loss(self, batch: StepInputs, *rest: Any, **options: Any) -> torch.Tensor:
+        if len(batch.inputs) > self.fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().loss(batch, *rest, **options)
 
 
 def walks(path: Path, seed: int) -> Path:
@@ -104,3 +125,54 @@ def test_out_of_memory_is_explained_with_bytes() -> None:
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     assert isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
+
+
+def on_a_small_card(folder: Path, settings: Settings = ONE) -> Trainer:
+    whole = trainer(folder, replace(TINY, architecture=replace(TINY.architecture, dropout=0.0)), settings)
+    step = SmallCard(whole.step.configuration, CPU, learning_rate=settings.learning_rate, seed=settings.seed)
+    step.model.load_state_dict(whole.step.model.state_dict())
+    return Trainer(step, whole.split, settings, folder)
+
+
+def test_out_of_memory_cuts_the_batch_and_trains_the_same_model(tmp_path: Path) -> None:
+    """16 sequences do not fit, nor do 8; four parts of 4 do, and give the weights of a card that holds them all."""
+    told, small = Told(), on_a_small_card(tmp_path / "small")
+    whole = trainer(tmp_path / "whole", small.step.configuration)
+    whole.step.model.load_state_dict(small.step.model.state_dict())
+    small.run(told)
+    whole.run(Silent())
+    assert small.progress.micro_batches == 4
+    assert [phrase in told.sentences[at] for at, phrase in enumerate(("into 2 parts", "into 4 parts"))] == [True] * 2
+    assert "same batch size 16" in told.sentences[1]
+    for name, weight in whole.step.model.state_dict().items():
+        assert torch.allclose(weight, small.step.model.state_dict()[name], atol=2e-4), name
+
+
+def test_a_resumed_run_remembers_that_it_was_cut(tmp_path: Path) -> None:
+    on_a_small_card(tmp_path / "small").run(Told())
+    told, again = Told(), on_a_small_card(tmp_path / "small", Settings(epochs=2))
+    again.resume()
+    again.run(told)
+    assert again.progress.micro_batches == 4
+    assert not told.sentences
+
+
+def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SmallCard, "fits", 0)
+    with pytest.raises(DeviceOutOfMemory, match="the GPU ran out of memory"):
+        on_a_small_card(tmp_path / "small").run(Told())
+
+
+def test_out_of_memory_in_evaluation_ranks_fewer_users_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked, told = training.evaluate, Told()
+
+    def at_most_ten(step: Any, parts: Any, holdout: Any, ranking: Any) -> dict[str, float]:
+        if ranking.users > 10:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return ranked(step, parts, holdout, ranking)
+
+    monkeypatch.setattr(training, "evaluate", at_most_ten)
+    whole = trainer(tmp_path / "run", settings=Settings(epochs=1, evaluation_batch=64))
+    whole.run(told)
+    assert whole.ranking().users == 8
+    assert "8 users at once" in told.sentences[-1]

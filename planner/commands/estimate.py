@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Annotated, cast
 
 import typer
@@ -13,6 +15,7 @@ from srsplan.planner.commands import options
 from srsplan.planner.gpus import Gpu, resolve_gpu
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.search import TOKENS_PER_SET, Choice, Search, Space
+from srsplan.planner.several import Layout
 from srsplan.planner.units import parse_bytes, parse_count
 from srsplan.planner.workload import MeanLength, Workload, WorstCase
 
@@ -34,6 +37,9 @@ def estimate_command(
     blocks: options.Blocks = 2,
     heads: options.Heads = 2,
     precision: options.PrecisionOption = "fp16",
+    micro_batches: options.MicroBatches = 1,
+    recompute: options.Recompute = False,
+    gpus: options.Gpus = 1,
     mean_length: options.MeanLength = None,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="The card that times are for, and whose capacity counts.")
@@ -55,19 +61,25 @@ def estimate_command(
         tokens_per_set=tokens_per_set,
         architecture=Architecture(dim=dim, blocks=blocks, heads=heads),
         precision=cast(Precision, precision),
-        valid_tokens=workload.valid_tokens(batch_size, seq_len) if min(batch_size, seq_len) > 0 else None,
+        micro_batches=micro_batches,
+        recompute=recompute,
     )
+    valid = workload.valid_tokens(configuration.micro_batch_size, seq_len)
+    configuration = replace(configuration, valid_tokens=min(valid, configuration.tokens))
     card, limit = _card(gpu, budget)
-    choice = _predict(configuration, workload, card, limit)
+    search = _search(configuration, workload, card, limit)
+    choice = search.predict(configuration)
+    several = search.on_several(choice, gpus)
     if json:
         entry = plan.choice_entry(1, choice, limit, timing.BASIS).model_dump(exclude={"rank", "why"})
-        console.print_json({"catalog": configuration.catalog, "dim": dim, "gpu": card.name, **entry})
+        document = {"catalog": configuration.catalog, "dim": dim, "gpu": card.name, **entry}
+        console.print_json({**document, "several_gpus": [asdict(layout) for layout in several]})
         return
-    _tell(choice, workload, card, limit)
+    _tell(choice, workload, card, limit, several)
 
 
-def _predict(configuration: Configuration, workload: Workload, card: Gpu, limit: Budget | None) -> Choice:
-    """What recommend would say of this one configuration."""
+def _search(configuration: Configuration, workload: Workload, card: Gpu, limit: Budget | None) -> Search:
+    """Says of this one configuration what recommend would."""
     space = Space(
         catalog=configuration.catalog,
         losses=(configuration.loss,),
@@ -75,10 +87,10 @@ def _predict(configuration: Configuration, workload: Workload, card: Gpu, limit:
         precision=configuration.precision,
         workload=workload,
     )
-    return Search(space, limit or make_budget(None, card), card, MemoryModel()).predict(configuration)
+    return Search(space, limit or make_budget(None, card), card, MemoryModel())
 
 
-def _tell(choice: Choice, workload: Workload, card: Gpu, limit: Budget | None) -> None:
+def _tell(choice: Choice, workload: Workload, card: Gpu, limit: Budget | None, several: Sequence[Layout]) -> None:
     configuration = choice.configuration
     notes = {
         "configuration": f"{report.knobs_of(configuration)}, {configuration.precision}",
@@ -86,7 +98,7 @@ def _tell(choice: Choice, workload: Workload, card: Gpu, limit: Budget | None) -
         "padding": workload.basis,
         "card": f"{card.title}; step {timing.BASIS}",
     }
-    console.out.print(report.estimate_screen(choice, notes, limit))
+    console.out.print(report.estimate_screen(choice, notes, limit, several))
 
 
 def _card(gpu: str | None, budget: str | None) -> tuple[Gpu, Budget | None]:

@@ -19,4 +19,11 @@ UserColumn = Annotated[str | None, typer.Option("--user-column", help="Column of
 ItemColumn = Annotated[str | None, typer.Option("--item-column", help="Column of item ids.")]
 TimestampColumn = Annotated[str | None, typer.Option("--timestamp-column", help="Column of timestamps.")]
 Split = Annotated[str, typer.Option("--split", help="auto, global-time or leave-one-out.")]
+Recompute = Annotated[
+    bool, typer.Option("--recompute/--no-recompute", help="Activation checkpointing: less memory, about 30% more time.")
+]
+Gpus = Annotated[int, typer.Option("--gpus", help="Say what each of several GPUs would need; on paper.")]
+MicroBatches = Annotated[
+    int, typer.Option("--micro-batches", min=1, help="Parts of a batch whose gradients accumulate.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

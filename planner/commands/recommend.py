@@ -36,6 +36,7 @@ class Question:
     data: Path | None
     notes: dict[str, str]
     check: bool
+    gpus: int
 
 
 def recommend_command(
@@ -48,6 +49,8 @@ def recommend_command(
     blocks: options.Blocks = 2,
     heads: options.Heads = 2,
     precision: options.PrecisionOption = "fp16",
+    recompute: options.Recompute = False,
+    gpus: options.Gpus = 1,
     loss: Annotated[list[str] | None, typer.Option("--loss", help="Only this loss; may be repeated.")] = None,
     margin: Annotated[float, typer.Option("--margin", help="Share of the budget to keep free.")] = DEFAULT_MARGIN,
     user_column: options.UserColumn = None,
@@ -71,6 +74,7 @@ def recommend_command(
         architecture=architecture,
         precision=cast(Precision, precision),
         workload=workload,
+        recompute=recompute,
     )
     notes = {
         "catalog": report.catalog_line(items, dim),
@@ -78,8 +82,9 @@ def recommend_command(
         "card": card.title + (", the smallest that holds the budget; --gpu names yours" if gpu is None else ""),
         **({"data": "\n".join(data_notes)} if data_notes else {}),
         "padding": workload.basis,
+        **({"recompute": "blocks run forward once more in backward"} if recompute else {}),
     }
-    question = Question(space=space, budget=limit, gpu=card, data=data, notes=notes, check=check)
+    question = Question(space=space, budget=limit, gpu=card, data=data, notes=notes, check=check, gpus=gpus)
     _answer(question, _fit(profile, notes), _order(runs, items, notes), output, json)
 
 
@@ -99,17 +104,19 @@ def _answer(question: Question, fit: Fit, order: Order | None, output: Path, jso
         blocks=question.space.architecture.blocks,
         heads=question.space.architecture.heads,
         precision=question.space.precision,
+        recompute=question.space.recompute,
         data=None if question.data is None else str(question.data),
         users=question.space.workload.users,
         padding=question.space.workload.basis,
         order=question.notes.get("order", "largest min(batch size, negatives) that fits"),
     )
-    document = plan.make_plan(inputs, question.budget, outcome, timing.BASIS, command)
+    several = search.on_several(outcome.choices[0], question.gpus)
+    document = plan.make_plan(inputs, question.budget, outcome, timing.BASIS, command, several)
     plan.write_plan(document, output)
     if json:
         console.print_json(document.model_dump())
         return
-    console.out.print(report.recommendation(outcome, question.budget, question.notes, timing.BASIS))
+    console.out.print(report.recommendation(outcome, question.budget, question.notes, timing.BASIS, several))
     console.out.print(f"\nplan written to {output}; next:\n  [bold]{command}[/]", soft_wrap=True)
 
 

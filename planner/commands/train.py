@@ -48,7 +48,16 @@ def train_command(
     heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None,
     dropout: Annotated[float | None, typer.Option("--dropout", help="Dropout probability.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp16, bf16, fp32; a CPU trains fp32.")] = None,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Adam's.")] = 1e-3,
+    micro_batches: Annotated[
+        int | None, typer.Option("--micro-batches", min=1, help="Parts of a batch whose gradients accumulate.")
+    ] = None,
+    recompute: Annotated[
+        bool | None,
+        typer.Option("--recompute/--no-recompute", help="Activation checkpointing, or not; else the plan's."),
+    ] = None,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adam or adamw, both fused.")] = "adam",
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the optimizer.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the optimizer.")] = 0.0,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="At most so many.")] = 200,
     patience: Annotated[int, typer.Option("--patience", min=1, help="Evaluations without a better one.")] = 10,
     evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=1, help="Epochs between them.")] = 1,
@@ -67,7 +76,10 @@ def train_command(
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other", "give the one that is meant")
     sizes = {"dim": dim, "blocks": blocks, "heads": heads, "dropout": dropout}
-    knobs = {"batch_size": batch_size, "seq_len": seq_len, "negatives": negatives, "tokens_per_set": tokens_per_set}
+    knobs = {
+        "batch_size": batch_size, "seq_len": seq_len, "negatives": negatives, "tokens_per_set": tokens_per_set,
+        "micro_batches": micro_batches, "recompute": recompute,
+    }  # fmt: skip
     planned, evaluation_batch = _planned(plan, rank, loss)
     configuration = _override(planned, loss, knobs, sizes, precision)
     order = _order(
@@ -75,6 +87,7 @@ def train_command(
         settings={
             "epochs": epochs, "patience": patience, "evaluate_every": evaluate_every, "seed": seed,
             "validation_users": validation_users, "learning_rate": learning_rate, "evaluation_batch": evaluation_batch,
+            "optimizer": optimizer, "weight_decay": weight_decay,
         },
         reading={"user": user_column, "item": item_column, "timestamp": timestamp_column, "split": split,
                  "min_user": min_user, "min_item": min_item},
@@ -159,6 +172,8 @@ def _order(
 
     if settings["learning_rate"] <= 0:
         raise InputError(f"--learning-rate {settings['learning_rate']} is not above zero", "the paper's is 0.001")
+    if settings["optimizer"] not in ("adam", "adamw"):
+        raise InputError(f"unknown --optimizer {settings['optimizer']!r}", "optimizers are adam and adamw")
     use_expandable_segments()
     chosen = _device(device)
     if chosen.type == "cpu" and configuration.precision != "fp32":
@@ -223,6 +238,10 @@ def _introduce(prepared: Prepared) -> None:
     knobs = f"bs {configuration.batch_size}, sl {configuration.seq_len}"
     if configuration.negatives is not None:
         knobs += f", ns {configuration.negatives}, {configuration.tokens_per_set} tokens a set"
+    if configuration.micro_batches > 1:
+        knobs += f", in {configuration.micro_batches} parts of {configuration.micro_batch_size}"
+    if configuration.recompute:
+        knobs += ", recomputed blocks"
     console.err.print(f"{configuration.loss}: {knobs}, D {configuration.architecture.dim}, {configuration.precision}")
     console.err.print(f"loss implementation: {prepared.kernel.implementation} ({prepared.kernel.reason})")
     if order.device.type == "cpu":
@@ -263,6 +282,10 @@ class ProgressBars:
     def epoch_begins(self, epoch: int, batches: int) -> None:
         """Start the inner bar."""
         self._progress.reset(self._batches, total=batches, note=f"epoch {epoch}")
+
+    def smaller(self, sentence: str) -> None:
+        """Out of memory, and what is done about it."""
+        self._progress.console.print(sentence, style="yellow", markup=False, soft_wrap=True)
 
     def batch_done(self) -> None:
         """One step of the inner bar."""
@@ -307,12 +330,18 @@ def _say_memory(prepared: Prepared, document: Mapping[str, Any]) -> None:
         f"{format_gib(measured['reserved_bytes'])} reserved"
     )
     users = prepared.trainer.settings.evaluation_batch
-    configuration = prepared.order.configuration
+    configuration = replace(prepared.order.configuration, micro_batches=document["micro_batches"])
     try:
         predicted = MemoryModel().predict(configuration, users, users * configuration.seq_len)
     except InputError as error:  # the run is over and good: a prediction that does not exist is no reason to fail
         console.out.print(f"{measured_text}; not predicted: {error.message}", markup=False)
         return
+    if measured["reserved_bytes"] > predicted.upper_bytes:
+        console.err.print(
+            f"warning: that is more than the {format_gib(predicted.upper_bytes)} predicted at most; please report it "
+            f"with {prepared.order.folder / 'config.json'}",
+            style="yellow", markup=False,
+        )  # fmt: skip
     console.out.print(
         f"{measured_text}; predicted, without padding: {format_gib(predicted.allocated_bytes)} and at most "
         f"{format_gib(predicted.upper_bytes)}"

@@ -2,9 +2,9 @@
 
     python examples/plans_under_a_cap.py
 
-On a machine without a GPU this is simulated: the ledger's trace of six steps through the model of the caching
-allocator, capped at what the plan may use. Prints per plan whether it runs, how often the cap forces memory to be given
-back once the first steps are over, and how much of the budget is used.
+On a machine without a GPU this is simulated: the ledger's trace of twenty steps and an evaluation through the model of
+the caching allocator, capped at what the plan may use. Prints per plan whether it runs, how often the cap forces memory
+to be given back in the last two steps, and how much of the budget is used.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from srsplan.planner.workload import WorstCase
 
 CATALOGS = (30_000, 300_000, 1_600_000)
 BUDGETS_GB = (8, 16, 24, 40, 80)
+STEPS = 20
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
             print(f"{catalog:>9,} {gigabytes:>3} GB {loss:4}  nothing fits")
             continue
         choice = outcome.choices[0]
-        found = confirm(choice, budget, gpu)
+        found = confirm(choice, budget, gpu, steps=STEPS)
         share = found.reserved_bytes / budget.usable_bytes
         plans, ran, used = plans + 1, ran + (found.fits and not found.retries), used + share
         verdict = "runs" if found.fits else "OUT OF MEMORY"

@@ -10,8 +10,9 @@ from srsplan.planner.gpus import Gpu
 from srsplan.planner.search import Choice, Confirmed, Outcome
 from srsplan.profiler import expressions
 
-SIMULATED_STEPS, SETTLED_STEP = 6, 4
-"""A cap may force memory to be given back in the first steps, until the blocks have found their places."""
+SIMULATED_STEPS = 6
+SETTLED_STEPS = 2
+"""The last steps: a cap may force memory to be given back before, until the blocks have found their places."""
 
 MOST_CHUNKS = 100
 """Traced in a second or two."""
@@ -31,10 +32,10 @@ def confirm_outcome(outcome: Outcome, budget: Budget, card: Gpu) -> tuple[Outcom
     return replace(outcome, choices=tuple(choices)), dropped
 
 
-def confirm(choice: Choice, budget: Budget, card: Gpu) -> Confirmed:
+def confirm(choice: Choice, budget: Budget, card: Gpu, steps: int = SIMULATED_STEPS) -> Confirmed:
     """Some steps and one evaluation batch under a hard cap of what the plan may use."""
     measured = _measured(choice.configuration, budget, card)
-    return measured or _simulated(choice, budget)
+    return measured or _simulated(choice, budget, steps)
 
 
 def _measured(configuration: Configuration, budget: Budget, card: Gpu) -> Confirmed | None:
@@ -55,29 +56,30 @@ def _measured(configuration: Configuration, budget: Budget, card: Gpu) -> Confir
     )
 
 
-def _simulated(choice: Choice, budget: Budget) -> Confirmed:
-    """The trace of the training step through the allocator, which may reserve no more than the plan.
+def _simulated(choice: Choice, budget: Budget, steps: int) -> Confirmed:
+    """Training with an evaluation in its middle, traced, through the allocator under a cap of what the plan may use.
 
     A chunked loss with thousands of chunks is traced with a few of them; what its other tokens hold is predicted, and
     taken from the cap beforehand.
     """
     from srsplan.profiler.allocator import replay
     from srsplan.profiler.derive import few_chunks
-    from srsplan.profiler.simulate import simulate_step
+    from srsplan.profiler.simulate import EvaluationSizes, simulate_evaluation, simulate_step, with_evaluation
 
-    configuration = choice.configuration
+    configuration, users = choice.configuration, choice.evaluation_users
+    parts = configuration.micro_batches
     if expressions.chunks(configuration.loss, expressions.step_values([configuration]))[0] > MOST_CHUNKS:
         configuration = few_chunks(configuration)
-    simulated = simulate_step(configuration, steps=SIMULATED_STEPS)
-    untraced = max(0, choice.memory.allocated_bytes - simulated.allocated_bytes)
-    trace = simulated.trace
-    sizes = [allocation.requested_bytes for allocation in trace.allocations]
-    settled = trace.start_of("forward", SETTLED_STEP)
-    found = replay(sizes, trace.events, cap_bytes=budget.usable_bytes - untraced, first_event=settled)
-    evaluates = choice.memory.evaluation_bytes <= budget.usable_bytes
+    training = simulate_step(configuration, steps=steps)
+    pairs = EvaluationSizes(users=users, seen_pairs=users * configuration.seq_len)
+    sizes, events = with_evaluation(training, simulate_evaluation(configuration, pairs), steps // 2 * parts)
+    settled = training.trace.start_of("forward", (steps - SETTLED_STEPS) * parts)
+    settled += len(events) - len(training.trace.events)
+    untraced = max(0, choice.memory.allocated_bytes - training.allocated_bytes)
+    found = replay(sizes, events, cap_bytes=budget.usable_bytes - untraced, first_event=settled)
     return Confirmed(
         basis="simulated: the ledger's trace through the allocator's model",
-        fits=found.fits and evaluates,
+        fits=found.fits,
         allocated_bytes=found.allocated_bytes + untraced,
         reserved_bytes=found.reserved_bytes + untraced,
         retries=found.retries,

@@ -25,6 +25,8 @@ FILLS = (0.93, 1.0, 0.81, 0.97, 1.0, 0.88, 1.0)
 LATE_RETRIES = 1
 """Retries in the later steps: more, and training would be slowed down again and again."""
 
+CAP_STEP = 0.005
+
 LAST_BATCH = 3
 """The last batch of an epoch has a third of the sequences."""
 
@@ -67,6 +69,19 @@ def reserved(
         return Reserved(free.expected, free.asked)
     capped = _played(early, later, cap, inf)
     return Reserved(capped.expected, capped.held) if capped.retries <= LATE_RETRIES else Reserved(free.held, free.asked)
+
+
+def smallest_cap(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> int:
+    """From here on every cap is safe and fast, in steps of half a percent: it runs, and only the beginning retries.
+
+    Found from above, step by step: what fits is not monotone in the cap.
+    """
+    safe = reserved(configuration, users, seen_pairs, programs).upper
+    while True:
+        cap = int(safe * (1 - CAP_STEP))
+        if reserved(configuration, users, seen_pairs, programs, cap).upper > cap:
+            return safe
+        safe = cap
 
 
 def steady(configuration: Configuration, programs: Programs) -> int:

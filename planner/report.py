@@ -174,7 +174,7 @@ def recommendation(
 
 
 def estimate_screen(
-    choice: Choice, notes: Mapping[str, str], budget: Budget | None, several: Sequence[Layout] = ()
+    choice: Choice, notes: Mapping[str, str], budget: Budget | None, smallest_cap: int, several: Sequence[Layout] = ()
 ) -> Group:
     """The screen of estimate."""
     memory = choice.memory
@@ -183,6 +183,7 @@ def estimate_screen(
         "fixed floor": floor_line(choice.configuration),
         "allocated": format_gib(memory.allocated_bytes),
         "reserved": f"{format_gib(memory.reserved_bytes)} expected, {format_gib(memory.upper_bytes)} at most",
+        "smallest cap": f"{format_gib(smallest_cap)} reserved: runs at full speed from there on",
         "evaluation": f"{format_gib(memory.evaluation_bytes)} with {choice.evaluation_users:,} users at once",
         "step": format_ms(choice.step_ms),
     }

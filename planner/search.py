@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product as combinations
 
 from srsplan.models.config import LOSSES, Architecture, Configuration, Precision
-from srsplan.planner import timing
+from srsplan.planner import lifetime, timing
 from srsplan.planner.budget import Budget
 from srsplan.planner.gpus import Gpu
 from srsplan.planner.memory import Memory, MemoryModel
@@ -190,6 +190,11 @@ class Search:
             steps_per_epoch=None if known is None else -(-known // configuration.batch_size),
             why=why,
         )
+
+    def smallest_cap(self, choice: Choice) -> int:
+        """The least that the allocator may reserve at full speed."""
+        pairs = self._seen_pairs(choice.evaluation_users, choice.configuration)
+        return lifetime.smallest_cap(choice.configuration, choice.evaluation_users, pairs, self.model.program)
 
     def on_several(self, choice: Choice, gpus: int) -> tuple[Layout, ...]:
         """What each of several GPUs would need for a choice; nothing for one."""

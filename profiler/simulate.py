@@ -39,6 +39,26 @@ class Simulated:
         """Peak of the steady part."""
         return self.trace.peak(self.first_event).allocated_bytes
 
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes requested by every allocation."""
+        return [allocation.requested_bytes for allocation in self.trace.allocations]
+
+
+def with_evaluation(training: Simulated, evaluation: Simulated, before_part: int) -> tuple[list[int], list[int]]:
+    """Sizes and events of a training into which an evaluation comes, as `train` does it.
+
+    `before_part`: before which micro-batch, counted from 0 through all steps.
+    """
+    trace, offset = evaluation.trace, len(training.trace.allocations)
+    events = trace.events[trace.start_of("batch") : trace.start_of("idle")]
+    born = [event for event in events if event >= 0]
+    ended = {~event for event in events if event < 0}
+    body = [event + offset if event >= 0 else ~(~event + offset) for event in events]
+    body += [~(event + offset) for event in born if event not in ended]
+    at = training.trace.start_of("forward", before_part)
+    return [*training.sizes, *evaluation.sizes], [*training.trace.events[:at], *body, *training.trace.events[at:]]
+
 
 def simulate_step(configuration: Configuration, steps: int = 2) -> Simulated:
     """Training steps of the fullest batch; those from the second on count. 0.1 s after torch is imported."""

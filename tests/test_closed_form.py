@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srsplan.models.config import LOSSES, Configuration
-from srsplan.planner.lifetime import reserved
+from srsplan.models.errors import InputError
+from srsplan.planner.lifetime import reserved, smallest_cap
 from srsplan.planner.memory import MemoryModel
+from srsplan.planner.several import exchange_bytes, layouts
 from srsplan.profiler import derive, expressions
 from srsplan.profiler.allocator import replay
 from srsplan.profiler.program import Process, Program, flat, looped
@@ -124,6 +126,40 @@ def test_a_cap_may_be_enough_where_only_the_beginning_retries() -> None:
             found += 1
             assert allocated <= capped.upper
     assert found >= 3
+
+
+@pytest.mark.parametrize("loss", ["ce", "ce-", "cce-"])
+def test_every_cap_above_the_smallest_is_safe(loss: str) -> None:
+    """Not only the one that was found: what fits is not monotone in the cap."""
+    configuration = Configuration(
+        loss=loss, catalog=100_000, batch_size=128, seq_len=64, negatives=None if loss == "ce" else 256,
+        tokens_per_set=32 if loss == "cce-" else 1,
+    )  # fmt: skip
+    users, pairs = 64, 64 * 64
+    smallest = smallest_cap(configuration, users, pairs, MODEL.program)
+    free = reserved(configuration, users, pairs, MODEL.program)
+    assert int(MODEL.allocated([configuration])[0]) <= smallest <= free.upper
+    for share in (1.0, 1.013, 1.06, 1.2):
+        assert reserved(configuration, users, pairs, MODEL.program, smallest * share).upper <= smallest * share
+    below = smallest * 0.99
+    assert reserved(configuration, users, pairs, MODEL.program, below).upper > below
+
+
+def test_a_row_sharded_table_is_shared_and_a_replicated_one_is_not() -> None:
+    """Four GPUs: of table, gradient and moments, 4 S, each holds a quarter; with one GPU nothing changes."""
+    configuration = Configuration(
+        loss="cce-", catalog=4_000_000, batch_size=64, seq_len=32, negatives=256, tokens_per_set=32
+    )
+    users, pairs = 64, 64 * 32
+    alone = MODEL.reserved(configuration, users, pairs)
+    replicated, sharded = layouts(configuration, 4, MODEL, users, pairs)
+    assert replicated.upper_bytes == alone.upper
+    assert (sharded.per_gpu_batch, sharded.global_batch) == (64, 256)
+    saved = alone.upper - (sharded.upper_bytes - exchange_bytes(configuration, 4))
+    assert saved == pytest.approx(3 * configuration.table_bytes, rel=0.05)
+    assert {layout.upper_bytes for layout in layouts(configuration, 1, MODEL, users, pairs)} == {alone.upper}
+    with pytest.raises(InputError, match="--gpus 0"):
+        layouts(configuration, 0, MODEL, users, pairs)
 
 
 def test_a_table_is_four_copies_and_no_more() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, cast
 
@@ -14,8 +13,7 @@ from srsplan.planner.budget import Budget, assumed_gpu, make_budget
 from srsplan.planner.commands import options
 from srsplan.planner.gpus import Gpu, resolve_gpu
 from srsplan.planner.memory import MemoryModel
-from srsplan.planner.search import TOKENS_PER_SET, Choice, Search, Space
-from srsplan.planner.several import Layout
+from srsplan.planner.search import TOKENS_PER_SET, Search, Space
 from srsplan.planner.units import parse_bytes, parse_count
 from srsplan.planner.workload import MeanLength, Workload, WorstCase
 
@@ -69,13 +67,20 @@ def estimate_command(
     card, limit = _card(gpu, budget)
     search = _search(configuration, workload, card, limit)
     choice = search.predict(configuration)
-    several = search.on_several(choice, gpus)
+    several, cap = search.on_several(choice, gpus), search.smallest_cap(choice)
     if json:
         entry = plan.choice_entry(1, choice, limit, timing.BASIS).model_dump(exclude={"rank", "why"})
         document = {"catalog": configuration.catalog, "dim": dim, "gpu": card.name, **entry}
-        console.print_json({**document, "several_gpus": [asdict(layout) for layout in several]})
+        more = {"smallest_cap_bytes": cap, "several_gpus": [asdict(layout) for layout in several]}
+        console.print_json({**document, **more})
         return
-    _tell(choice, workload, card, limit, several)
+    notes = {
+        "configuration": f"{report.knobs_of(configuration)}, {configuration.precision}",
+        "catalog": report.catalog_line(configuration.catalog, configuration.architecture.dim),
+        "padding": workload.basis,
+        "card": f"{card.title}; step {timing.BASIS}",
+    }
+    console.out.print(report.estimate_screen(choice, notes, limit, cap, several))
 
 
 def _search(configuration: Configuration, workload: Workload, card: Gpu, limit: Budget | None) -> Search:
@@ -88,17 +93,6 @@ def _search(configuration: Configuration, workload: Workload, card: Gpu, limit: 
         workload=workload,
     )
     return Search(space, limit or make_budget(None, card), card, MemoryModel())
-
-
-def _tell(choice: Choice, workload: Workload, card: Gpu, limit: Budget | None, several: Sequence[Layout]) -> None:
-    configuration = choice.configuration
-    notes = {
-        "configuration": f"{report.knobs_of(configuration)}, {configuration.precision}",
-        "catalog": report.catalog_line(configuration.catalog, configuration.architecture.dim),
-        "padding": workload.basis,
-        "card": f"{card.title}; step {timing.BASIS}",
-    }
-    console.out.print(report.estimate_screen(choice, notes, limit, several))
 
 
 def _card(gpu: str | None, budget: str | None) -> tuple[Gpu, Budget | None]:

@@ -11,13 +11,11 @@ import csv
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy.optimize import nnls
-
 from srsplan.models.config import Configuration
+from srsplan.planner.gpus import find_gpu
 from srsplan.planner.timing import StepCost, step_cost
+from srsplan.planner.timing_fit import Timed, fit_rates
 
-H200_TFLOPS, H200_BANDWIDTH = 989e12, 4.8e12
 NAMES = {"ce": "ce", "ce_neg": "ce-", "bce": "bce"}
 
 
@@ -38,26 +36,13 @@ def main(path: Path) -> None:
     """Fit, print, compare."""
     with path.open() as lines:
         rows = list(csv.DictReader(lines))
-    seconds = np.array([float(row["step_s"]) for row in rows])
-    costs = [cost_of(row) for row in rows]
-    terms = np.array(
-        [[c.product_flops / H200_TFLOPS, c.moved_bytes / H200_BANDWIDTH, c.launches * 1e-6] for c in costs]
+    card = find_gpu("h200")
+    fit = fit_rates(
+        [Timed(cost=cost_of(row), gpu=card, precision="fp16", step_ms=1e3 * float(row["step_s"])) for row in rows]
     )
-    factors, _ = nnls(terms / seconds[:, None], np.ones(len(rows)))
-    errors = terms @ factors / seconds - 1
-    held_out = []
-    for left in range(len(rows)):
-        keep = np.arange(len(rows)) != left
-        fitted, _ = nnls(terms[keep] / seconds[keep, None], np.ones(len(rows) - 1))
-        held_out.append(terms[left] @ fitted / seconds[left] - 1)
-    print(
-        f"efficiency of products {1 / factors[0]:.3f}, of bandwidth {1 / factors[1]:.3f}, {factors[2]:.1f} us a launch"
-    )
-    for row, error, out in zip(rows, errors, held_out, strict=True):
-        print(
-            f"{row['loss']:7} {row['catalog']:>8} {row['batch_size']:>5} x {row['seq_len']:<5} {error:+.0%} {out:+.0%}"
-        )
-    print(f"held out: median {np.median(np.abs(held_out)):.0%}, worst {np.max(np.abs(held_out)):.0%}")
+    for row, error in zip(rows, fit.held_out, strict=True):
+        print(f"{row['loss']:7} {row['catalog']:>8} {row['batch_size']:>5} x {row['seq_len']:<5} held out {error:+.0%}")
+    print(f"{fit.rates}\n{fit.describe()}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a profile changes in the planner: the ratios of reserved to predicted bytes, and the scale of step times."""
+"""What a profile changes in the planner: the ratios of reserved to predicted bytes, and step times."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from srsplan.models.errors import InputError
 from srsplan.planner import lifetime, timing
 from srsplan.planner.gpus import Gpu, find_gpu
 from srsplan.planner.memory import MemoryModel, Ratios
+from srsplan.planner.timing import Rates
+from srsplan.planner.timing_fit import FEWEST as FEWEST_TIMES
+from srsplan.planner.timing_fit import Timed, fit_rates
 from srsplan.profiler.records import ProbeRecord
 from srsplan.profiler.store import load
 
@@ -20,10 +23,11 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Fit:
-    """A memory model corrected by probes, a factor for step times, and what both are worth, in words."""
+    """A memory model corrected by probes, the constants of step times, and what both are worth, in words."""
 
     model: MemoryModel
-    time_scale: float
+    rates: Rates
+    step_basis: str
     sentence: str
 
 
@@ -35,15 +39,14 @@ def model_of(path: Path) -> Fit:
     measured = [record for record in records if record.status == "ok" and record.reserved_bytes is not None]
     error = f"closed form within {_worst_error(records):.2%} of {len(records)} probes"
     if len(measured) < FEWEST:
-        return Fit(
-            MemoryModel(), 1.0, f"{path}: {error}; none measured on a card, reserved bytes and times stay as assumed"
-        )
-    ratios, scale = _ratios(measured, path), _time_scale(measured)
+        assumed = f"{path}: {error}; none measured on a card, reserved bytes and times stay as assumed"
+        return Fit(MemoryModel(), Rates(), timing.BASIS, assumed)
+    ratios, (rates, basis) = _ratios(measured, path), _times(measured)
     sentence = (
         f"{path}: {error}; {len(measured)} measured: reserved {ratios.reserved:.3f} times the prediction, at most "
-        f"{ratios.upper:.3f}; steps {scale:.2f} times the calculated time"
+        f"{ratios.upper:.3f}; steps: {basis}"
     )
-    return Fit(MemoryModel(ratios), scale, sentence)
+    return Fit(MemoryModel(ratios), rates, basis, sentence)
 
 
 def scaled_time(record: ProbeRecord, others: Sequence[ProbeRecord], gpu: Gpu) -> ProbeRecord:
@@ -80,10 +83,21 @@ def _ratios(measured: Sequence[ProbeRecord], path: Path) -> Ratios:
     return Ratios(reserved=max(1.0, median(found)), upper=max(1.0, max(found)), basis=basis)
 
 
-def _time_scale(measured: Sequence[ProbeRecord]) -> float:
-    found = [
-        record.step_ms_median / timing.step_ms(record.configuration, find_gpu(record.gpu))
+def _times(measured: Sequence[ProbeRecord]) -> tuple[Rates, str]:
+    """Constants fitted to the probes where there are enough of them, else the assumed ones, scaled; and their worth."""
+    steps = [
+        Timed(
+            cost=timing.step_cost(record.configuration), gpu=find_gpu(record.gpu),
+            precision=record.configuration.precision, step_ms=record.step_ms_median,
+        )
         for record in measured
         if record.step_ms_median is not None
-    ]
-    return median(found) if found else 1.0
+    ]  # fmt: skip
+    cards = ", ".join(sorted({step.gpu.name for step in steps}))
+    if len(steps) >= FEWEST_TIMES:
+        fit = fit_rates(steps)
+        return fit.rates, f"fitted to probes on {cards}, other cards transferred; {fit.describe()}"
+    if not steps:
+        return Rates(), timing.BASIS
+    scale = median(step.step_ms / timing.cost_ms(step.cost, step.gpu, step.precision, Rates()) for step in steps)
+    return Rates().slower(scale), f"{scale:.2f} times the calculated time, from {len(steps)} probes on {cards}"

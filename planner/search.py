@@ -17,6 +17,7 @@ from srsplan.planner.budget import Budget
 from srsplan.planner.gpus import Gpu
 from srsplan.planner.memory import Memory, MemoryModel
 from srsplan.planner.several import Layout, layouts
+from srsplan.planner.timing import ASSUMED, Rates
 from srsplan.planner.workload import USERS_PER_BATCH, Workload
 
 BATCH_SIZES: list[int] = sorted(
@@ -119,9 +120,9 @@ Order = Callable[[Sequence[Configuration]], list[int]]
 class Search:
     """Predicts and orders the configurations of a space under a budget."""
 
-    def __init__(self, space: Space, budget: Budget, gpu: Gpu, model: MemoryModel, time_scale: float = 1.0) -> None:
-        """`time_scale` multiplies calculated step times: what a profile found."""
-        self.space, self.budget, self.gpu, self.model, self.time_scale = space, budget, gpu, model, time_scale
+    def __init__(self, space: Space, budget: Budget, gpu: Gpu, model: MemoryModel, rates: Rates = ASSUMED) -> None:
+        """`rates` of the step-time model: what a profile found."""
+        self.space, self.budget, self.gpu, self.model, self.rates = space, budget, gpu, model, rates
 
     def run(self, order: Order | None = None) -> Outcome:
         """Rank what fits; `order` replaces the balance rule. An outcome without choices names the nearest misses."""
@@ -186,7 +187,7 @@ class Search:
             configuration=configuration,
             memory=self.model.predict(configuration, users, pairs, usable),
             evaluation_users=users,
-            step_ms=timing.step_ms(configuration, self.gpu) * self.time_scale,
+            step_ms=timing.step_ms(configuration, self.gpu, self.rates),
             steps_per_epoch=None if known is None else -(-known // configuration.batch_size),
             why=why,
         )
@@ -295,7 +296,7 @@ class Search:
         return sampled_best
 
     def _token_ms(self, configuration: Configuration) -> float:
-        return timing.step_ms(configuration, self.gpu) / configuration.fullest_tokens
+        return timing.step_ms(configuration, self.gpu, self.rates) / configuration.fullest_tokens
 
     def _nearest(self, pool: list[Configuration], rank_1: Configuration | None) -> tuple[Miss, ...]:
         """The least over budget: of rank 1's loss those that would rank above it, else of any loss."""

@@ -40,6 +40,18 @@ class Rates:
     bandwidth_efficiency: float = 0.651
     launch_us: float = 29.4
 
+    def slower(self, factor: float) -> Rates:
+        """Every term takes so many times as long."""
+        return Rates(
+            product_efficiency=self.product_efficiency / factor,
+            bandwidth_efficiency=self.bandwidth_efficiency / factor,
+            launch_us=self.launch_us * factor,
+        )
+
+
+ASSUMED = Rates()
+"""What holds without probes of one's own."""
+
 
 def step_cost(configuration: Configuration, feed_forward: int = 1, foreach: bool = False) -> StepCost:
     """Counts of a step; `feed_forward` widths and the foreach optimizer are for calibrating on other models."""
@@ -95,7 +107,7 @@ def _loss_cost(configuration: Configuration, element: int) -> StepCost:
     return StepCost(product_flops=0.0, moved_bytes=float(rows), launches=60)
 
 
-def step_ms(configuration: Configuration, gpu: Gpu, rates: Rates = Rates()) -> float:
+def step_ms(configuration: Configuration, gpu: Gpu, rates: Rates = ASSUMED) -> float:
     """Milliseconds of a training step of the fullest batch on a card."""
     return cost_ms(step_cost(configuration), gpu, configuration.precision, rates)
 

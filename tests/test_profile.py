@@ -193,7 +193,8 @@ def test_measured_probes_replace_the_assumed_ratios(tmp_path: Path) -> None:
     assert ratios is not None
     assert ratios.upper == pytest.approx(1.5, rel=1e-3)
     assert ratios.reserved == pytest.approx(1.2, rel=1e-3)
-    assert fit.time_scale > 0
+    assert fit.rates.launch_us > 0
+    assert "times the calculated time, from 3 probes on h200" in fit.sentence
     simulated = model_of(stored(tmp_path / "simulated.jsonl", record(4, allocated_bytes=predicted)))
     assert simulated.model.measured is None
     assert "none measured on a card" in simulated.sentence

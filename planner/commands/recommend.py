@@ -90,7 +90,7 @@ def recommend_command(
 
 def _answer(question: Question, fit: Fit, order: Order | None, output: Path, json: bool) -> None:
     _check_floor(question)
-    search = Search(question.space, question.budget, question.gpu, fit.model, fit.time_scale)
+    search = Search(question.space, question.budget, question.gpu, fit.model, fit.rates)
     outcome = search.run(order)
     if question.check and outcome.choices:
         outcome = _checked(outcome, question)
@@ -111,12 +111,12 @@ def _answer(question: Question, fit: Fit, order: Order | None, output: Path, jso
         order=question.notes.get("order", "largest min(batch size, negatives) that fits"),
     )
     several = search.on_several(outcome.choices[0], question.gpus)
-    document = plan.make_plan(inputs, question.budget, outcome, timing.BASIS, command, several)
+    document = plan.make_plan(inputs, question.budget, outcome, fit.step_basis, command, several)
     plan.write_plan(document, output)
     if json:
         console.print_json(document.model_dump())
         return
-    console.out.print(report.recommendation(outcome, question.budget, question.notes, timing.BASIS, several))
+    console.out.print(report.recommendation(outcome, question.budget, question.notes, fit.step_basis, several))
     console.out.print(f"\nplan written to {output}; next:\n  [bold]{command}[/]", soft_wrap=True)
 
 
@@ -176,7 +176,7 @@ def _order(runs: Path | None, catalog: int, notes: dict[str, str]) -> Order | No
 
 def _fit(profile: Path | None, notes: dict[str, str]) -> Fit:
     if profile is None:
-        return Fit(MemoryModel(), 1.0, "")
+        return Fit(MemoryModel(), timing.Rates(), timing.BASIS, "")
     fit = model_of(profile)
     notes["profile"] = fit.sentence
     return fit

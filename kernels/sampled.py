@@ -28,6 +28,7 @@ def cce_neg_triton(
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
     deterministic: bool = False,
+    copy_table: bool = True,
 ) -> Tensor:
     """Cross-entropy of the target against drawn items; arguments and result are those of `chunked.cce_neg`.
 
@@ -36,7 +37,8 @@ def cce_neg_triton(
     makes the table's gradient, and so the run, bitwise repeatable at the price of an int64 [V, D] in backward.
 
     Memory above the inputs: forward 8 bytes a token; backward the gradients of both inputs and 8 bytes a token; while a
-    kernel runs, where each of the table's rows is read more than once on average, a copy of the table in hidden's type.
+    kernel runs, where each of the table's rows is read more than once on average, a copy of the table in hidden's type,
+    unless `copy_table` is False: then every row is read in fp32, twice the bytes.
     ValueError for hidden sizes that are no multiple of 16 or above 1024, and for types that do not go together.
     """
     check_inputs(hidden, item_table, targets)
@@ -45,10 +47,10 @@ def cce_neg_triton(
     if isinstance(negatives, Tensor):
         sets, count, source = negatives.shape[0], negatives.shape[1], [negatives.contiguous()]
     numbers = [int(count), max(1, sets), sampling.seed, sampling.step, ignore_index]
-    copy_table = item_table.dtype != hidden.dtype and sets * int(count) > catalog
+    pays = item_table.dtype != hidden.dtype and sets * int(count) > catalog
     losses, _ = sampled_softmax(
         hidden.contiguous(), item_table.contiguous(), targets.contiguous(), source, numbers, sampling.log_q,
-        copy_table, deterministic,
+        copy_table and pays, deterministic,
     )  # fmt: skip
     return reduce_losses(losses, targets != ignore_index, reduction)
 

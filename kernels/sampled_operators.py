@@ -47,11 +47,14 @@ def sampled_softmax(
 
 
 @sampled_softmax.register_fake
-def _(hidden: Tensor, item_table: Tensor, targets: Tensor, source: list[Tensor], numbers: list[int], log_q: bool,
-      copy_table: bool, deterministic: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+def sampled_softmax_fake(
+    hidden: Tensor, item_table: Tensor, targets: Tensor, source: list[Tensor], numbers: list[int], log_q: bool,
+    copy_table: bool, deterministic: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Allocates what the operator does, in its order, and keeps it as long."""
     losses, shifts = (hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
-    if copy_table:
-        item_table.new_empty(item_table.shape, dtype=hidden.dtype)
+    table = _copied(item_table, hidden) if copy_table else item_table
+    del table
     return losses, shifts
 
 
@@ -89,16 +92,22 @@ def sampled_softmax_backward(
 
 
 @sampled_softmax_backward.register_fake
-def _(hidden: Tensor, item_table: Tensor, targets: Tensor, source: list[Tensor], numbers: list[int], log_q: bool,
-      copy_table: bool, deterministic: bool, losses: Tensor, shifts: Tensor,
-      weights: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+def sampled_softmax_backward_fake(
+    hidden: Tensor, item_table: Tensor, targets: Tensor, source: list[Tensor], numbers: list[int], log_q: bool,
+    copy_table: bool, deterministic: bool, losses: Tensor, shifts: Tensor, weights: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Allocates what the operator does, in its order, and keeps it as long."""
     grad_hidden = torch.empty_like(hidden)
+    grad_table = item_table.new_empty(item_table.shape, dtype=torch.int64 if deterministic else torch.float32)
+    table = _copied(item_table, hidden) if copy_table else item_table
     if deterministic:
-        item_table.new_empty(item_table.shape, dtype=torch.int64)
-    grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
-    if copy_table:
-        item_table.new_empty(item_table.shape, dtype=hidden.dtype)
+        grad_table = grad_table.to(torch.float32)
+    del table
     return grad_hidden, grad_table
+
+
+def _copied(item_table: Tensor, hidden: Tensor) -> Tensor:
+    return item_table.new_empty(item_table.shape, dtype=hidden.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -49,11 +49,19 @@ def full_softmax(
 
 
 @full_softmax.register_fake
-def _(hidden: Tensor, item_table: Tensor, targets: Tensor, ignore_index: int, log_filter: float,
-      copy_table: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def full_softmax_fake(
+    hidden: Tensor, item_table: Tensor, targets: Tensor, ignore_index: int, log_filter: float, copy_table: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Allocates what the operator does, in its order, and keeps it as long."""
     sizes = _Sizes(hidden, item_table)
-    losses, sums = (hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
-    return losses, sums, hidden.new_empty((sizes.blocks, sizes.spans), dtype=torch.int8)
+    first, second, positives = (hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(3))
+    spans = hidden.new_empty((sizes.blocks, sizes.spans), dtype=torch.int8)
+    partials = hidden.new_empty((sizes.splits, hidden.shape[0]), dtype=torch.float32)
+    table = item_table.new_empty(item_table.shape, dtype=hidden.dtype) if copy_table else item_table
+    sums = torch.logaddexp(torch.logsumexp(partials, 0), positives)
+    losses = torch.where(targets != ignore_index, sums - positives, 0.0)
+    del first, second, table
+    return losses, sums, spans
 
 
 @torch.library.custom_op("srsplan::full_softmax_backward", mutates_args=())
@@ -76,9 +84,15 @@ def full_softmax_backward(
 
 
 @full_softmax_backward.register_fake
-def _(hidden: Tensor, item_table: Tensor, targets: Tensor, losses: Tensor, sums: Tensor, spans: Tensor,
-      weights: Tensor, ignore_index: int, copy_table: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(hidden), item_table.new_empty(item_table.shape, dtype=torch.float32)
+def full_softmax_backward_fake(
+    hidden: Tensor, item_table: Tensor, targets: Tensor, losses: Tensor, sums: Tensor, spans: Tensor, weights: Tensor,
+    ignore_index: int, copy_table: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Allocates what the operator does, in its order, and keeps it as long."""
+    grads = torch.empty_like(hidden), item_table.new_empty(item_table.shape, dtype=torch.float32)
+    table = item_table.new_empty(item_table.shape, dtype=hidden.dtype) if copy_table else item_table
+    del table
+    return grads
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

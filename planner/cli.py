@@ -10,6 +10,7 @@ import typer
 from srsplan.models.errors import SrsplanError
 from srsplan.planner import console
 from srsplan.planner.commands.analyze import analyze_command
+from srsplan.planner.commands.bench import bench_command
 from srsplan.planner.commands.estimate import estimate_command
 from srsplan.planner.commands.gpus import gpus_command
 from srsplan.planner.commands.profile import profile_command
@@ -48,6 +49,7 @@ app.command("profile")(profile_command)
 app.command("train")(train_command)
 app.command("gpus")(gpus_command)
 app.command("analyze")(analyze_command)
+app.command("bench")(bench_command)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from srsplan.planner.cli import app
 FOLDERS = ("kernels", "models", "profiler", "planner")
 """In the order of the arrows: a folder may import itself and those before it."""
 
-VERBS = {"recommend", "estimate", "gpus", "profile", "train", "analyze"}
+VERBS = {"recommend", "estimate", "gpus", "profile", "train", "analyze", "bench"}
 ONLY_LOADED_BY_TRAIN = ("planner/training_run.py",)
 TORCH_FREE = (
     "kernels/__init__.py", "kernels/chunking.py", "models/__init__.py", "models/config.py", "models/errors.py",
@@ -98,6 +98,7 @@ OPTIONS = {
     "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json learning-rate "
     "loss micro-batches min-item min-user negatives optimizer output overwrite patience plan precision rank recompute "
     "resume seed seq-len split timestamp-column tokens-per-set user-column validation-users weight-decay",
+    "bench": "device dtype json logits losses output peers scale shapes",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }
 """What users may have written into scripts: a change here is a change for the changelog."""

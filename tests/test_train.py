@@ -282,7 +282,9 @@ def test_ctrl_c_ends_with_what_is_kept_and_how_to_go_on(data: Path, tmp_path: Pa
         "profile": ("profile", "--gpu", "a100-40gb", "--probes", 60, "-o", "probes.jsonl"),
     }
     progress = {"train": tmp_path / "out" / "epochs.jsonl", "profile": tmp_path / "probes.jsonl"}[verb]
-    code = "from srsplan.planner.cli import main; main()"
+    # started in the background of a shell, a process ignores Ctrl-C, and so would its children
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listening}; from srsplan.planner.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments[verb])]
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for _ in range(2400):

@@ -175,7 +175,7 @@ def _order(
     if settings["optimizer"] not in ("adam", "adamw"):
         raise InputError(f"unknown --optimizer {settings['optimizer']!r}", "optimizers are adam and adamw")
     use_expandable_segments()
-    chosen = _device(device)
+    chosen = find_device(device)
     if chosen.type == "cpu" and configuration.precision != "fp32":
         configuration = replace(configuration, precision="fp32")
     columns = Columns(user=reading["user"], item=reading["item"], timestamp=reading["timestamp"])
@@ -192,7 +192,8 @@ def _order(
     )
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """auto, cpu or cuda; InputError for another name, and for cuda where there is none."""
     import torch
 
     if name not in ("auto", "cpu", "cuda"):

@@ -24,6 +24,8 @@ class Budget:
     gpu: str
     """The card it is meant for."""
     context_bytes: int = CONTEXT_BYTES
+    context_basis: str = "assumed"
+    """Where the context's size is from."""
 
     @property
     def usable_bytes(self) -> int:
@@ -34,7 +36,7 @@ class Budget:
         """One line, both units."""
         return (
             f"{format_gb(self.bytes)} = {format_gib(self.bytes)}, less CUDA context {format_gib(self.context_bytes)} "
-            f"(assumed) and margin {format_gib(self.margin_bytes)}: {format_gib(self.usable_bytes)} usable"
+            f"({self.context_basis}) and margin {format_gib(self.margin_bytes)}: {format_gib(self.usable_bytes)} usable"
         )
 
 

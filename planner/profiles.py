@@ -29,6 +29,8 @@ class Fit:
     rates: Rates
     step_basis: str
     sentence: str
+    context_bytes: int | None = None
+    """Measured beside reserved bytes."""
 
 
 def model_of(path: Path) -> Fit:
@@ -46,7 +48,8 @@ def model_of(path: Path) -> Fit:
         f"{path}: {error}; {len(measured)} measured: reserved {ratios.reserved:.3f} times the prediction, at most "
         f"{ratios.upper:.3f}; steps: {basis}"
     )
-    return Fit(MemoryModel(ratios), rates, basis, sentence)
+    contexts = [each.context_bytes for each in measured if each.context_bytes is not None]
+    return Fit(MemoryModel(ratios), rates, basis, sentence, max(contexts) if contexts else None)
 
 
 def scaled_time(record: ProbeRecord, others: Sequence[ProbeRecord], gpu: Gpu) -> ProbeRecord:

@@ -43,6 +43,7 @@ def measure(configuration: Configuration, device: torch.device) -> dict[str, Any
         "step_ms_median": statistics.median(times),
         "step_ms_p95": statistics.quantiles(times, n=20)[-1],
         **_peaks(device, ("allocated_bytes", "reserved_bytes")),
+        "context_bytes": _context(device),
     }
     del batch
     step.optimizer.zero_grad(set_to_none=True)
@@ -78,6 +79,14 @@ def _peaks(device: torch.device, names: tuple[str, ...]) -> dict[str, int | None
     if device.type != "cuda":
         return dict.fromkeys(names)
     return dict(zip(names, (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()), strict=False))
+
+
+def _context(device: torch.device) -> int | None:
+    """What is gone of the card and not this process's allocator's."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
 
 
 def main() -> None:

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from srsplan.models.config import Configuration
+from srsplan.models.errors import SrsplanError
 from srsplan.profiler.probe import installed
 from srsplan.profiler.records import ProbeRecord, Status
 
 CHILD = (sys.executable, "-m", "srsplan.profiler.cuda_child")
-TAIL_LINES = 5
+TAIL_LINES, TAIL_CHARACTERS = 5, 2000
+FIGURES = {
+    "allocated_bytes", "reserved_bytes", "evaluation_bytes", "context_bytes", "step_ms_median", "step_ms_p95"
+}  # fmt: skip
+"""What a child may say beside its status."""
+
+LOST = (
+    "no cuda-capable device", "no cuda gpus are available", "busy or unavailable", "fallen off the bus",
+    "gpu is lost", "unable to determine the device handle", "driver shutting down",
+)  # fmt: skip
+"""Said by CUDA and its driver of a card that is gone: no later probe would fare better."""
+
+
+class CardLost(SrsplanError):
+    """The card disappeared: not the configuration's fault, so nothing is recorded of the probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +85,32 @@ def _kill(child: subprocess.Popen[str]) -> None:
 
 
 def _outcome(code: int, out: str, err: str) -> dict[str, Any]:
-    """What the child found, or why it found nothing."""
+    """What the child found, or why it found nothing. CardLost where the card itself is gone."""
     lines = out.strip().splitlines()
     if code == 0 and lines:
         try:
-            answer: dict[str, Any] = json.loads(lines[-1])
+            return {**_answer(json.loads(lines[-1])), "time_basis": "measured"}
         except ValueError:
             return {"status": "failed", "error_tail": f"the child answered {lines[-1][:200]!r}"}
-        return {**answer, "time_basis": "measured"}
-    return {"status": classify(code, err), "error_tail": "\n".join(err.strip().splitlines()[-TAIL_LINES:])}
+    tail = "\n".join(err.strip().splitlines()[-TAIL_LINES:])[-TAIL_CHARACTERS:]
+    if any(phrase in err.lower() for phrase in LOST):
+        raise CardLost(
+            f"the card does not answer: {tail.splitlines()[-1]}", "what was probed is kept; start again then"
+        )
+    return {"status": classify(code, err), "error_tail": tail}
+
+
+def _answer(document: Any) -> dict[str, Any]:
+    """A child's answer; ValueError unless it is an object of a status and figures that can be."""
+    if not isinstance(document, dict) or document.get("status") not in get_args(Status):
+        raise ValueError("no status")
+    for name, value in document.items():
+        if name == "status" or value is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        if name not in FIGURES or not number or (name.endswith("_bytes") and not isinstance(value, int)):
+            raise ValueError(name)
+    return document
 
 
 def classify(code: int, err: str) -> Status:

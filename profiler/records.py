@@ -30,6 +30,8 @@ class ProbeRecord:
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     evaluation_bytes: int | None = None
+    context_bytes: int | None = None
+    """What the card has given away beside reserved bytes: CUDA context, kernels' code, other processes."""
     step_ms_median: float | None = None
     step_ms_p95: float | None = None
     time_basis: str = NOT_MEASURED

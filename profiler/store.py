@@ -16,6 +16,9 @@ from types import TracebackType
 from srsplan.models.errors import InputError, SrsplanError
 from srsplan.profiler.records import ProbeRecord
 
+BEGINNING = b'{"schema": '
+"""Of every record's line: what a kill cut short begins with it, or is a part of it."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -37,6 +40,9 @@ def load(path: Path) -> Loaded:
             f"cannot read the profile {path}: {error.strerror}", "give a file of srsplan profile"
         ) from error
     whole = content.rfind(b"\n") + 1
+    tail = content[whole:]
+    if not (tail.startswith(BEGINNING) or BEGINNING.startswith(tail)):
+        raise InputError(f"{path} is not a profile: it ends with {tail[:40]!r}", "give a file of srsplan profile")
     lines = content[:whole].splitlines()
     records = tuple(_record(line, number, path) for number, line in enumerate(lines, start=1) if line.strip())
     return Loaded(records, whole, whole < len(content))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from srsplan.models.config import LOSSES, Architecture, Configuration
 from srsplan.models.errors import InputError, SrsplanError
 from srsplan.planner import lifetime
+from srsplan.planner.commands import profile
 from srsplan.planner.gpus import find_gpu
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.profiles import model_of, scaled_time
@@ -122,6 +123,87 @@ def test_how_a_child_ends_is_told_apart() -> None:
     assert "KeyError: 'oops'" in failed.error_tail
     assert child("print('no json')").status == "failed"
     assert classify(1, "CUDA error: device-side assert") == "failed"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "5", "[]", "null", "{}", '{"status": "banana"}', '{"status": "ok", "allocated_bytes": -1}',
+        '{"status": "ok", "allocated_bytes": 1.5}', '{"status": "ok", "step_ms_median": NaN}',
+        '{"status": "ok", "step_ms_median": true}', '{"status": "ok", "colour": 3}', '{"status": ["ok"]}',
+    ],
+)  # fmt: skip
+def test_a_child_that_answers_nonsense_spoils_its_probe_only(answer: str) -> None:
+    found = child(f"print({answer!r})")
+    assert found.status == "failed"
+    assert "the child answered" in found.error_tail
+    assert answer in found.error_tail
+
+
+def test_a_card_that_disappears_ends_the_profile_and_keeps_what_was_measured(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second child finds no card any more: one line, and the same command tries that probe again."""
+    answers = tmp_path / "answers"
+    script = (
+        f"import pathlib, sys; path = pathlib.Path({str(answers)!r})\n"
+        "count = len(path.read_text()) if path.exists() else 0; path.write_text('x' * (count + 1))\n"
+        "if count == 1: sys.exit('RuntimeError: No CUDA GPUs are available')\n"
+        'print(\'{"status": "ok", "allocated_bytes": 7, "reserved_bytes": 9}\')'
+    )
+    probe = CudaProbe(gpu="a100-40gb", device="a card", command=(sys.executable, "-c", script))
+    card = find_gpu("a100-40gb")
+    monkeypatch.setattr(profile, "find_bench", lambda *_: profile.Bench(probe=probe, gpu=card, sentence="here"))
+    command = [
+        "profile",
+        "--gpu",
+        "a100-40gb",
+        "--losses",
+        "ce-",
+        "--catalog",
+        "30K",
+        "--probes",
+        "3",
+        "-o",
+        "out.jsonl",
+    ]
+    done = run(*command)
+    assert done.code == 1
+    assert "the card does not answer: RuntimeError: No CUDA GPUs are available" in done.message
+    assert "Traceback" not in done.err
+    kept = load(tmp_path / "out.jsonl").records
+    assert [each.status for each in kept] == ["ok"]
+    again = run(*command)
+    assert again.code == 0
+    records = load(tmp_path / "out.jsonl").records
+    assert records[0] == kept[0]
+    assert len({each.key for each in records}) == len(records) == 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"years of work", b"\x00\xff\x00", b"user,item\n1,2\n3,4", b'{"schema": 9, "a"', b"1\n2"]
+)
+def test_a_file_that_is_no_profile_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "thesis.txt"
+    path.write_bytes(content)
+    if content.startswith(b'{"schema"'):  # half a line of ours: a kill may have left it
+        with Store(path) as store:
+            assert store.cut_off
+        return
+    with pytest.raises(InputError), Store(path):
+        pass
+    assert path.read_bytes() == content
+
+
+def test_a_measured_context_takes_the_place_of_the_assumed_one(run: Run, tmp_path: Path) -> None:
+    found = {"basis": "measured", "gpu": "h200", "reserved_bytes": 1 << 30, "step_ms_median": 3.0}
+    stored(tmp_path / "probes.jsonl", *(record(size, **found, context_bytes=size << 27) for size in (4, 5, 6)))
+    plain, measured = (
+        run("recommend", "--catalog", "50K", "--budget", "8GB", "--json", *more).json["budget"]
+        for more in ((), ("--profile", "probes.jsonl"))
+    )
+    assert measured["context_bytes"] == 6 << 27
+    assert measured["usable_bytes"] - plain["usable_bytes"] == plain["context_bytes"] - measured["context_bytes"]
 
 
 def test_a_hanging_child_takes_its_own_children_with_it(tmp_path: Path) -> None:

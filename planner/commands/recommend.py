@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -65,7 +65,11 @@ def recommend_command(
 ) -> None:
     """Which loss, batch size, sequence length and negatives fit a budget, which to try first, and why."""
     architecture = Architecture(dim=dim, blocks=blocks, heads=heads)
+    notes: dict[str, str] = {}
+    fit = _fit(profile, notes)
     card, limit = _card(gpu, budget, margin)
+    if fit.context_bytes is not None:
+        limit = replace(limit, context_bytes=fit.context_bytes, context_basis="measured")
     columns = {"user": user_column, "item": item_column, "timestamp": timestamp_column}
     items, workload, data_notes = _workload(catalog, mean_length, data, columns, split)
     space = Space(
@@ -83,9 +87,10 @@ def recommend_command(
         **({"data": "\n".join(data_notes)} if data_notes else {}),
         "padding": workload.basis,
         **({"recompute": "blocks run forward once more in backward"} if recompute else {}),
+        **notes,
     }
     question = Question(space=space, budget=limit, gpu=card, data=data, notes=notes, check=check, gpus=gpus)
-    _answer(question, _fit(profile, notes), _order(runs, items, notes), output, json)
+    _answer(question, fit, _order(runs, items, notes), output, json)
 
 
 def _answer(question: Question, fit: Fit, order: Order | None, output: Path, json: bool) -> None:

@@ -1,4 +1,7 @@
-"""Drawing items from any distribution in constant time: Vose's alias table, two arrays of V.
+"""Drawing items from other distributions than the uniform, in constant time.
+
+Any weights: Vose's alias table, two arrays of V. In-batch: the targets of the same batch, each as often as it stands
+there, which is the popularity of the moment and needs no table.
 
 Vose, 1991, A linear algorithm for generating random numbers with a given distribution.
 """
@@ -23,6 +26,25 @@ class Distribution:
     prob: Tensor
     alias: Tensor
     log_prob: Tensor
+
+
+@dataclass(frozen=True)
+class InBatch:
+    """The batch's own targets as a distribution: slots int64 [K] to draw from, log_prob fp32 [V] of the items there."""
+
+    slots: Tensor
+    log_prob: Tensor
+
+
+def in_batch(targets: Tensor, catalog: int, ignore_index: int | None = None) -> InBatch:
+    """The distribution of a batch's targets int64 [M], on their device.
+
+    With `ignore_index` targets of that value are left out, for which a GPU is waited for; without, all are taken.
+    """
+    slots = targets if ignore_index is None else targets[targets != ignore_index]
+    counts = torch.zeros(catalog, dtype=torch.float32, device=targets.device)
+    counts.index_add_(0, slots, torch.ones_like(slots, dtype=torch.float32))
+    return InBatch(slots, torch.log(counts / max(1, len(slots))))
 
 
 def popularity(counts: NDArray[np.integer] | Tensor, exponent: float = 1.0) -> Distribution:

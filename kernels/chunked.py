@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from srsplan.kernels import chunking
+from srsplan.kernels.alias import Distribution, InBatch
 from srsplan.kernels.eager import IGNORE_INDEX, Reduction
-from srsplan.kernels.sampling import Sampling, draw_uniform, log_q_correction
+from srsplan.kernels.sampling import Sampling, correction, draw_items, given_or_drawn
 
 
 def cce(
@@ -58,6 +59,7 @@ def cce_neg(
     negatives: int | Tensor,
     *,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    distribution: Distribution | InBatch | None = None,
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
     compute_dtype: torch.dtype | None = None,
@@ -66,11 +68,13 @@ def cce_neg(
 
     Arguments and result are those of `eager.ce_neg`, and so are the numbers for equal negatives. An int draws
     `negatives` uniform items per set of `sampling.tokens_per_set` tokens; a tensor gives them, int64 [sets, ns], and
-    then its rows say how many sets there are (M rows: a set for every token).
+    then its rows say how many sets there are (M rows: a set for every token). `distribution` draws by weight, or from
+    the batch's own targets (kernels.alias).
 
     Memory above the inputs: per chunk the gathered rows [S, ns, D] (fp32, and a copy in 16 bit), [S, g, ns] logits and
     probabilities; one [V, D] gradient in fp32 and the gradient of `hidden`. No copy of the table.
     """
+    given_or_drawn(negatives, distribution)
     compute_dtype = compute_dtype or _autocast_dtype(hidden)
     count = targets.shape[0]
     if isinstance(negatives, Tensor):
@@ -80,7 +84,8 @@ def cce_neg(
         group, per_set = sampling.tokens_per_set, negatives
 
     def run(tokens: _Tokens, weights: Tensor | None) -> _Outcome:
-        return _sampled_chunks(tokens, item_table.detach(), weights, _Draw(negatives, group, sampling, compute_dtype))
+        draw = _Draw(negatives, group, sampling, compute_dtype, distribution)
+        return _sampled_chunks(tokens, item_table.detach(), weights, draw)
 
     chunk = chunking.sampled_chunk_sets(max(1, count), per_set, item_table.shape[1], max(1, group))
     return _chunked_loss(hidden, item_table, _Tokens(hidden.detach(), targets, ignore_index, chunk), run, reduction)
@@ -121,12 +126,13 @@ class _Draw:
     group: int
     sampling: Sampling
     compute_dtype: torch.dtype
+    distribution: Distribution | InBatch | None
 
     def sets(self, first: int, count: int, catalog: int, device: torch.device) -> Tensor:
         """int64 [count, ns]"""
         if isinstance(self.negatives, Tensor):
             return self.negatives[first : first + count]
-        return draw_uniform((count, self.negatives), catalog, self.sampling, first, device)
+        return draw_items((count, self.negatives), catalog, self.sampling, first, device, self.distribution)
 
 
 _Run = Callable[[_Tokens, "Tensor | None"], _Outcome]
@@ -296,7 +302,7 @@ def _sampled_chunk(chunk: _SetChunk, table: Tensor, items: Tensor, sums: _Gradie
     collision = items[:, None, :] == target[:, :, None]
     if draw.sampling.log_q:
         kept = items.shape[1] - collision.sum(2, keepdim=True)
-        logits += log_q_correction(kept, len(table))
+        logits += correction(items[:, None, :], target[..., None], kept, len(table), draw.distribution)
     logits.masked_fill_(collision, -torch.inf)
     log_sum_exp = torch.logaddexp(torch.logsumexp(logits, 2), positive_logit)
     chunk.losses[:, part] = (log_sum_exp - positive_logit).t()

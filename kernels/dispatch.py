@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +13,11 @@ from torch import Tensor
 from srsplan.kernels import chunked, eager
 from srsplan.kernels.sampling import Sampling
 
+Implementation = Literal["auto", "chunked", "triton"]
 LossFunction = Callable[..., Tensor]
+EAGER: dict[str, LossFunction] = {"ce": eager.ce, "ce-": eager.ce_neg, "bce": eager.bce}
+SMALLEST_STEP, LARGEST_DIM = 16, 1024
+"""Of hidden sizes that the Triton kernels take."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +29,35 @@ class Choice:
     reason: str
 
 
-def choose(loss: str, device: torch.device) -> Choice:
-    """The implementation of `loss` ("ce", "ce-", "cce", "cce-", "bce") on `device`; KeyError for another name."""
-    if loss in ("ce", "ce-", "bce"):
-        return Choice(loss, "eager PyTorch", "the plain form, all logits in memory")
-    if loss not in ("cce", "cce-"):
+def choose(loss: str, device: torch.device, implementation: Implementation = "auto", dim: int | None = None) -> Choice:
+    """The implementation of `loss` ("ce", "ce-", "cce", "cce-", "bce") on `device`; KeyError for another name.
+
+    "auto" takes the chunked form: the Triton kernels have not run on a GPU yet. "triton" is a ValueError with the
+    reason where they cannot run; `dim` is the hidden size.
+    """
+    if loss not in (*EAGER, "cce", "cce-"):
         raise KeyError(loss)
-    return Choice(
-        loss,
-        "chunked PyTorch",
-        f"this version has no Triton kernel; same loss and gradients on {device.type}",
-    )
+    if implementation == "triton":
+        refuse_triton(loss, device, dim)
+        return Choice(loss, "Triton", "asked for; its speed and memory on a GPU are not measured yet")
+    if loss in EAGER:
+        return Choice(loss, "eager PyTorch", "the plain form, all logits in memory")
+    reason = "asked for" if implementation == "chunked" else "Triton is not measured on a GPU yet: ask for it"
+    return Choice(loss, "chunked PyTorch", f"{reason}; same loss and gradients on {device.type}")
+
+
+def refuse_triton(loss: str, device: torch.device, dim: int | None = None) -> None:
+    """ValueError with the reason where the Triton kernels cannot run."""
+    if loss in EAGER:
+        raise ValueError(f"{loss} has no Triton kernel: cce and cce- have")
+    if find_spec("triton") is None:
+        raise ValueError(
+            "Triton is not installed (there is none for Windows and macOS): the chunked form runs everywhere"
+        )
+    if device.type not in ("cuda", "meta"):
+        raise ValueError(f"Triton kernels run on CUDA, not on {device.type}: the chunked form runs everywhere")
+    if dim is not None and (dim % SMALLEST_STEP or dim > LARGEST_DIM):
+        raise ValueError(f"hidden size {dim} is no multiple of 16 up to 1024: the chunked form takes any")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +68,30 @@ class LossCall:
     negatives: int | None
     sampling: Sampling
     compute_dtype: torch.dtype | None = None
+    implementation: Implementation = "auto"
 
     def __call__(self, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
         """Mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M]."""
-        if self.loss == "ce":
-            return eager.ce(hidden, item_table, targets)
+        if self.loss not in ("ce", "cce") and self.negatives is None:
+            raise ValueError(f"{self.loss} needs a number of negatives")
+        if self.implementation == "triton":
+            return self._triton(hidden, item_table, targets)
+        if self.loss in EAGER:
+            counts = () if self.negatives is None else (self.negatives,)
+            options = {"sampling": self.sampling} if counts else {}
+            return EAGER[self.loss](hidden, item_table, targets, *counts, **options)
         if self.loss == "cce":
             return chunked.cce(hidden, item_table, targets, compute_dtype=self.compute_dtype)
-        if self.negatives is None:
-            raise ValueError(f"{self.loss} needs a number of negatives")
-        if self.loss == "cce-":
-            return chunked.cce_neg(
-                hidden,
-                item_table,
-                targets,
-                self.negatives,
-                sampling=self.sampling,
-                compute_dtype=self.compute_dtype,
-            )
-        sampled = {"ce-": eager.ce_neg, "bce": eager.bce}[self.loss]
-        return sampled(hidden, item_table, targets, self.negatives, sampling=self.sampling)
+        return chunked.cce_neg(
+            hidden, item_table, targets, self.negatives or 1, sampling=self.sampling, compute_dtype=self.compute_dtype
+        )
+
+    def _triton(self, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+        """Hidden states are cast here: under autocast a norm leaves them in fp32."""
+        from srsplan.kernels.sampled import cce_neg_triton  # Triton is not installed everywhere
+        from srsplan.kernels.softmax import cce_triton
+
+        hidden = hidden.to(self.compute_dtype or hidden.dtype)
+        if self.loss == "cce":
+            return cce_triton(hidden, item_table, targets)
+        return cce_neg_triton(hidden, item_table, targets, self.negatives or 1, sampling=self.sampling)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srsplan.kernels.sampling import Sampling, draw_uniform, log_q_correction
+from srsplan.kernels.alias import Distribution, InBatch
+from srsplan.kernels.sampling import Sampling, correction, draw_items, draw_uniform, given_or_drawn
 
 Reduction = Literal["mean", "sum", "none"]
 IGNORE_INDEX = -100
@@ -44,26 +45,29 @@ def ce_neg(
     negatives: int | Tensor,
     *,
     sampling: Sampling = Sampling(tokens_per_set=1),  # noqa: B008 - frozen
+    distribution: Distribution | InBatch | None = None,
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
     """Cross-entropy of the target against `negatives` items drawn for every token, or given as int64 [M, ns].
 
-    A negative that equals the target leaves the sum and the count.
+    A negative that equals the target leaves the sum and the count. `distribution` draws by weight (kernels.alias).
     Memory: the gathered rows [M, ns + 1, D] in fp32 and in the compute type, kept for backward, and their gradients.
     """
+    given_or_drawn(negatives, distribution)
     keep = targets != ignore_index
     targets = torch.where(keep, targets, 0)
     if isinstance(negatives, int):
         shape = (targets.shape[0], negatives)
-        negatives = draw_uniform(shape, item_table.shape[0], sampling, 0, hidden.device)
+        negatives = draw_items(shape, item_table.shape[0], sampling, 0, hidden.device, distribution)
     items = torch.cat([targets[:, None], negatives], 1)
     logits = torch.bmm(F.embedding(items, item_table), hidden.unsqueeze(-1)).squeeze(-1).float()
     collision = negatives == targets[:, None]
     negative_logits = logits[:, 1:]
     if sampling.log_q:
         kept = negatives.shape[1] - collision.sum(1, keepdim=True)
-        negative_logits = negative_logits + log_q_correction(kept, item_table.shape[0])
+        stand_for = correction(negatives, targets[:, None], kept, item_table.shape[0], distribution)
+        negative_logits = negative_logits + stand_for
     logits = torch.cat([logits[:, :1], negative_logits.masked_fill(collision, -torch.inf)], 1)
     losses = torch.logsumexp(logits, 1) - logits[:, 0]
     return reduce_losses(losses, keep, reduction)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srsplan.kernels.alias import Distribution
+from srsplan.kernels.alias import Distribution, InBatch
 from srsplan.kernels.chunking import set_count
 from srsplan.kernels.eager import IGNORE_INDEX, Reduction, reduce_losses
 from srsplan.kernels.sampled_operators import TRITON_TYPES, sampled_softmax
-from srsplan.kernels.sampling import Sampling
+from srsplan.kernels.sampling import Sampling, given_or_drawn
 
 LARGEST_DIM = 1024
 
@@ -24,7 +24,7 @@ def cce_neg_triton(
     negatives: int | Tensor,
     *,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-    distribution: Distribution | None = None,
+    distribution: Distribution | InBatch | None = None,
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
     deterministic: bool = False,
@@ -32,9 +32,10 @@ def cce_neg_triton(
 ) -> Tensor:
     """Cross-entropy of the target against drawn items; arguments and result are those of `chunked.cce_neg`.
 
-    `distribution` draws items by weight instead of uniformly (kernels.alias). Matrix products run in `hidden`'s type
-    (fp16, bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside 16-bit hidden states. `deterministic`
-    makes the table's gradient, and so the run, bitwise repeatable at the price of an int64 [V, D] in backward.
+    `distribution` draws items by weight, or from the batch's own targets, instead of uniformly (kernels.alias). Matrix
+    products run in `hidden`'s type (fp16, bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside 16-bit
+    hidden states. `deterministic` makes the table's gradient, and so the run, bitwise repeatable at the price of an
+    int64 [V, D] in backward.
 
     Memory above the inputs: forward 8 bytes a token; backward the gradients of both inputs and 8 bytes a token; while a
     kernel runs, where each of the table's rows is read more than once on average, a copy of the table in hidden's type,
@@ -42,6 +43,7 @@ def cce_neg_triton(
     ValueError for hidden sizes that are no multiple of 16 or above 1024, and for types that do not go together.
     """
     check_inputs(hidden, item_table, targets)
+    given_or_drawn(negatives, distribution)
     tokens, catalog = len(hidden), len(item_table)
     sets, source, count = set_count(tokens, sampling.tokens_per_set), _source(distribution), negatives
     if isinstance(negatives, Tensor):
@@ -55,7 +57,9 @@ def cce_neg_triton(
     return reduce_losses(losses, targets != ignore_index, reduction)
 
 
-def _source(distribution: Distribution | None) -> list[Tensor]:
+def _source(distribution: Distribution | InBatch | None) -> list[Tensor]:
+    if isinstance(distribution, InBatch):
+        return [distribution.slots.contiguous(), distribution.log_prob]
     return [] if distribution is None else [distribution.prob, distribution.alias, distribution.log_prob]
 
 

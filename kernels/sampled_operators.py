@@ -136,12 +136,16 @@ class _Call:
     ) -> None:
         negatives, sets, seed, step, ignore_index = numbers
         self.hidden, self.sets = hidden, sets
-        self.sampler = {0: kernels.UNIFORM, 1: kernels.EXPLICIT, 3: kernels.WEIGHTED}[len(source)]
+        names = (kernels.UNIFORM, kernels.EXPLICIT, kernels.IN_BATCH, kernels.WEIGHTED)
+        self.sampler = names[len(source)]
         # a sampler does not read what it does not need: any pointer will do there
         prob, alias, self.log_prob = source if self.sampler == kernels.WEIGHTED else (hidden,) * 3
-        indices = source[0] if self.sampler == kernels.EXPLICIT else targets
+        if self.sampler == kernels.IN_BATCH:
+            self.log_prob = source[1]
+        indices = source[0] if self.sampler in (kernels.EXPLICIT, kernels.IN_BATCH) else targets
         self.group = -(-len(hidden) // sets)
-        counts = (item_table.shape[0], negatives, prob, alias, indices, len(hidden), sets, ignore_index)
+        drawn_from = len(indices) if self.sampler == kernels.IN_BATCH else item_table.shape[0]
+        counts = (drawn_from, negatives, prob, alias, indices, len(hidden), sets, ignore_index)
         self.arguments = (seed, step, *counts)
 
     def grid(self, launch: Launch) -> tuple[int, int]:

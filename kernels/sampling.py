@@ -12,7 +12,11 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from srsplan.kernels.alias import Distribution, InBatch
 from srsplan.kernels.chunking import set_count
+
+COIN = 1 << 24
+"""Sides of the coin that chooses between an item and its alias: as many as fp32 tells apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +53,47 @@ def draw_uniform(
     return torch.randint(catalog, shape, device=device, generator=generator)
 
 
+def draw_items(
+    shape: tuple[int, int],
+    catalog: int,
+    sampling: Sampling,
+    first_set: int,
+    device: torch.device,
+    distribution: Distribution | InBatch | None = None,
+) -> Tensor:
+    """Items of a distribution, int64 of `shape`; uniform without one. Arguments are those of `draw_uniform`."""
+    if distribution is None:
+        return draw_uniform(shape, catalog, sampling, first_set, device)
+    if isinstance(distribution, InBatch):
+        return distribution.slots[draw_uniform(shape, len(distribution.slots), sampling, first_set, device)]
+    slots = draw_uniform(shape, catalog, sampling, first_set, device)
+    coins = draw_uniform(shape, COIN, sampling, -1 - first_set, device) / COIN
+    return torch.where(coins < distribution.prob[slots], slots, distribution.alias[slots].long())
+
+
 def draw_sets(tokens: int, negatives: int, catalog: int, sampling: Sampling, device: torch.device) -> Tensor:
     """All sets of a batch at once, int64 [sets, ns]: for comparisons; the chunked losses draw chunk by chunk."""
     sets = set_count(tokens, sampling.tokens_per_set)
     return draw_uniform((sets, negatives), catalog, sampling, 0, device)
+
+
+def correction(
+    items: Tensor, target: Tensor, kept: Tensor, catalog: int, distribution: Distribution | InBatch | None
+) -> Tensor:
+    """log((1 - q of the target) / (kept x q of the item)), fp32, for shapes that broadcast: what a negative stands for.
+
+    A kept negative has probability q / (1 - q of the target); `kept` counts those of a token that are not its target.
+    """
+    if distribution is None:
+        return log_q_correction(kept, catalog)
+    rest = torch.log1p(-torch.exp(distribution.log_prob[target]))
+    return rest - distribution.log_prob[items] - torch.log(kept.clamp(min=1).float())
+
+
+def given_or_drawn(negatives: int | Tensor, distribution: Distribution | InBatch | None) -> None:
+    """ValueError where items are given, and a distribution to draw them from."""
+    if isinstance(negatives, Tensor) and distribution is not None:
+        raise ValueError("negatives are given, and a distribution to draw them from: give one of the two")
 
 
 def log_q_correction(kept: Tensor, catalog: int) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-UNIFORM, WEIGHTED, EXPLICIT = 0, 1, 2
+UNIFORM, WEIGHTED, EXPLICIT, IN_BATCH = 0, 1, 2, 3
 FIXED_POINT = 2.0**36
 """Units of the deterministic sum: 1.5e-11 apart, up to 1.3e8."""
 
@@ -27,7 +27,10 @@ LOWEST = tl.constexpr(-1e30)
 
 @triton.jit
 def draw_items(draw, set_number, slots, SAMPLER: tl.constexpr):
-    """int64 items [B] of some slots of a set; `draw` is (seed, step, catalog, negatives, prob, alias, indices)."""
+    """int64 items [B] of some slots of a set; `draw` is (seed, step, catalog, negatives, prob, alias, indices).
+
+    In-batch, indices are the targets to choose from, and catalog is how many there are.
+    """
     seed, step, catalog, negatives, prob, alias, indices = draw
     if SAMPLER == 2:
         place = set_number.to(tl.int64) * negatives + slots
@@ -43,6 +46,8 @@ def draw_items(draw, set_number, slots, SAMPLER: tl.constexpr):
         # 24 bits are what fp32 holds exactly
         fraction = (coin >> 8).to(tl.float32) * (1.0 / 16777216.0)
         items = tl.where(fraction < tl.load(prob + items), items, tl.load(alias + items).to(tl.int64))
+    if SAMPLER == 3:
+        items = tl.load(indices + items).to(tl.int64)
     return items
 
 
@@ -58,7 +63,7 @@ def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr
     """log (1 - q_target) - log q_item, [g, B]: what a kept negative stands for, before the count is known."""
     if not LOG_Q:
         return tl.zeros((1, 1), tl.float32)
-    if SAMPLER == 1:
+    if SAMPLER == 1 or SAMPLER == 3:
         return target_log_rest[:, None] - tl.load(log_prob + items)[None, :]
     return tl.zeros((1, 1), tl.float32) + tl.log((catalog - 1).to(tl.float32))
 
@@ -81,8 +86,8 @@ def sampled_forward(
     rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
     positive = tl.sum(rows.to(tl.float32) * load_rows(table, target, columns, live, DIM).to(tl.float32), 1)
     rest = tl.zeros((SET,), tl.float32)
-    if LOG_Q and SAMPLER == 1:
-        rest = tl.log(1.0 - tl.exp(tl.load(log_prob + target)))
+    if LOG_Q and (SAMPLER == 1 or SAMPLER == 3):
+        rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
     largest = tl.full((SET,), LOWEST, tl.float32)
     total = tl.zeros((SET,), tl.float32)
     kept = tl.zeros((SET,), tl.float32)
@@ -149,8 +154,8 @@ def sampled_backward(
     grad = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
     add_rows(grad_table, target, columns, surplus[:, None] * rows.to(tl.float32) * table_unit, live, DIM, FIXED)
     rest = tl.zeros((SET,), tl.float32)
-    if LOG_Q and SAMPLER == 1:
-        rest = tl.log(1.0 - tl.exp(tl.load(log_prob + target)))
+    if LOG_Q and (SAMPLER == 1 or SAMPLER == 3):
+        rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
     for start in range(0, negatives, TILE):
         slots = start + tl.arange(0, TILE)
         drawn = slots < negatives

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from srsplan.kernels.dispatch import LossCall
+from srsplan.kernels.dispatch import Implementation, LossCall
 from srsplan.kernels.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.sasrec import Context, SASRec
@@ -52,6 +52,7 @@ class TrainingStep:
         optimizer: Literal["adam", "adamw"] = "adam",
         learning_rate: float = LEARNING_RATE,
         weight_decay: float = 0.0,
+        kernel: Implementation = "auto",
         seed: int = 0,
     ) -> None:
         """Build on `device`; `autocast` overrides torch's, for the ledger's meta tensors."""
@@ -71,6 +72,7 @@ class TrainingStep:
             negatives=configuration.negatives,
             sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=seed),
             compute_dtype=dtype,
+            implementation=kernel,
         )
 
     def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase, draw: int | None = None) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srsplan.kernels.dispatch import Implementation
 from srsplan.models import checkpoint
 from srsplan.models.batches import Batch, TrainBatches, cut
 from srsplan.models.config import Configuration
@@ -48,6 +49,8 @@ class Settings:
     """Of the optimizer."""
     weight_decay: float = 0.0
     """AdamW's, decoupled; Adam adds it to the gradient."""
+    kernel: Implementation = "auto"
+    """Which implementation of the loss."""
     evaluation_batch: int = 256
     """Users ranked at once."""
     seed: int = 42

@@ -93,12 +93,13 @@ def prepare(order: Order, overwrite: bool) -> Prepared:
     parts = split(interactions, order.data.strategy, seed=order.settings.seed)
     notes = [*interactions.notes, *parts.notes]
     configuration = _fitted(order, parts.catalog, notes)
+    kernel = _kernel(order, configuration)
     prepare_folder(order.folder, order.resume, overwrite)
     torch.manual_seed(order.settings.seed)
     settings = order.settings
     step = TrainingStep(
         configuration, order.device, optimizer=settings.optimizer, learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay, seed=settings.seed,
+        weight_decay=settings.weight_decay, kernel=settings.kernel, seed=settings.seed,
     )  # fmt: skip
     trainer = Trainer(step, parts, settings, order.folder)
     order = replace(order, configuration=configuration)
@@ -106,9 +107,14 @@ def prepare(order: Order, overwrite: bool) -> Prepared:
         trainer.resume()
     else:
         write_json(order.folder / "config.json", _resolved(order, notes))
-    return Prepared(
-        order=order, split=parts, trainer=trainer, kernel=choose(configuration.loss, order.device), notes=tuple(notes)
-    )
+    return Prepared(order=order, split=parts, trainer=trainer, kernel=kernel, notes=tuple(notes))
+
+
+def _kernel(order: Order, configuration: Configuration) -> Choice:
+    try:
+        return choose(configuration.loss, order.device, order.settings.kernel, configuration.architecture.dim)
+    except ValueError as error:
+        raise InputError(f"--kernel {order.settings.kernel}: {error}", "leave --kernel out") from error
 
 
 def finish(prepared: Prepared, observer: Observer) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from srsplan.kernels import triton_sampled as sampled
 from srsplan.kernels import triton_softmax as softmax
 from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, SOFTMAX, Launch
 
-PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
+TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 TYPES = {
     "hidden": "*fp16", "table": "*fp16", "targets": "*i64", "losses": "*fp32", "shifts": "*fp32", "log_prob": "*fp32",
     "weights": "*fp32", "scale": "*fp32", "grad_hidden": "*fp16", "grad_table": "*fp32", "seed": "i64", "step": "i64",
@@ -31,6 +31,9 @@ TYPES = {
     "sets": "i32", "ignore_index": "i64", "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "sums": "*fp32",
     "split_items": "i32", "span_count": "i32", "threshold": "fp32",
 }  # fmt: skip
+SAMPLERS_DIM = 256
+"""The hidden size that every sampler is compiled for."""
+
 KERNELS = {
     "sampled_forward": (sampled.sampled_forward, SAMPLED_FORWARD),
     "sampled_backward": (sampled.sampled_backward, SAMPLED_BACKWARD),
@@ -40,11 +43,11 @@ KERNELS = {
 }
 
 
-def compiled(capability: int, dim: int, launch: Launch, kernel: Any) -> dict[str, Any]:
+def compiled(capability: int, dim: int, launch: Launch, kernel: Any, sampler: int = sampled.UNIFORM) -> dict[str, Any]:
     """Shared memory, registers and spilled bytes of a thread."""
     values: dict[str, Any] = {
         "DIM": dim, "WIDTH": dim, "SET": launch.tokens, "ROWS": launch.tokens, "TILE": launch.tile,
-        "SPAN_ITEMS": launch.tile * softmax.SPAN, "SAMPLER": sampled.UNIFORM, "LOG_Q": True, "COMPUTE": tl.float16,
+        "SPAN_ITEMS": launch.tile * softmax.SPAN, "SAMPLER": sampler, "LOG_Q": True, "COMPUTE": tl.float16,
         "PRECISION": "ieee", "FIXED": 0.0,
     }  # fmt: skip
     constants = {name: values[name] for name in kernel.arg_names if name in values}
@@ -68,7 +71,8 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
         file.write(ptx)
         file.flush()
         name = f"sm_{capability}" + "a" * (capability >= 90)
-        command = [PTXAS, "-v", "--gpu-name", name, file.name, "-o", "/dev/null"]
+        assembler = TOOLS / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+        command = [assembler, "-v", "--gpu-name", name, file.name, "-o", "/dev/null"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     find = {"registers": r"Used (\d+) registers", "spilled_bytes": r"(\d+) bytes spill stores"}
     return {key: int(re.search(pattern, said)[1]) for key, pattern in find.items()}  # type: ignore[index]
@@ -81,6 +85,11 @@ def main() -> None:
             for dim, launch in table.items():
                 found = compiled(capability, dim, launch, kernel)
                 print(json.dumps({"capability": capability, "kernel": name, "dim": dim, **found}), flush=True)
+                if name.startswith("sampled") and dim == SAMPLERS_DIM:
+                    for sampler in (sampled.WEIGHTED, sampled.EXPLICIT, sampled.IN_BATCH):
+                        found = compiled(capability, dim, launch, kernel, sampler)
+                        row = {"capability": capability, "kernel": f"{name}, sampler {sampler}", "dim": dim, **found}
+                        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

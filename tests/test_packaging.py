@@ -95,9 +95,10 @@ OPTIONS = {
     "precision recompute seq-len tokens-per-set",
     "gpus": "json",
     "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
-    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json learning-rate "
-    "loss micro-batches min-item min-user negatives optimizer output overwrite patience plan precision rank recompute "
-    "resume seed seq-len split timestamp-column tokens-per-set user-column validation-users weight-decay",
+    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json kernel "
+    "learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan precision "
+    "rank recompute resume seed seq-len split timestamp-column tokens-per-set user-column validation-users "
+    "weight-decay",
     "bench": "device dtype json logits losses output peers scale shapes",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }

@@ -123,6 +123,7 @@ def test_a_missing_prediction_does_not_end_a_good_run(
     configuration = replace(SAMPLED, architecture=Architecture(dim=16, blocks=blocks))
     prepared: Any = SimpleNamespace(
         trainer=SimpleNamespace(settings=SimpleNamespace(evaluation_batch=8)),
+        kernel=SimpleNamespace(implementation="chunked PyTorch"),
         order=SimpleNamespace(configuration=configuration, folder=Path("runs")),
     )
     memory = {"allocated_bytes": 1 << 30, "reserved_bytes": 2 << 30}
@@ -130,3 +131,19 @@ def test_a_missing_prediction_does_not_end_a_good_run(
     said = capsys.readouterr()
     assert phrase in " ".join(said.out.split())
     assert ("predicted at most; please report it" in " ".join(said.err.split())) == (blocks == 2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "phrase"),
+    [
+        ("fast", "unknown --kernel 'fast'"),
+        ("triton", "--kernel triton: Triton kernels run on CUDA, not on cpu: the chunked form runs everywhere"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused_before_anything_is_written(
+    train_on: Run, tmp_path: Path, kernel: str, phrase: str
+) -> None:
+    done = train_on(*TINY, "--loss", "cce", "--kernel", kernel, "-o", "out")
+    assert done.code == 2
+    assert phrase in done.message
+    assert not (tmp_path / "out").exists()

@@ -55,6 +55,9 @@ def train_command(
         bool | None,
         typer.Option("--recompute/--no-recompute", help="Activation checkpointing, or not; else the plan's."),
     ] = None,
+    kernel: Annotated[
+        str, typer.Option("--kernel", help="auto, chunked, or triton: the loss's implementation, cce and cce- on CUDA.")
+    ] = "auto",
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or adamw, both fused.")] = "adam",
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the optimizer.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the optimizer.")] = 0.0,
@@ -87,7 +90,7 @@ def train_command(
         settings={
             "epochs": epochs, "patience": patience, "evaluate_every": evaluate_every, "seed": seed,
             "validation_users": validation_users, "learning_rate": learning_rate, "evaluation_batch": evaluation_batch,
-            "optimizer": optimizer, "weight_decay": weight_decay,
+            "optimizer": optimizer, "weight_decay": weight_decay, "kernel": kernel,
         },
         reading={"user": user_column, "item": item_column, "timestamp": timestamp_column, "split": split,
                  "min_user": min_user, "min_item": min_item},
@@ -174,6 +177,8 @@ def _order(
         raise InputError(f"--learning-rate {settings['learning_rate']} is not above zero", "the paper's is 0.001")
     if settings["optimizer"] not in ("adam", "adamw"):
         raise InputError(f"unknown --optimizer {settings['optimizer']!r}", "optimizers are adam and adamw")
+    if settings["kernel"] not in ("auto", "chunked", "triton"):
+        raise InputError(f"unknown --kernel {settings['kernel']!r}", "kernels are auto, chunked and triton")
     use_expandable_segments()
     chosen = find_device(device)
     if chosen.type == "cpu" and configuration.precision != "fp32":
@@ -331,6 +336,9 @@ def _say_memory(prepared: Prepared, document: Mapping[str, Any]) -> None:
         f"{format_gib(measured['reserved_bytes'])} reserved"
     )
     users = prepared.trainer.settings.evaluation_batch
+    if prepared.kernel.implementation == "Triton":
+        console.out.print(f"{measured_text}; predictions are for the chunked form, not for the Triton kernels")
+        return
     configuration = replace(prepared.order.configuration, micro_batches=document["micro_batches"])
     try:
         predicted = MemoryModel().predict(configuration, users, users * configuration.seq_len)

@@ -14,7 +14,8 @@ from srsplan.kernels.eager import IGNORE_INDEX, Reduction, reduce_losses
 from srsplan.kernels.sampled_operators import TRITON_TYPES, sampled_softmax
 from srsplan.kernels.sampling import Sampling, given_or_drawn
 
-LARGEST_DIM = 1024
+LARGEST_DIM, LARGEST_FP32_DIM = 1024, 256
+"""In fp32 a row of more would not fit the registers and shared memory of a program."""
 
 
 def cce_neg_triton(
@@ -40,7 +41,8 @@ def cce_neg_triton(
     Memory above the inputs: forward 8 bytes a token; backward the gradients of both inputs and 8 bytes a token; while a
     kernel runs, where each of the table's rows is read more than once on average, a copy of the table in hidden's type,
     unless `copy_table` is False: then every row is read in fp32, twice the bytes.
-    ValueError for hidden sizes that are no multiple of 16 or above 1024, and for types that do not go together.
+    ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
+    not go together.
     """
     check_inputs(hidden, item_table, targets)
     given_or_drawn(negatives, distribution)
@@ -74,6 +76,11 @@ def check_inputs(hidden: Tensor, item_table: Tensor, targets: Tensor) -> None:
     if hidden.dtype not in TRITON_TYPES or item_table.dtype not in (hidden.dtype, torch.float32):
         raise ValueError(
             f"hidden {hidden.dtype} and item_table {item_table.dtype}: want fp16, bf16 or fp32, or an fp32 table"
+        )
+    if hidden.dtype == torch.float32 and dim > LARGEST_FP32_DIM:
+        raise ValueError(
+            f"hidden fp32 [{len(hidden)}, {dim}]: the kernels take up to {LARGEST_FP32_DIM} in fp32 and {LARGEST_DIM} "
+            "in 16 bit; the chunked form takes any"
         )
     if targets.dtype != torch.int64 or targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets {targets.dtype} {list(targets.shape)}: want int64 [{len(hidden)}]")

@@ -36,7 +36,8 @@ def cce_triton(
 
     Memory above the inputs: 12 bytes a token and one byte per 32 tokens x 256 items; partial sums of at most 16 MiB, or
     4 bytes a token; in backward the gradients of both inputs; a 16-bit copy of an fp32 table while a kernel runs.
-    ValueError for hidden sizes that are no multiple of 16 or above 1024, and for types that do not go together.
+    ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
+    not go together.
     """
     check_inputs(hidden, item_table, targets)
     if filter_eps is not None and not 0 <= filter_eps < 1:

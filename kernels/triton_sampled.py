@@ -62,10 +62,12 @@ def load_rows(base, rows, columns, live, DIM: tl.constexpr):
 def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr, LOG_Q: tl.constexpr):
     """log (1 - q_target) - log q_item, [g, B]: what a kept negative stands for, before the count is known."""
     if not LOG_Q:
-        return tl.zeros((1, 1), tl.float32)
-    if SAMPLER == 1 or SAMPLER == 3:
-        return target_log_rest[:, None] - tl.load(log_prob + items)[None, :]
-    return tl.zeros((1, 1), tl.float32) + tl.log((catalog - 1).to(tl.float32))
+        found = tl.zeros((1, 1), tl.float32)
+    elif SAMPLER % 2 == 1:  # weighted or in-batch: their probabilities are looked up
+        found = target_log_rest[:, None] - tl.load(log_prob + items)[None, :]
+    else:
+        found = tl.zeros((1, 1), tl.float32) + tl.log((catalog - 1).to(tl.float32))
+    return found
 
 
 @triton.jit
@@ -86,7 +88,7 @@ def sampled_forward(
     rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
     positive = tl.sum(rows.to(tl.float32) * load_rows(table, target, columns, live, DIM).to(tl.float32), 1)
     rest = tl.zeros((SET,), tl.float32)
-    if LOG_Q and (SAMPLER == 1 or SAMPLER == 3):
+    if LOG_Q and SAMPLER % 2 == 1:
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
     largest = tl.full((SET,), LOWEST, tl.float32)
     total = tl.zeros((SET,), tl.float32)
@@ -154,7 +156,7 @@ def sampled_backward(
     grad = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
     add_rows(grad_table, target, columns, surplus[:, None] * rows.to(tl.float32) * table_unit, live, DIM, FIXED)
     rest = tl.zeros((SET,), tl.float32)
-    if LOG_Q and (SAMPLER == 1 or SAMPLER == 3):
+    if LOG_Q and SAMPLER % 2 == 1:
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
     for start in range(0, negatives, TILE):
         slots = start + tl.arange(0, TILE)

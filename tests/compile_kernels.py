@@ -1,6 +1,6 @@
 """Compiles every kernel of the tuning tables and prints what it takes, one JSON line each; not under the interpreter.
 
-python tests/compile_kernels.py 80 90
+python tests/compile_kernels.py 80 [variants]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ TYPES = {
     "sets": "i32", "ignore_index": "i64", "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "sums": "*fp32",
     "split_items": "i32", "span_count": "i32", "threshold": "fp32",
 }  # fmt: skip
-SAMPLERS_DIM = 256
-"""The hidden size that every sampler is compiled for."""
+VARIANTS_DIM = 256
+"""The hidden size that every variant is compiled for."""
 
 KERNELS = {
     "sampled_forward": (sampled.sampled_forward, SAMPLED_FORWARD),
@@ -43,15 +44,43 @@ KERNELS = {
 }
 
 
-def compiled(capability: int, dim: int, launch: Launch, kernel: Any, sampler: int = sampled.UNIFORM) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Variant:
+    """What a kernel is compiled for beside its launch."""
+
+    name: str = ""
+    hidden: str = "fp16"
+    table: str = "fp16"
+    sampler: int = sampled.UNIFORM
+    log_q: bool = True
+    deterministic: bool = False
+
+
+DEFAULT = Variant()
+VARIANTS = (
+    Variant("weighted", sampler=sampled.WEIGHTED), Variant("explicit", sampler=sampled.EXPLICIT),
+    Variant("in-batch", sampler=sampled.IN_BATCH), Variant("no log-Q", log_q=False),
+    Variant("repeatable", deterministic=True), Variant("fp32 table", table="fp32"),
+    Variant("bf16", hidden="bf16", table="bf16"), Variant("bf16, fp32 table", hidden="bf16", table="fp32"),
+    Variant("fp32", hidden="fp32", table="fp32"),
+)  # fmt: skip
+COMPUTE = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}
+
+
+def compiled(capability: int, dim: int, launch: Launch, kernel: Any, variant: Variant = DEFAULT) -> dict[str, Any]:
     """Shared memory, registers and spilled bytes of a thread."""
     values: dict[str, Any] = {
         "DIM": dim, "WIDTH": dim, "SET": launch.tokens, "ROWS": launch.tokens, "TILE": launch.tile,
-        "SPAN_ITEMS": launch.tile * softmax.SPAN, "SAMPLER": sampler, "LOG_Q": True, "COMPUTE": tl.float16,
-        "PRECISION": "ieee", "FIXED": 0.0,
+        "SPAN_ITEMS": launch.tile * softmax.SPAN, "SAMPLER": variant.sampler, "LOG_Q": variant.log_q,
+        "COMPUTE": COMPUTE[variant.hidden], "PRECISION": "ieee",
+        "FIXED": sampled.FIXED_POINT if variant.deterministic else 0.0,
+    }  # fmt: skip
+    types = {
+        **TYPES, "hidden": f"*{variant.hidden}", "grad_hidden": f"*{variant.hidden}", "table": f"*{variant.table}",
+        "grad_table": "*i64" if variant.deterministic else "*fp32",
     }  # fmt: skip
     constants = {name: values[name] for name in kernel.arg_names if name in values}
-    signature = {name: TYPES.get(name, "constexpr") for name in kernel.arg_names}
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(kernel.arg_names)
@@ -79,17 +108,19 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
 
 
 def main() -> None:
-    """Every kernel with every launch of its table, for the capabilities given."""
-    for capability in map(int, sys.argv[1:]):
-        for name, (kernel, table) in KERNELS.items():
-            for dim, launch in table.items():
-                found = compiled(capability, dim, launch, kernel)
-                print(json.dumps({"capability": capability, "kernel": name, "dim": dim, **found}), flush=True)
-                if name.startswith("sampled") and dim == SAMPLERS_DIM:
-                    for sampler in (sampled.WEIGHTED, sampled.EXPLICIT, sampled.IN_BATCH):
-                        found = compiled(capability, dim, launch, kernel, sampler)
-                        row = {"capability": capability, "kernel": f"{name}, sampler {sampler}", "dim": dim, **found}
-                        print(json.dumps(row), flush=True)
+    """Every kernel with every launch of its table, for one capability; with "variants" every variant of one launch."""
+    capability, variants = int(sys.argv[1]), sys.argv[2:] == ["variants"]
+    for name, (kernel, table) in KERNELS.items():
+        for dim, launch in table.items():
+            wanted = [DEFAULT]
+            if variants:
+                wanted = list(VARIANTS) if dim == VARIANTS_DIM else []
+            for variant in wanted:
+                if name.startswith("softmax") and (variant.sampler or not variant.log_q or variant.deterministic):
+                    continue
+                found = compiled(capability, dim, launch, kernel, variant)
+                row = {"capability": capability, "kernel": name, "variant": variant.name, "dim": dim, **found}
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -183,3 +183,9 @@ def test_triton_and_chunked_give_the_same_loss(loss: str, dtype: torch.dtype) ->
         )  # fmt: skip
         found.append(float(call(hidden.clone().requires_grad_(), table, targets).detach()))
     assert found[0] == pytest.approx(found[1], rel=2e-3 if loss == "cce" else 2e-2)
+
+
+def test_a_hidden_size_beyond_the_registers_is_refused() -> None:
+    hidden, table, targets = torch.randn(4, 512), torch.randn(9, 512), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match="up to 256 in fp32 and 1024 in 16 bit"):
+        cce_neg_triton(hidden, table, targets, 3)

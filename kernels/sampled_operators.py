@@ -9,6 +9,7 @@ Memory contract. Forward: losses and shifts, fp32 [M] each. Backward: the gradie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from srsplan.kernels import triton_sampled as kernels
+from srsplan.kernels.autotune import Key, launch_on
 from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, Launch, launch_for
+
+TILES = (16, 32, 64)
+"""Items of a tile that autotuning tries."""
 
 TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -39,10 +44,13 @@ def sampled_softmax(
         return losses, shifts
     call = _Call(hidden, item_table, targets, source, numbers)
     table = item_table.to(hidden.dtype) if copy_table else item_table
-    launch = launch_for(SAMPLED_FORWARD, hidden.shape[1])
-    kernels.sampled_forward[call.grid(launch)](
-        hidden, table, targets, losses, shifts, call.log_prob, *call.arguments, **call.options(launch, log_q)
-    )
+
+    def run(launch: Launch) -> None:
+        kernels.sampled_forward[call.grid(launch)](
+            hidden, table, targets, losses, shifts, call.log_prob, *call.arguments, **call.options(launch, log_q)
+        )
+
+    run(call.launch("sampled_forward", launch_for(SAMPLED_FORWARD, hidden.shape[1]), run)[0])
     return losses, shifts
 
 
@@ -81,11 +89,17 @@ def sampled_softmax_backward(
     call = _Call(hidden, item_table, targets, source, numbers)
     table = item_table.to(hidden.dtype) if copy_table else item_table
     scale = weights.abs().max()
-    launch = launch_for(SAMPLED_BACKWARD, hidden.shape[1])
-    kernels.sampled_backward[call.grid(launch)](
-        hidden, table, targets, losses, shifts, call.log_prob, weights, scale, grad_hidden, grad_table,
-        *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0, **call.options(launch, log_q),
-    )  # fmt: skip
+
+    def run(launch: Launch) -> None:
+        kernels.sampled_backward[call.grid(launch)](
+            hidden, table, targets, losses, shifts, call.log_prob, weights, scale, grad_hidden, grad_table,
+            *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0, **call.options(launch, log_q),
+        )  # fmt: skip
+
+    launch, tried = call.launch("sampled_backward", launch_for(SAMPLED_BACKWARD, hidden.shape[1]), run)
+    if tried:
+        grad_table.zero_()
+    run(launch)
     if deterministic:
         grad_table = grad_table.float().mul_(scale / kernels.FIXED_POINT)
     return grad_hidden, grad_table
@@ -147,6 +161,11 @@ class _Call:
         drawn_from = len(indices) if self.sampler == kernels.IN_BATCH else item_table.shape[0]
         counts = (drawn_from, negatives, prob, alias, indices, len(hidden), sets, ignore_index)
         self.arguments = (seed, step, *counts)
+
+    def launch(self, kernel: str, default: Launch, run: Callable[[Launch], object]) -> tuple[Launch, bool]:
+        """The table's launch, or what autotuning found; and whether `run` was called to find it."""
+        key = Key(kernel=kernel, dim=self.hidden.shape[1], dtype=str(self.hidden.dtype))
+        return launch_on(self.hidden.device, key, default, run, TILES)
 
     def grid(self, launch: Launch) -> tuple[int, int]:
         """Sets, and programs of a set."""

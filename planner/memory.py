@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from math import inf
-from typing import Any
 
 import numpy as np
 
@@ -61,15 +60,15 @@ class MemoryModel:
         self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved] = {}
 
     @cached_property
-    def _programs(self) -> dict[str, Any]:
-        packed = files("srsplan.planner.data").joinpath("programs.json.gz").read_bytes()
-        document: dict[str, Any] = json.loads(gzip.decompress(packed))
-        programs: dict[str, Any] = document["programs"]
-        return programs
+    def _programs(self) -> dict[str, bytes]:
+        """A line of JSON per program, by key: read where it is asked for."""
+        packed = files("srsplan.planner.data").joinpath("programs.gz").read_bytes()
+        lines = gzip.decompress(packed).splitlines()
+        return {key.decode(): text for key, _, text in (line.partition(b" ") for line in lines)}
 
     @cache  # noqa: B019 - one model per process
     def _program(self, key: str) -> Program:
-        return Program.from_document(self._programs[key])
+        return Program.from_document(json.loads(self._programs[key]))
 
     def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
         """The closed form of a loss (or "evaluation"); InputError for a depth that has none."""

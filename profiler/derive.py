@@ -4,7 +4,7 @@ The step runs once on meta tensors with sizes chosen so that every variable carr
 signature). Each storage's bytes then factor into an exact product of variables, and the trace becomes a program of
 allocations (`program`). A chunked loss runs with two, three and four chunks: what three have more is the loop.
 
-    python -m srsplan.profiler.derive        writes planner/data/programs.json.gz
+    python -m srsplan.profiler.derive        writes planner/data/programs.gz
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from itertools import product as combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from srsplan.kernels import chunking
 from srsplan.models.config import LOSSES, Architecture, Configuration, Precision
@@ -29,7 +29,6 @@ from srsplan.profiler.ledger import GRANULE_BYTES, Allocation
 from srsplan.profiler.program import Code, Program, encode, looped
 from srsplan.profiler.simulate import EvaluationSizes, Simulated, simulate_evaluation, simulate_step
 
-VERSION = 2
 BLOCKS = (1, 2, 3, 4)
 PRECISIONS = ("fp16", "bf16", "fp32")
 SMALL_PRIMES = (2, 3, 5, 7)
@@ -306,15 +305,11 @@ def few_chunks(configuration: Configuration) -> Configuration:
     return replace(configuration, valid_tokens=tokens)
 
 
-def derive_all(report: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
-    """Every program as one JSON document, by `expressions.program_key`."""
-    import torch
-
-    programs = {}
+def derive_all(report: Callable[[str], object] = lambda _: None) -> Iterator[str]:
+    """Every program as a line: its `expressions.program_key`, a blank, JSON."""
     for key, program in _derivations():
-        programs[key] = program.to_document()
         report(f"{key}: {len(program.symbols)} symbols, {len(program.step)} events")
-    return {"version": VERSION, "torch": torch.__version__.partition("+")[0], "programs": programs}
+        yield f"{key} {json.dumps(program.to_document(), separators=(',', ':'))}\n"
 
 
 def _derivations() -> Iterator[tuple[str, Program]]:
@@ -330,9 +325,8 @@ def _derivations() -> Iterator[tuple[str, Program]]:
 
 def main() -> None:
     """Write the shipped file."""
-    target = Path(__file__).resolve().parents[1] / "planner" / "data" / "programs.json.gz"
-    document = derive_all(lambda line: sys.stderr.write(line + "\n"))
-    text = json.dumps(document, separators=(",", ":")) + "\n"
+    target = Path(__file__).resolve().parents[1] / "planner" / "data" / "programs.gz"
+    text = "".join(derive_all(lambda line: sys.stderr.write(line + "\n")))
     target.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 

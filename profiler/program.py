@@ -100,26 +100,24 @@ class Process:
     def __init__(self, cap_bytes: int | None = None) -> None:
         """CapReachedError from `run` where `cap_bytes` are not enough."""
         self.allocator = CachingAllocator(cap_bytes, expandable_segments=True)
-        self._live: list[int | None] = []
+        self._live: list[int] = []
         self._next_key = 0
 
     def run(self, code: Code, sizes: Sequence[int], repeats: int) -> None:
         """Allocate and free; storages that a part leaves behind stay for the next."""
+        live, allocate, free, key = self._live, self.allocator.allocate, self.allocator.free, self._next_key
         for each in flat(code, min(repeats, STEADY_CHUNKS)):
-            if each >= 0:
-                self._live.append(self._allocate(sizes[each]))
+            if each < 0:
+                old = live.pop(each)
+                if old:
+                    free(old)
+            elif sizes[each]:
+                key += 1
+                allocate(key, sizes[each])
+                live.append(key)
             else:
-                key = self._live.pop(each)
-                if key is not None:
-                    self.allocator.free(key)
-
-    def _allocate(self, size: int) -> int | None:
-        """None where the size is zero: nothing is asked of the allocator then."""
-        if not size:
-            return None
-        self._next_key += 1
-        self.allocator.allocate(self._next_key, size)
-        return self._next_key
+                live.append(0)  # nothing is asked of the allocator
+        self._next_key = key
 
 
 def flat(code: Code, repeats: int) -> Iterator[int]:

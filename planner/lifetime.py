@@ -61,7 +61,7 @@ def reserved(
     """
     full, *others = _steps(configuration, programs)
     ranking = _ranking(configuration, users, seen_pairs, programs)
-    later = [(part, part.program.step) for part in (*others, full)]
+    later = [(part, part.program.step) for part in (*others, full, ranking, full)]
     early = [(full, full.program.setup), (full, full.program.first)]
     early += [(part, part.program.step) for part in (full, ranking, full)]
     free = _played(early, later, inf, cap)

@@ -97,7 +97,7 @@ class Miss:
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:
-    """What one step of a knob does to the upper bound."""
+    """What one step of a knob does to the allocated peak."""
 
     name: str
     change: str
@@ -123,6 +123,7 @@ class Search:
     def __init__(self, space: Space, budget: Budget, gpu: Gpu, model: MemoryModel, rates: Rates = ASSUMED) -> None:
         """`rates` of the step-time model: what a profile found."""
         self.space, self.budget, self.gpu, self.model, self.rates = space, budget, gpu, model, rates
+        self._users: dict[Configuration, int] = {}
 
     def run(self, order: Order | None = None) -> Outcome:
         """Rank what fits; `order` replaces the balance rule. An outcome without choices names the nearest misses."""
@@ -209,6 +210,11 @@ class Search:
 
         1 is the least, whether it fits or not.
         """
+        if configuration not in self._users:
+            self._users[configuration] = self._largest_evaluation(configuration)
+        return self._users[configuration]
+
+    def _largest_evaluation(self, configuration: Configuration) -> int:
         training, (smallest, users) = int(self.model.allocated([configuration])[0]), EVALUATION_USERS
         while users > smallest and self._evaluation(configuration, users) > training:
             users //= 2
@@ -315,16 +321,16 @@ class Search:
         )
         misses = []
         for configuration in nearest[:TRIES]:
-            if not self.fits(configuration):
-                memory = self.predict(configuration).memory
-                over = memory.upper_bytes - self.budget.usable_bytes
+            memory = self.predict(configuration).memory
+            over = memory.upper_bytes - self.budget.usable_bytes
+            if over > 0:
                 misses.append(Miss(configuration=configuration, memory=memory, over_bytes=over))
             if len(misses) == NEAR_MISSES:
                 break
         return tuple(sorted(misses, key=lambda miss: miss.over_bytes))
 
     def _knobs(self, choice: Choice) -> tuple[Knob, ...]:
-        """What doubling or halving each knob of a choice does to its upper bound."""
+        """What doubling or halving each knob of a choice does to its allocated peak."""
         base, found = choice.configuration, []
         knobs = {"batch_size": base.batch_size, "seq_len": base.seq_len}
         if base.negatives is not None and not LOSSES[base.loss].fixed_negatives:
@@ -337,8 +343,8 @@ class Search:
                 sizes = {**knobs, name: stepped}
                 negatives = sizes.get("negatives", base.negatives)
                 other = self.configuration(base.loss, sizes["batch_size"], sizes["seq_len"], negatives)
-                upper = self.predict(other).memory.upper_bytes
-                found.append(Knob(name=name, change=change, bytes=upper - choice.memory.upper_bytes))
+                more = int(self.model.allocated([other])[0]) - choice.memory.allocated_bytes
+                found.append(Knob(name=name, change=change, bytes=more))
         return tuple(found)
 
 

@@ -34,8 +34,8 @@ FULL_SOFTMAX_PATIENCE = 2.0
 TRIES = 60
 """Replays of one search step: each takes a few milliseconds."""
 
-LEAST_SHARE = 0.7
-"""Reserved bytes are at most 1.4 times what tensors take."""
+LEAST_SHARE = 0.65
+"""Reserved bytes are at most 1.5 times what tensors take."""
 
 NEAR_MISSES = 3
 
@@ -135,7 +135,7 @@ class Search:
             pool += candidates
             each = self._affordable(candidates)
             ordered[loss] = [each[index] for index in (order or by_balance)(each)] if each else []
-            for top in self._first_fitting(ordered[loss], 1):
+            for top in self._first_fitting(ordered[loss], 1) or self._first_fitting(self._roomy(ordered[loss]), 1):
                 tops[loss] = top
         chosen = self._choose(ordered, tops) if tops else ()
         return Outcome(
@@ -235,15 +235,22 @@ class Search:
         allocated = self.model.allocated(candidates)
         return [each for each, peak in zip(candidates, allocated, strict=True) if peak <= self.budget.usable_bytes]
 
+    def _roomy(self, candidates: list[Configuration]) -> list[Configuration]:
+        """Those that fragmentation does not keep from fitting."""
+        if not candidates:
+            return []
+        allocated, limit = self.model.allocated(candidates), LEAST_SHARE * self.budget.usable_bytes
+        return [each for each, peak in zip(candidates, allocated, strict=True) if peak <= limit]
+
     def fits(self, configuration: Configuration) -> bool:
         """Whether everything a process may reserve, evaluation included, is within the budget."""
         users = self.evaluation_users(configuration)
         pairs = self._seen_pairs(users, configuration)
         return self.model.fits(configuration, users, pairs, self.budget.usable_bytes)
 
-    def _first_fitting(self, ordered: Iterable[Configuration], count: int, tries: int = TRIES) -> list[Configuration]:
+    def _first_fitting(self, ordered: Iterable[Configuration], count: int) -> list[Configuration]:
         """The first of an order that fit, of different sequence lengths: a choice, not three times the same."""
-        picked: list[Configuration] = []
+        picked, tries = list[Configuration](), TRIES
         for configuration in ordered:
             if len(picked) == count or not tries:
                 break
@@ -255,7 +262,7 @@ class Search:
     def _choose(self, ordered: dict[str, list[Configuration]], tops: dict[str, Configuration]) -> tuple[Choice, ...]:
         """Three of the preferred loss, then the best of every other loss; each grown into what is left."""
         best = self.preferred_loss(tops)
-        first, *others = self._first_fitting(ordered[best], BALANCED_CHOICES)
+        first, *others = self._first_fitting(ordered[best], BALANCED_CHOICES) or [tops[best]]
         picked = [self.grown(first), *(self.grown(each, lengths=False) for each in others)]
         choices = [self.predict(each, _why(each, picked[0])) for each in picked]
         rest = sorted((loss for loss in tops if loss != best), key=lambda loss: -_balance(tops[loss]))

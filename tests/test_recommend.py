@@ -135,6 +135,23 @@ def test_evaluation_that_does_not_fit_is_refused() -> None:
         assert choice.memory.evaluation_bytes <= choice.memory.upper_bytes <= search.budget.usable_bytes
 
 
+@pytest.mark.parametrize("tries", [1, 3])
+@pytest.mark.parametrize("gigabytes", [3, 12])
+def test_a_search_that_gives_up_early_still_finds_what_fits(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, tries: int
+) -> None:
+    """However few replays it may spend on the largest configurations, smaller ones are found."""
+    monkeypatch.setattr("srsplan.planner.search.TRIES", tries)
+    gpu = find_gpu("a100-40gb")
+    space = Space(
+        catalog=30_000, losses=tuple(LOSSES), architecture=Architecture(), precision="fp16", workload=WorstCase()
+    )
+    search = Search(space, make_budget(gigabytes * 10**9, gpu), gpu, MemoryModel())
+    outcome = search.run()
+    assert {choice.configuration.loss for choice in outcome.choices} == set(LOSSES)
+    assert all(choice.memory.upper_bytes <= search.budget.usable_bytes for choice in outcome.choices)
+
+
 BAD = [
     (["recommend", "--catalog", "1.6X", "--budget", "40GB"], "'1.6X'"),
     (["recommend", "--catalog", "-5", "--budget", "40GB"], "-5"),

@@ -1,6 +1,6 @@
 """Compiles every kernel of the tuning tables and prints what it takes, one JSON line each; not under the interpreter.
 
-python tests/compile_kernels.py 80 [variants]
+python tests/compile_kernels.py 80 [variants | DIM ...]
 """
 
 from __future__ import annotations
@@ -110,9 +110,10 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
 def main() -> None:
     """Every kernel with every launch of its table, for one capability; with "variants" every variant of one launch."""
     capability, variants = int(sys.argv[1]), sys.argv[2:] == ["variants"]
+    chosen = [int(dim) for dim in sys.argv[2:] if dim.isdigit()]
     for name, (kernel, table) in KERNELS.items():
         for dim, launch in table.items():
-            wanted = [DEFAULT]
+            wanted = [DEFAULT] if not chosen or dim in chosen else []
             if variants:
                 wanted = list(VARIANTS) if dim == VARIANTS_DIM else []
             for variant in wanted:

@@ -5,11 +5,14 @@ Shape letters: M tokens, V items, D hidden size, ns negatives of a set, g tokens
 
 from __future__ import annotations
 
+import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -22,8 +25,11 @@ from srsplan.profiler.ledger import Ledger
 from srsplan.profiler.simulated_cuda import SimulatedCuda
 
 WARM_UPS = 3
-SECONDS_EACH = 2.0
-"""A contestant is repeated for so long, 3 to 50 times."""
+SECONDS_EACH = 1.0
+"""A contestant is repeated for so long, 3 to 50 times, where nobody says how often."""
+
+SLOW_SECONDS = 5.0
+"""A call of so long is timed once."""
 
 FLUSHED_BYTES = 256 << 20
 """Written between repeats on CUDA, so that nothing is found in the second-level cache."""
@@ -46,11 +52,12 @@ class Shape:
     dim: int = 256
 
     def scaled(self, factor: float) -> Shape:
-        """Fewer tokens and items, for machines on which the whole takes too long."""
-        tokens, catalog = max(64, round(self.tokens * factor)), max(64, round(self.catalog * factor))
-        name = self.name if factor == 1 else f"{self.name} x {factor:g}"
-        negatives = min(self.negatives, catalog - 1)
-        return Shape(name=name, tokens=tokens, catalog=catalog, negatives=negatives, dim=self.dim)
+        """Fewer tokens and items, for machines on which the whole takes too long; not below 64 of either."""
+        if factor == 1:
+            return self
+        tokens, catalog = (max(min(64, size), round(size * factor)) for size in (self.tokens, self.catalog))
+        name, negatives = f"{self.name} x {factor:g}", min(self.negatives, catalog - 1)
+        return replace(self, name=name, tokens=tokens, catalog=catalog, negatives=negatives)
 
 
 SHAPES = {
@@ -115,12 +122,33 @@ class Measurement:
     forward_ms: float | None = None
     total_ms: float | None = None
     """Forward and backward."""
+    fastest_ms: float | None = None
+    slowest_ms: float | None = None
+    """Of the repeats of which `total_ms` is the median."""
     peak_bytes: int | None = None
     """Above the inputs, both gradients included; measured on CUDA."""
     ledger_bytes: int | None = None
     """The same by the ledger, for what is srsplan's own."""
     value: float | None = None
     """The loss."""
+    loss_error: float | None = None
+    """Relative to the first full softmax that ran. Sampled forms draw negatives of their own: None."""
+    repeats: int | None = None
+    """How many times `total_ms` is the median of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bout:
+    """What is compared, on what."""
+
+    shapes: Sequence[Shape]
+    logits: Sequence[str]
+    """random and trained, see `make_inputs`."""
+    entrants: Sequence[Contestant]
+    dtype: torch.dtype
+    device: torch.device
+    repeats: int | None = None
+    """None: as many as a second allows."""
 
 
 def contestants(device: torch.device) -> list[Contestant]:
@@ -214,32 +242,60 @@ def _share(hidden: Tensor, table: Tensor, targets: Tensor, pull: float, sample: 
     return float(torch.softmax(scores, 1).gather(1, wanted[:, None]).mean())
 
 
-def measure(contestant: Contestant, inputs: Inputs, shape: Shape, logits: str, free_bytes: int) -> Measurement:
+def measure(
+    contestant: Contestant,
+    inputs: Inputs,
+    shape: Shape,
+    logits: str,
+    free_bytes: Callable[[], int],
+    repeats: int | None = None,
+) -> Measurement:
     """Run it, or say why not. Never raises for what the contestant does."""
-    base: dict[str, Any] = {
-        "shape": shape, "logits": logits, "contestant": contestant.name, "loss": contestant.loss,
-        "tokens_per_set": contestant.tokens_per_set,
-    }  # fmt: skip
-    needed = ledger_bytes(contestant, shape, inputs.hidden.dtype) if contestant.ours else None
+    found = _blank(contestant, shape, logits, inputs.hidden.dtype)
     if contestant.run is None:
-        return Measurement(**base, status="absent", reason=contestant.absent, ledger_bytes=needed)
-    if needed is not None and needed > free_bytes:
-        return Measurement(**base, status="oom", reason=f"needs {needed / 2**30:.1f} GiB", ledger_bytes=needed)
+        return found
     try:
-        found = _figures(contestant.run, inputs, shape)
-    except torch.cuda.OutOfMemoryError:
-        return Measurement(**base, status="oom", reason="out of memory", ledger_bytes=needed)
+        needed = found.ledger_bytes
+        if needed is not None and needed > (free := free_bytes()):
+            return replace(found, status="oom", reason=f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
+        return replace(found, status="ok", **_figures(contestant.run, inputs, shape, repeats))
     except Exception as error:  # somebody else's code: what it raises is its result
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return Measurement(**base, status="failed", reason=reason, ledger_bytes=needed)
+        return replace(found, **_outcome(error))
     finally:
         inputs.clear()
-        if inputs.hidden.is_cuda:
+        _release(inputs.hidden.device)
+
+
+def _blank(contestant: Contestant, shape: Shape, logits: str, dtype: torch.dtype) -> Measurement:
+    """Before it runs: absent."""
+    return Measurement(
+        shape=shape,
+        logits=logits,
+        contestant=contestant.name,
+        loss=contestant.loss,
+        tokens_per_set=contestant.tokens_per_set,
+        status="absent",
+        reason=contestant.absent,
+        ledger_bytes=ledger_bytes(contestant, shape, dtype) if contestant.ours else None,
+    )
+
+
+def _outcome(error: Exception) -> dict[str, Any]:
+    """Status and reason; a CPU's allocator has no exception of its own."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return {"status": "oom", "reason": "out of memory"}
+    return {"status": "failed", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def _release(device: torch.device) -> None:
+    """Give back what is cached; after a kernel's fault the device refuses even that, and later ones fail by name."""
+    if device.type == "cuda":
+        gc.collect()
+        with suppress(RuntimeError):
             torch.cuda.empty_cache()
-    return Measurement(**base, status="ok", ledger_bytes=needed, **found)
 
 
-def _figures(run: Run, inputs: Inputs, shape: Shape) -> dict[str, Any]:
+def _figures(run: Run, inputs: Inputs, shape: Shape, repeats: int | None) -> dict[str, Any]:
     device = inputs.hidden.device
 
     def forward() -> Tensor:
@@ -251,6 +307,8 @@ def _figures(run: Run, inputs: Inputs, shape: Shape) -> dict[str, Any]:
         inputs.clear()
 
     value = float(forward().detach())
+    if not math.isfinite(value):
+        raise ArithmeticError(f"the loss is {value}")
     both()
     peak = None
     if device.type == "cuda":
@@ -259,8 +317,11 @@ def _figures(run: Run, inputs: Inputs, shape: Shape) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
         both()
         peak = torch.cuda.max_memory_allocated(device) - before
-    forward_ms, total_ms = timed(forward, device), timed(both, device)
-    return {"forward_ms": forward_ms, "total_ms": total_ms, "peak_bytes": peak, "value": value}
+    forward_ms, total_ms = times(forward, device, repeats), times(both, device, repeats)
+    return {
+        "forward_ms": statistics.median(forward_ms), "total_ms": statistics.median(total_ms), "peak_bytes": peak,
+        "value": value, "repeats": len(total_ms), "fastest_ms": min(total_ms), "slowest_ms": max(total_ms),
+    }  # fmt: skip
 
 
 def _autocast(inputs: Inputs) -> AbstractContextManager[object]:
@@ -269,15 +330,22 @@ def _autocast(inputs: Inputs) -> AbstractContextManager[object]:
     return torch.autocast(inputs.hidden.device.type, dtype=inputs.hidden.dtype)
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Median milliseconds, after warm-up."""
+def times(run: Callable[[], object], device: torch.device, repeats: int | None = None) -> list[float]:
+    """Milliseconds of `repeats` calls after warm-up; None takes as many as SECONDS_EACH allows."""
     began = time.perf_counter()
-    for _ in range(WARM_UPS if device.type == "cuda" else 1):
-        run()
+    run()
     _wait(device)
-    once = (time.perf_counter() - began) / (WARM_UPS if device.type == "cuda" else 1)
-    repeats = max(3, min(50, round(SECONDS_EACH / max(once, 1e-6))))
-    return statistics.median(_times(run, device, repeats))
+    once = time.perf_counter() - began
+    if device.type == "cuda" and once < SECONDS_EACH:
+        for _ in range(WARM_UPS - 1):
+            run()
+        _wait(device)
+        once = (time.perf_counter() - began) / WARM_UPS
+    return list(_times(run, device, repeats or _repeats(once)))
+
+
+def _repeats(seconds: float) -> int:
+    return 1 if seconds > SLOW_SECONDS else max(3, min(50, round(SECONDS_EACH / max(seconds, 1e-6))))
 
 
 def _times(run: Callable[[], object], device: torch.device, repeats: int) -> Iterator[float]:
@@ -304,10 +372,14 @@ def _wait(device: torch.device) -> None:
 
 def ledger_bytes(contestant: Contestant, shape: Shape, dtype: torch.dtype) -> int | None:
     """Allocated peak above the inputs of forward and backward, both gradients included; None for others' code."""
+    return _ledger_bytes(*_identity(contestant), shape, dtype)
+
+
+@lru_cache(maxsize=1024)  # it does not depend on the values, and up to a minute is long for the largest shapes
+def _ledger_bytes(name: str, tokens_per_set: int, shape: Shape, dtype: torch.dtype) -> int | None:
     meta = torch.device("meta")
-    same = (each for each in contestants(meta) if _identity(each) == _identity(contestant))
-    run = next((each.run for each in same), None)
-    if run is None or ("Triton" in contestant.name and find_spec("triton") is None):
+    run = next((each.run for each in contestants(meta) if _identity(each) == (name, tokens_per_set)), None)
+    if run is None or ("Triton" in name and find_spec("triton") is None):
         return None
     inputs = make_inputs(shape, "random", dtype, meta)
     ledger, cuda = Ledger(warm_process=True), SimulatedCuda(dtype)
@@ -326,18 +398,34 @@ def _identity(contestant: Contestant) -> tuple[str, int]:
     return contestant.name, contestant.tokens_per_set
 
 
-def run_all(
-    shapes: Sequence[Shape],
-    logits: Sequence[str],
-    entrants: Sequence[Contestant],
-    dtype: torch.dtype,
-    device: torch.device,
-    limit_bytes: Callable[[], int],
+def run_all(bout: Bout, free_bytes: Callable[[], int], announce: Callable[[str], object]) -> Iterator[Measurement]:
+    """One measurement after another; `free_bytes` says what the device has left, `announce` is told what begins."""
+    for shape in bout.shapes:
+        for logits in bout.logits:
+            yield from _round(bout, shape, logits, free_bytes, announce)
+
+
+def _round(
+    bout: Bout, shape: Shape, logits: str, free_bytes: Callable[[], int], announce: Callable[[str], object]
 ) -> Iterator[Measurement]:
-    """One measurement after another; `limit_bytes` says how much is free."""
-    for shape in shapes:
-        for kind in logits:
-            inputs = make_inputs(shape, kind, dtype, device)
-            for entrant in entrants:
-                yield measure(entrant, inputs, shape, kind, limit_bytes())
-            del inputs
+    """Every contestant on the same inputs; where those cannot be made, that is everyone's result."""
+    announce(f"{shape.name}: {logits} inputs")
+    try:
+        inputs = make_inputs(shape, logits, bout.dtype, bout.device)
+    except Exception as error:  # out of memory, or a device that an earlier contestant has broken
+        outcome = _outcome(error)
+        for entrant in bout.entrants:
+            found = _blank(entrant, shape, logits, bout.dtype)
+            why = {**outcome, "reason": f"making the inputs: {outcome['reason']}"}
+            yield found if entrant.run is None else replace(found, **why)
+        return
+    finally:
+        _release(bout.device)
+    reference = None
+    for entrant in bout.entrants:
+        announce(f"{shape.name}: {entrant.name}")
+        found = measure(entrant, inputs, shape, logits, free_bytes, bout.repeats)
+        if found.loss == "ce" and found.value is not None:
+            reference = reference or found.value
+            found = replace(found, loss_error=abs(found.value - reference) / max(abs(reference), 1e-30))
+        yield found

@@ -1,19 +1,25 @@
 """What the device can do at best, measured in the same run, and the floor that this sets for a loss.
 
 Full softmax, forward and backward: four matrix products of 2 M V D operations each (scores, scores again, and one for
-each gradient). Sampled with g tokens a set: four of 2 M ns D, the rows of ceil(M / g) sets gathered twice and their
-gradients added once. Products and memory traffic may overlap, gathers and additions may not: the floor is the larger of
-the products' time and the sum of the others.
+each gradient). Sampled with g tokens a set: four of 2 M (ns + 1) D, the rows of ceil(M / g) sets gathered twice and
+their gradients added once. Products and memory traffic may overlap, gathers and additions may not: the floor is the
+larger of the products' time and the sum of the others.
+
+It is a yardstick, not a law: a form that makes the gradients in forward needs three products, one that may skip every
+tile of backward two, and the rates of rows are those of PyTorch's own gather and addition, which also write or read the
+rows in order.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from srsplan.kernels.chunking import set_count
-from srsplan.profiler.bench import Measurement, Shape, timed
+from srsplan.profiler.bench import Measurement, Shape, times
 
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
 TABLE_ROWS = {"cuda": 1 << 20, "cpu": 1 << 15}
@@ -35,23 +41,27 @@ class Ceilings:
 
 
 def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
-    """A second or two."""
+    """A few seconds; random rows of a table larger than any cache of a GPU."""
     side, rows = PRODUCT_SIDE[device.type], TABLE_ROWS[device.type]
     square = torch.randn(side, side, device=device).to(dtype)
     table, sums = torch.randn(rows, DIM, device=device).to(dtype), torch.zeros(rows, DIM, device=device)
     where = torch.randint(rows, (rows,), device=device)
     copied, gathered = torch.empty_like(sums), torch.empty_like(table)
     ones = torch.ones(rows, DIM, device=device)
+
+    def rate(amount: float, run: Callable[[], object]) -> float:
+        return amount / (1e-3 * statistics.median(times(run, device)))
+
     return Ceilings(
-        product_flops_s=2 * side**3 / (1e-3 * timed(lambda: square @ square, device)),
-        copy_bytes_s=2 * sums.nbytes / (1e-3 * timed(lambda: copied.copy_(sums), device)),
-        gather_rows_s=rows / (1e-3 * timed(lambda: torch.index_select(table, 0, where, out=gathered), device)),
-        add_rows_s=rows / (1e-3 * timed(lambda: sums.index_add_(0, where, ones), device)),
+        product_flops_s=rate(2 * side**3, lambda: square @ square),
+        copy_bytes_s=rate(2 * sums.nbytes, lambda: copied.copy_(sums)),
+        gather_rows_s=rate(rows, lambda: torch.index_select(table, 0, where, out=gathered)),
+        add_rows_s=rate(rows, lambda: sums.index_add_(0, where, ones)),
     )
 
 
 def floor_ms(shape: Shape, loss: str, tokens_per_set: int, ceilings: Ceilings) -> float:
-    """Milliseconds of forward and backward that no implementation of this kind goes below on this device."""
+    """Milliseconds of forward and backward at the device's rates; `loss` is ce or ce-."""
     scored = shape.catalog if loss == "ce" else shape.negatives + 1
     products = 4 * 2 * shape.tokens * scored * shape.dim / ceilings.product_flops_s
     if loss == "ce":

@@ -14,7 +14,10 @@ EVALUATION_USERS = 256
 
 
 class Probe(Protocol):
-    """Tries one configuration. Never raises for what the configuration does: the record's status says it."""
+    """Tries one configuration. Never raises for what the configuration does: the record's status says it.
+
+    What ends all probes is raised: CardLost carries the record of the probe that found out.
+    """
 
     def run(self, configuration: Configuration) -> ProbeRecord:
         """One record."""

@@ -99,7 +99,7 @@ OPTIONS = {
     "learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan precision "
     "rank recompute resume seed seq-len split timestamp-column tokens-per-set user-column validation-users "
     "weight-decay",
-    "bench": "device dtype json logits losses output peers scale shapes",
+    "bench": "device dtype json logits losses output peers repeats scale shapes",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }
 """What users may have written into scripts: a change here is a change for the changelog."""

@@ -1,8 +1,8 @@
 """Launch configurations as data, chosen by the padded hidden size.
 
 tests/test_compiled_kernels.py compiles every entry for sm_80 and sm_90, and the largest for sm_86, 89 and 100: none
-exceeds the shared memory of its card, and none spills more than four registers. One table serves all families until speed is measured on one: it
-says what fits, not what is fastest.
+exceeds the shared memory of its card, and none spills more than four registers. One table serves all families until
+speed is measured on one: it says what fits, not what is fastest.
 """
 
 from __future__ import annotations

@@ -14,10 +14,7 @@ EVALUATION_USERS = 256
 
 
 class Probe(Protocol):
-    """Tries one configuration. Never raises for what the configuration does: the record's status says it.
-
-    What ends all probes is raised: CardLost carries the record of the probe that found out.
-    """
+    """Tries one configuration. Never raises for what the configuration does: the record's status says it."""
 
     def run(self, configuration: Configuration) -> ProbeRecord:
         """One record."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -15,17 +14,6 @@ SCHEMA = 1
 Status = Literal["ok", "oom_device", "oom_host", "illegal_access", "timeout", "failed"]
 Basis = Literal["measured", "simulated"]
 NOT_MEASURED = "not measured"
-BYTES = ("allocated_bytes", "reserved_bytes", "evaluation_bytes", "context_bytes", "cap_bytes")
-TIMES = ("step_ms_median", "step_ms_p95")
-
-
-def is_figure(name: str, value: object) -> bool:
-    """Whether a value can be that of one of BYTES or TIMES: None, or a number, finite and not below zero."""
-    if value is None:
-        return True
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return (isinstance(value, int) or name not in BYTES) and 0 <= value < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +30,6 @@ class ProbeRecord:
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     evaluation_bytes: int | None = None
-    cap_bytes: int | None = None
-    """Reserved bytes it might hold, where the card stood for a smaller one."""
     context_bytes: int | None = None
     """What the card has given away beside reserved bytes: CUDA context, kernels' code, other processes."""
     step_ms_median: float | None = None
@@ -60,8 +46,8 @@ class ProbeRecord:
 
     @property
     def key(self) -> str:
-        """What makes two probes the same: card, its cap, basis, configuration."""
-        return json.dumps([self.gpu, self.cap_bytes, self.basis, self.configuration.to_dict()], sort_keys=True)
+        """What makes two probes the same: card, basis, configuration."""
+        return json.dumps([self.gpu, self.basis, self.configuration.to_dict()], sort_keys=True)
 
     def to_line(self) -> str:
         """One line of JSON, newline included."""
@@ -79,21 +65,7 @@ class ProbeRecord:
         for name, allowed in (("status", get_args(Status)), ("basis", get_args(Basis))):
             if values.get(name) not in allowed:
                 raise InputError(f"{name} {values.get(name)!r} in a record", f"it is one of {', '.join(allowed)}")
-        _require_types(values)
         try:
             return cls(**{**values, "configuration": Configuration.from_dict(values["configuration"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"a record lacks a field: {error}", "remove the line") from error
-
-
-def _require_types(values: Mapping[str, Any]) -> None:
-    """InputError for a value that cannot be: a text where a number belongs, a NaN, a negative size."""
-    for name, value in values.items():
-        if name == "configuration":
-            possible = isinstance(value, Mapping)
-        elif name in (*BYTES, *TIMES, "seconds"):
-            possible = is_figure(name, value)
-        else:
-            possible = isinstance(value, str)
-        if not possible:
-            raise InputError(f"{name} {value!r} in a record", "remove the line, or run the probe again")

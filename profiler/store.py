@@ -1,24 +1,22 @@
 """Where probes are kept: a file of JSON lines, appended and synced one at a time, locked while it is written.
 
-A kill leaves at most a truncated last line; it is cut off before the next record is appended. Of records with the same
-key the last counts. Imports no torch.
+A kill leaves at most a truncated last line; it is cut off before the next record is appended. Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from srsplan.models.errors import InputError, SrsplanError
-from srsplan.profiler.records import SCHEMA, ProbeRecord
+from srsplan.profiler.records import ProbeRecord
 
-BEGINNING = f'{{"schema": {SCHEMA}, "configuration": {{'.encode()
+BEGINNING = b'{"schema": '
 """Of every record's line: what a kill cut short begins with it, or is a part of it."""
 
 
@@ -27,11 +25,8 @@ class Loaded:
     """Records of a file, and how many bytes of it are whole lines."""
 
     records: tuple[ProbeRecord, ...]
-    """The last of each key, in order."""
     whole_bytes: int
     truncated: bool
-    ends_open: bool = False
-    """The last line is whole but for its newline, as some editors leave it."""
 
 
 def load(path: Path) -> Loaded:
@@ -46,34 +41,11 @@ def load(path: Path) -> Loaded:
         ) from error
     whole = content.rfind(b"\n") + 1
     tail = content[whole:]
-    ends_open = _is_json(tail)
-    if ends_open:
-        whole = len(content)
-    elif not _is_beginning(tail):
+    if not (tail.startswith(BEGINNING) or BEGINNING.startswith(tail)):
         raise InputError(f"{path} is not a profile: it ends with {tail[:40]!r}", "give a file of srsplan profile")
     lines = content[:whole].splitlines()
-    records = [_record(line, number, path) for number, line in enumerate(lines, start=1) if line.strip()]
-    return Loaded(tuple(_last_of_each_key(records)), whole, whole < len(content), ends_open)
-
-
-def _is_beginning(content: bytes) -> bool:
-    return content.startswith(BEGINNING) or BEGINNING.startswith(content)
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _last_of_each_key(records: Iterable[ProbeRecord]) -> list[ProbeRecord]:
-    last: dict[str, ProbeRecord] = {}
-    for record in records:
-        last.pop(record.key, None)
-        last[record.key] = record
-    return list(last.values())
+    records = tuple(_record(line, number, path) for number, line in enumerate(lines, start=1) if line.strip())
+    return Loaded(records, whole, whole < len(content))
 
 
 def _record(line: bytes, number: int, path: Path) -> ProbeRecord:
@@ -88,14 +60,12 @@ def _record(line: bytes, number: int, path: Path) -> ProbeRecord:
 class Store:
     """A file of records that is being added to, by one process at a time.
 
-    Use as a context manager. InputError where another process has it, or where it is no profile: such a file stays as
-    it is. SrsplanError where the disk is full or the file is taken away: what was appended before is whole.
+    Use as a context manager. InputError where another process has it; SrsplanError where the disk is full: what was
+    appended before is whole.
     """
 
-    def __init__(self, path: Path, *, fresh: bool = False) -> None:
-        """`fresh` discards the records that a profile holds, damaged ones among them."""
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.fresh = fresh
         self.records: list[ProbeRecord] = []
         self.cut_off = False
         self._file: int | None = None
@@ -106,24 +76,15 @@ class Store:
         except OSError as error:
             raise InputError(f"cannot open {self.path}: {error.strerror}", "give another file with -o") from error
         try:
-            self._begin(self._file)
+            _lock(self._file, self.path)
+            loaded = load(self.path)
+            self.records, self.cut_off = list(loaded.records), loaded.truncated
+            os.ftruncate(self._file, loaded.whole_bytes)
+            os.lseek(self._file, 0, os.SEEK_END)
         except BaseException:
             os.close(self._file)
             raise
         return self
-
-    def _begin(self, file: int) -> None:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise InputError(f"{self.path} is not a regular file: no profile can go on in it", "give another -o")
-        _lock(file, self.path)
-        if self.fresh and _is_beginning(os.read(file, len(BEGINNING))):
-            os.ftruncate(file, 0)
-        loaded = load(self.path)
-        self.records, self.cut_off = list(loaded.records), loaded.truncated
-        os.ftruncate(file, loaded.whole_bytes)
-        os.lseek(file, 0, os.SEEK_END)
-        if loaded.ends_open:
-            os.write(file, b"\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -132,16 +93,19 @@ class Store:
             os.close(self._file)
 
     def append(self, record: ProbeRecord) -> None:
-        """Add one record, on disk when this returns; it takes the place of one of the same key."""
+        """Add one record, on disk when this returns."""
         if self._file is None:
             raise ValueError("the store is not open")
-        _require_same(self._file, self.path)
         with _whole_line(self._file, self.path):
             line = record.to_line().encode()
             while line:
                 line = line[os.write(self._file, line) :]
             os.fsync(self._file)
-        self.records = _last_of_each_key([*self.records, record])
+        self.records.append(record)
+
+    def keys(self) -> set[str]:
+        """What is stored already."""
+        return {record.key for record in self.records}
 
 
 @contextmanager
@@ -157,16 +121,6 @@ def _whole_line(file: int, path: Path) -> Iterator[None]:
             f"cannot append to {path}: {error.strerror}; the records before are whole",
             "make room and start again: it goes on where it stopped",
         ) from error
-
-
-def _require_same(file: int, path: Path) -> None:
-    """What goes into a file that is deleted or replaced meanwhile is lost without a word."""
-    try:
-        same = os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
-        same = False
-    if not same:
-        raise SrsplanError(f"{path} was deleted or replaced while probes ran", "start again, and leave it there")
 
 
 def _lock(file: int, path: Path) -> None:

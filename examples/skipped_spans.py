@@ -3,7 +3,7 @@
     srsplan train --data video.txt --loss cce --split leave-one-out -o run
     python examples/skipped_spans.py run
 
-A span is 32 tokens x 256 items (kernels/triton_softmax.py): backward skips those whose largest share of the softmax is
+A span is 128 tokens x 256 items (kernels/triton_softmax.py): backward skips those whose largest share of the softmax is
 below a threshold. Prints the fraction of spans below several thresholds for the tokens of one training batch, with the
 items in the order of the table, by popularity (rare items together), and at random.
 """
@@ -29,7 +29,7 @@ from srsplan.models.splits import Split, split
 from srsplan.models.step import TrainingStep
 
 CPU = torch.device("cpu")
-TOKENS, ITEMS = 32, 256
+TOKENS, ITEMS = 128, 256
 THRESHOLDS = {"fp16's 2^-35": 2**-35, "2^-24": 2**-24, "1e-6": 1e-6, "1e-5": 1e-5, "1e-4": 1e-4}
 
 

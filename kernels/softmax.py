@@ -34,8 +34,10 @@ def cce_triton(
     cannot represent, 0 skips nothing, up to 1e-4 is published to keep quality. Products run in `hidden`'s type (fp16,
     bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside 16-bit hidden states.
 
-    Memory above the inputs: 12 bytes a token and one byte per 32 tokens x 256 items; partial sums of at most 16 MiB, or
-    4 bytes a token; in backward the gradients of both inputs; a 16-bit copy of an fp32 table while a kernel runs.
+    Memory above the inputs: 12 bytes a token and one byte per 128 tokens (fewer above D 512 and in fp32) x 256 items;
+    partial sums of at most 16 MiB, or 4 bytes a token; in backward the gradients of both inputs, 16 bytes a token, and
+    with fewer than 17,000 tokens partial sums of hidden's; a 16-bit copy of an fp32 table while a kernel runs. Hidden
+    states of ignored tokens must be finite.
     ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
     not go together.
     """

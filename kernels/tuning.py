@@ -1,13 +1,15 @@
 """Launch configurations as data, chosen by the padded hidden size.
 
 tests/test_compiled_kernels.py compiles every entry for sm_80 and sm_90, and the largest for sm_86, 89 and 100: none
-exceeds the shared memory of its card, and none spills more than four registers. One table serves all families until
-speed is measured on one: it says what fits, not what is fastest.
+exceeds the shared memory of its card, and none spills more than four registers. They are chosen by what the compiler
+says of them (operands read again from shared memory, instructions beside the products, spills); speed is unmeasured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,82 @@ SAMPLED_BACKWARD = {
     1024: Launch(16, 16, 16, 1),
 }
 
-SOFTMAX = {
-    64: Launch(32, 32, 4, 2),
-    128: Launch(32, 32, 4, 2),
-    256: Launch(32, 32, 8, 2),
-    512: Launch(32, 32, 8, 1),
-    1024: Launch(16, 16, 8, 1),
+ASSUMED_CAPABILITY = 90
+Table = dict[int, Launch]
+SPAN_ITEMS = 256
+"""Items of the full softmax that share a byte with a block of rows: tiles divide it."""
+
+_HOPPER = {
+    "softmax_forward": {
+        64: Launch(128, 128, 8, 3),
+        128: Launch(128, 128, 8, 3),
+        256: Launch(128, 128, 8, 2),
+        512: Launch(128, 32, 8, 2),
+        1024: Launch(64, 16, 8, 2),
+    },
+    "softmax_backward_hidden": {
+        64: Launch(128, 128, 8, 3),
+        128: Launch(128, 128, 8, 3),
+        256: Launch(128, 64, 8, 2),
+        512: Launch(64, 32, 8, 2),
+        1024: Launch(16, 16, 8, 1),
+    },
+    "softmax_backward_table": {
+        64: Launch(64, 128, 8, 3),
+        128: Launch(64, 128, 8, 3),
+        256: Launch(64, 128, 8, 2),
+        512: Launch(32, 64, 8, 2),
+        1024: Launch(16, 16, 8, 1),
+    },
 }
-"""Forward and both backwards: `tile` is of items."""
+_AMPERE = {
+    "softmax_forward": {
+        64: Launch(128, 64, 8, 2),
+        128: Launch(128, 64, 8, 2),
+        256: Launch(128, 64, 8, 2),
+        512: Launch(64, 32, 8, 2),
+        1024: Launch(32, 16, 8, 1),
+    },
+    "softmax_backward_hidden": {
+        64: Launch(128, 64, 8, 2),
+        128: Launch(128, 32, 8, 2),
+        256: Launch(64, 64, 8, 2),
+        512: Launch(32, 32, 8, 2),
+        1024: Launch(16, 16, 8, 1),
+    },
+    "softmax_backward_table": {
+        64: Launch(64, 128, 8, 2),
+        128: Launch(64, 128, 8, 2),
+        256: Launch(64, 64, 8, 2),
+        512: Launch(32, 32, 8, 2),
+        1024: Launch(16, 16, 8, 1),
+    },
+}
+_FP32 = {64: Launch(32, 32, 4, 2), 128: Launch(32, 32, 4, 2), 256: Launch(32, 32, 8, 2)}
 
 
-def launch_for(table: dict[int, Launch], dim: int) -> Launch:
+def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
+    """Launches of a kernel of the full softmax, by padded hidden size; backward's tokens divide forward's.
+
+    From sm_90 on tiles are wide enough for tensor cores that read shared memory themselves; before, they are what the
+    registers hold and the smallest card has room for. sm_12x are desktop cards, with as little room.
+    """
+    if fp32:  # no tensor cores: registers hold the operands
+        return _FP32
+    if not 90 <= capability < 120:
+        return _AMPERE[kernel]
+    return _HOPPER[kernel] if capability < 100 else {**_HOPPER[kernel], 1024: _AMPERE[kernel][1024]}
+
+
+def capability_of(device: torch.device) -> int:
+    """90 for compute capability 9.0; the largest card's where there is none to ask, on meta tensors for example."""
+    if device.type != "cuda":
+        return ASSUMED_CAPABILITY
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def launch_for(table: Table, dim: int) -> Launch:
     """The entry for hidden size D; ValueError above the largest."""
     for width, launch in table.items():
         if dim <= width:

@@ -22,7 +22,15 @@ from triton.compiler import ASTSource
 
 from srsplan.kernels import triton_sampled as sampled
 from srsplan.kernels import triton_softmax as softmax
-from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, SOFTMAX, Launch
+from srsplan.kernels.tuning import (
+    SAMPLED_BACKWARD,
+    SAMPLED_FORWARD,
+    SPAN_ITEMS,
+    Launch,
+    Table,
+    launch_for,
+    softmax_table,
+)
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 TYPES = {
@@ -30,17 +38,18 @@ TYPES = {
     "weights": "*fp32", "scale": "*fp32", "grad_hidden": "*fp16", "grad_table": "*fp32", "seed": "i64", "step": "i64",
     "catalog": "i32", "negatives": "i32", "prob": "*fp32", "alias": "*i32", "indices": "*i64", "count": "i32",
     "sets": "i32", "ignore_index": "i64", "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "sums": "*fp32",
-    "split_items": "i32", "span_count": "i32", "threshold": "fp32",
+    "split_items": "i32", "span_count": "i32", "threshold": "fp32", "state": "*fp32", "live_spans": "*i64",
+    "sparse_limit": "i32", "padded": "i32",
 }  # fmt: skip
+DIMS = tuple(SAMPLED_FORWARD)
 VARIANTS_DIM = 256
 """The hidden size that every variant is compiled for."""
 
-KERNELS = {
-    "sampled_forward": (sampled.sampled_forward, SAMPLED_FORWARD),
-    "sampled_backward": (sampled.sampled_backward, SAMPLED_BACKWARD),
-    "softmax_forward": (softmax.softmax_forward, SOFTMAX),
-    "softmax_backward_hidden": (softmax.softmax_backward_hidden, SOFTMAX),
-    "softmax_backward_table": (softmax.softmax_backward_table, SOFTMAX),
+SAMPLED = {"sampled_forward": sampled.sampled_forward, "sampled_backward": sampled.sampled_backward}
+SOFTMAX = {
+    "softmax_forward": softmax.softmax_forward,
+    "softmax_backward_hidden": softmax.softmax_backward_hidden,
+    "softmax_backward_table": softmax.softmax_backward_table,
 }
 
 
@@ -54,6 +63,7 @@ class Variant:
     sampler: int = sampled.UNIFORM
     log_q: bool = True
     deterministic: bool = False
+    sparse: bool = False
 
 
 DEFAULT = Variant()
@@ -62,7 +72,7 @@ VARIANTS = (
     Variant("in-batch", sampler=sampled.IN_BATCH), Variant("no log-Q", log_q=False),
     Variant("repeatable", deterministic=True), Variant("fp32 table", table="fp32"),
     Variant("bf16", hidden="bf16", table="bf16"), Variant("bf16, fp32 table", hidden="bf16", table="fp32"),
-    Variant("fp32", hidden="fp32", table="fp32"),
+    Variant("fp32", hidden="fp32", table="fp32"), Variant("sparse", sparse=True),
 )  # fmt: skip
 COMPUTE = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}
 
@@ -71,7 +81,8 @@ def compiled(capability: int, dim: int, launch: Launch, kernel: Any, variant: Va
     """Shared memory, registers and spilled bytes of a thread."""
     values: dict[str, Any] = {
         "DIM": dim, "WIDTH": dim, "SET": launch.tokens, "ROWS": launch.tokens, "TILE": launch.tile,
-        "SPAN_ITEMS": launch.tile * softmax.SPAN, "SAMPLER": variant.sampler, "LOG_Q": variant.log_q,
+        "SPAN_TILES": SPAN_ITEMS // launch.tile, "SPAN_ROWS": max(128, launch.tokens), "SPARSE": variant.sparse,
+        "SAMPLER": variant.sampler, "LOG_Q": variant.log_q,
         "COMPUTE": COMPUTE[variant.hidden], "PRECISION": "ieee",
         "FIXED": sampled.FIXED_POINT if variant.deterministic else 0.0,
     }  # fmt: skip
@@ -107,18 +118,33 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
     return {key: int(re.search(pattern, said)[1]) for key, pattern in find.items()}  # type: ignore[index]
 
 
+def tables(kernel: str, capability: int, variant: Variant) -> Table:
+    """The launches of a kernel."""
+    if kernel in SAMPLED:
+        return SAMPLED_FORWARD if kernel == "sampled_forward" else SAMPLED_BACKWARD
+    return softmax_table(kernel, capability, variant.hidden == "fp32")
+
+
+def applies(kernel: str, variant: Variant) -> bool:
+    """Samplers and tables that are not copied are the sampled softmax's, spans backward's of the full one."""
+    if kernel in SAMPLED:
+        return not variant.sparse
+    if variant.sparse:
+        return "backward" in kernel
+    return variant.hidden == variant.table and not (variant.sampler or not variant.log_q or variant.deterministic)
+
+
 def main() -> None:
     """Every kernel with every launch of its table, for one capability; with "variants" every variant of one launch."""
     capability, variants = int(sys.argv[1]), sys.argv[2:] == ["variants"]
     chosen = [int(dim) for dim in sys.argv[2:] if dim.isdigit()]
-    for name, (kernel, table) in KERNELS.items():
-        for dim, launch in table.items():
+    for name, kernel in (SAMPLED | SOFTMAX).items():
+        for dim in DIMS:
             wanted = [DEFAULT] if not chosen or dim in chosen else []
             if variants:
-                wanted = list(VARIANTS) if dim == VARIANTS_DIM else []
+                wanted = [each for each in VARIANTS if applies(name, each)] if dim == VARIANTS_DIM else []
             for variant in wanted:
-                if name.startswith("softmax") and (variant.sampler or not variant.log_q or variant.deterministic):
-                    continue
+                launch = launch_for(tables(name, capability, variant), dim)
                 found = compiled(capability, dim, launch, kernel, variant)
                 row = {"capability": capability, "kernel": name, "variant": variant.name, "dim": dim, **found}
                 print(json.dumps(row), flush=True)

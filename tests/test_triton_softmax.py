@@ -10,7 +10,7 @@ import torch
 from test_triton_sampled import IGNORED, errors, gradients
 from torch import Tensor
 
-from srsplan.kernels import ce
+from srsplan.kernels import ce, softmax_operators, triton_softmax
 from srsplan.kernels.softmax import cce_triton
 from srsplan.kernels.softmax_operators import full_softmax, full_softmax_backward
 
@@ -46,6 +46,28 @@ def test_loss_and_gradients(shape: tuple[int, int, int], types: str, reduction: 
         assert all(
             ours <= max(2 * theirs, 4 * torch.finfo(dtype).eps) for ours, theirs in zip(found, eager, strict=True)
         )
+
+
+@pytest.mark.parametrize("filter_eps", [None, 0.0])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_launches_of_every_family(monkeypatch: pytest.MonkeyPatch, capability: int, filter_eps: float | None) -> None:
+    """Blocks and tiles of other sizes, more than one of each, and sums over parts of the catalog."""
+    monkeypatch.setattr(softmax_operators, "capability_of", lambda device: capability)
+    hidden, table, targets = inputs((300, 1200, 64), torch.float16, torch.float32)
+    truth = gradients(ce, hidden.double(), table.double(), targets)
+    assert max(errors(gradients(cce_triton, hidden, table, targets, filter_eps=filter_eps), truth)) <= 1e-3
+
+
+@pytest.mark.parametrize("share", [0.0, 2.0])
+def test_the_dense_and_the_sparse_form_agree(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Whichever the number of spans that matter would choose."""
+    monkeypatch.setattr(triton_softmax, "SPARSE_SHARE", share)
+    hidden, table, targets = peaked()
+    truth = gradients(ce, hidden.double(), table.double(), targets)
+    assert max(errors(gradients(cce_triton, hidden, table, targets), truth)) <= 1e-5
+    hidden, table, targets = inputs((300, 1200, 64), torch.float16, torch.float16)
+    truth = gradients(ce, hidden.double(), table.double(), targets)
+    assert max(errors(gradients(cce_triton, hidden, table, targets), truth)) <= 1e-3
 
 
 def peaked() -> tuple[Tensor, Tensor, Tensor]:

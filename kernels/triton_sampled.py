@@ -26,28 +26,32 @@ LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
-def mixed(bits):
-    """uint64 to uint64, one to one: the output function of SplitMix64, a dozen instructions for 64 bits.
+def mixed(bits, salt):
+    """uint32 to uint32, one to one for every salt: three multiplications, four shifts, four exclusive ors.
 
-    A thread holds what it needs of a tile in several layouts and draws for each: with ten rounds of Philox that was two
-    thirds of all instructions. Steele, Lea and Flood, 2014, Fast splittable pseudorandom number generators.
+    A thread holds the items of a tile in several layouts and draws them for each: with ten rounds of Philox, drawing
+    was two thirds of all instructions. The constants are those of triple32 (Wellons, 2018, Prospecting for hash
+    functions); of its smaller sister with two multiplications neighbouring slots are visibly dependent.
     """
-    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9
-    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB
-    return bits ^ (bits >> 31)
+    bits = (bits ^ (bits >> 17)) * 0xED5AD4BB
+    bits = (bits ^ (bits >> 11) ^ salt) * 0xAC4C1B51
+    bits = (bits ^ (bits >> 15)) * 0x31848BAB
+    return bits ^ (bits >> 14)
 
 
 @triton.jit
-def set_key(seed, step, set_number):
-    """uint64 that a set's draws begin with; different for different sets of a step."""
-    key = mixed(tl.cast(seed, tl.uint64) + 0x9E3779B97F4A7C15)
-    key = mixed(key + tl.cast(step, tl.uint64))
-    return mixed(key + tl.cast(set_number, tl.uint64))
+def set_keys(seed, step, set_number):
+    """Two uint32 that a set's draws begin with, by ten rounds of Philox."""
+    zero = tl.full((1,), 0, tl.uint32)
+    first, second, _, _ = tl.philox(
+        seed, zero + set_number.to(tl.uint32), zero + step.to(tl.uint32), zero + (step >> 32).to(tl.uint32), zero
+    )
+    return first, second
 
 
 @triton.jit
-def draw_items(draw, set_number, key, slots, SAMPLER: tl.constexpr):
-    """int64 items [B] of some slots of a set with this key; `draw` is (catalog, negatives, prob, alias, indices).
+def draw_items(draw, set_number, keys, slots, SAMPLER: tl.constexpr):
+    """int64 items [B] of some slots of a set with these keys; `draw` is (catalog, negatives, prob, alias, indices).
 
     In-batch, indices are the targets to choose from, and catalog is how many there are.
     """
@@ -55,13 +59,16 @@ def draw_items(draw, set_number, key, slots, SAMPLER: tl.constexpr):
     if SAMPLER == 2:
         place = set_number.to(tl.int64) * negatives + slots
         return tl.load(indices + place, mask=slots < negatives, other=0).to(tl.int64)
-    bits = mixed(key + slots.to(tl.uint64) * 0x9E3779B97F4A7C15)
-    # floor of a 64-bit fraction times V: no item is likelier than another by more than V / 2^64
-    size = catalog.to(tl.uint64)
-    items = (((bits >> 32) * size + (((bits & 0xFFFFFFFF) * size) >> 32)) >> 32).to(tl.int64)
+    first, second = keys
+    high = mixed(slots.to(tl.uint32) + first, second)
+    low = high * 0x9E3779B1 + second
+    # floor of a 64-bit fraction times V: the second key makes low of high another number in every set, so that over
+    # sets no item is likelier than another by more than V / 2^64
+    size = catalog.to(tl.uint32)
+    items = ((high.to(tl.uint64) * size + tl.umulhi(low, size)) >> 32).to(tl.int64)
     if SAMPLER == 1:
         # 24 bits are what fp32 holds exactly
-        fraction = (mixed(bits + 0x9E3779B97F4A7C15) >> 40).to(tl.float32) * (1.0 / 16777216.0)
+        fraction = (mixed(low, first) >> 8).to(tl.float32) * (1.0 / 16777216.0)
         items = tl.where(fraction < tl.load(prob + items), items, tl.load(alias + items).to(tl.int64))
     if SAMPLER == 3:
         items = tl.load(indices + items).to(tl.int64)
@@ -110,11 +117,11 @@ def sampled_forward(
     largest = tl.full((SET,), LOWEST, tl.float32)
     total = tl.zeros((SET,), tl.float32)
     kept = tl.zeros((SET,), tl.float32)
-    key = set_key(seed, step, set_number)
+    keys = set_keys(seed, step, set_number)
     for start in range(0, negatives, TILE):
         slots = start + tl.arange(0, TILE)
         drawn = slots < negatives
-        items = draw_items((catalog, negatives, prob, alias, indices), set_number, key, slots, SAMPLER)
+        items = draw_items((catalog, negatives, prob, alias, indices), set_number, keys, slots, SAMPLER)
         scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
         logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
         logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
@@ -176,11 +183,11 @@ def sampled_backward(
     rest = tl.zeros((SET,), tl.float32)
     if LOG_Q and SAMPLER % 2 == 1:
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
-    key = set_key(seed, step, set_number)
+    keys = set_keys(seed, step, set_number)
     for start in range(0, negatives, TILE):
         slots = start + tl.arange(0, TILE)
         drawn = slots < negatives
-        items = draw_items((catalog, negatives, prob, alias, indices), set_number, key, slots, SAMPLER)
+        items = draw_items((catalog, negatives, prob, alias, indices), set_number, keys, slots, SAMPLER)
         scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
         logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
         logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
@@ -201,6 +208,6 @@ def sample(
     """The items of set `program 0`, slots of tile `program 1`, into out int64 [sets, ns]: to look at the sampler."""
     set_number = tl.program_id(0)
     slots = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    key = set_key(seed, step, set_number)
-    items = draw_items((catalog, negatives, prob, alias, indices), set_number, key, slots, SAMPLER)
+    keys = set_keys(seed, step, set_number)
+    items = draw_items((catalog, negatives, prob, alias, indices), set_number, keys, slots, SAMPLER)
     tl.store(out + set_number.to(tl.int64) * negatives + slots, items, mask=slots < negatives)

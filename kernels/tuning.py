@@ -1,7 +1,7 @@
 """Launch configurations as data, chosen by the padded hidden size.
 
 tests/test_compiled_kernels.py compiles every entry for sm_80 and sm_90, and the largest for sm_86, 89 and 100: none
-exceeds the shared memory of its card, and none spills more than four registers. They are chosen by what the compiler
+exceeds the shared memory of its card, and none spills more than eight registers. They are chosen by what the compiler
 says of them (operands read again from shared memory, instructions beside the products, spills); speed is unmeasured.
 """
 

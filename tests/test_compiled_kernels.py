@@ -13,8 +13,8 @@ from paths import ROOT
 
 from srsplan.kernels.tuning import SAMPLED_BACKWARD, SAMPLED_FORWARD, SHARED_MEMORY_BYTES, SPAN_ITEMS, softmax_table
 
-SPILLED_BYTES = 16
-"""Four registers of a thread, outside the loop: the assembler's rounding, not a lack."""
+SPILLED_BYTES = 32
+"""Eight registers of a thread, outside the loop: the assembler's rounding, not a lack."""
 SPARSE_SPILLED_BYTES = 128
 """Where spans are looked at one by one, few of them are worked on."""
 

@@ -113,9 +113,10 @@ def draw(catalog: int, negatives: int, sets: int, sampling: Sampling, weights: D
         source, sampler = (items, items), kernels.UNIFORM
     else:
         source, sampler = (weights.prob, weights.alias), kernels.WEIGHTED
-    grid = (sets, -(-negatives // 64))
+    tile = 64 if negatives <= 64 else 1024
+    grid = (sets, -(-negatives // tile))
     kernels.sample[grid](
-        items, sampling.seed, sampling.step, catalog, negatives, *source, items, SAMPLER=sampler, TILE=64
+        items, sampling.seed, sampling.step, catalog, negatives, *source, items, SAMPLER=sampler, TILE=tile
     )
     return items
 
@@ -133,6 +134,19 @@ def test_weighted_draws_pass_a_chi_square_test() -> None:
     items = draw(300, 6400, 10, Sampling(seed=1), distribution(weights)).reshape(-1)
     expected = weights / weights.sum() * len(items)
     assert chisquare(torch.bincount(items, minlength=300).numpy(), expected).pvalue > 1e-4
+
+
+def test_draws_of_neighbours_are_independent() -> None:
+    """Pairs of slots that are next to each other, a warp apart, in the next set, and duplicates within a set."""
+    items = draw(16, 3200, 40, Sampling(seed=3))
+    for first, second in (
+        (items[:, :-1], items[:, 1:]), (items[:, :-32], items[:, 32:]), (items[:-1], items[1:]),
+    ):  # fmt: skip
+        assert chisquare(torch.bincount((first * 16 + second).reshape(-1), minlength=256).numpy()).pvalue > 1e-4
+    wide = draw(200_000, 3200, 40, Sampling(seed=4))
+    repeated = sum(3200 - len(row.unique()) for row in wide)
+    expected = 40 * (3200 - 200_000 * (1 - (1 - 1 / 200_000) ** 3200))
+    assert abs(repeated - expected) < 4 * expected**0.5
 
 
 def test_draws_depend_on_seed_step_and_set_and_on_nothing_else() -> None:

@@ -27,6 +27,10 @@ class Distribution:
     alias: Tensor
     log_prob: Tensor
 
+    def to(self, device: torch.device) -> Distribution:
+        """The same on another device."""
+        return Distribution(self.prob.to(device), self.alias.to(device), self.log_prob.to(device))
+
 
 @dataclass(frozen=True)
 class InBatch:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from srsplan.kernels import chunked, eager
+from srsplan.kernels.alias import Distribution, in_batch
 from srsplan.kernels.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
-LossFunction = Callable[..., Tensor]
-EAGER: dict[str, LossFunction] = {"ce": eager.ce, "ce-": eager.ce_neg, "bce": eager.bce}
+EAGER = ("ce", "ce-", "bce")
+"""Losses without a chunked form."""
 SMALLEST_STEP, LARGEST_DIM = 16, 1024
 """Of hidden sizes that the Triton kernels take."""
 
@@ -69,24 +69,37 @@ class LossCall:
     sampling: Sampling
     compute_dtype: torch.dtype | None = None
     implementation: Implementation = "auto"
+    distribution: Distribution | None = None
+    """What negatives are drawn by; uniform without."""
+    in_batch: bool = False
+    """Negatives are drawn from the targets of the call."""
 
     def __call__(self, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
         """Mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M]."""
         if self.loss not in ("ce", "cce") and self.negatives is None:
             raise ValueError(f"{self.loss} needs a number of negatives")
-        if self.implementation == "triton":
-            return self._triton(hidden, item_table, targets)
-        if self.loss in EAGER:
-            counts = () if self.negatives is None else (self.negatives,)
-            options = {"sampling": self.sampling} if counts else {}
-            return EAGER[self.loss](hidden, item_table, targets, *counts, **options)
+        if self.loss in EAGER and self.implementation == "triton":
+            raise ValueError(f"{self.loss} has no Triton kernel: cce and cce- have")
+        if self.loss == "ce":
+            return eager.ce(hidden, item_table, targets)
+        if self.loss == "bce":
+            return eager.bce(hidden, item_table, targets, self.negatives or 1, sampling=self.sampling)
         if self.loss == "cce":
+            if self.implementation == "triton":
+                return self._triton(hidden, item_table, targets)
             return chunked.cce(hidden, item_table, targets, compute_dtype=self.compute_dtype)
-        return chunked.cce_neg(
-            hidden, item_table, targets, self.negatives or 1, sampling=self.sampling, compute_dtype=self.compute_dtype
-        )
+        sampled: dict[str, Any] = {
+            "sampling": self.sampling,
+            "distribution": in_batch(targets, len(item_table)) if self.in_batch else self.distribution,
+        }
+        if self.implementation == "triton":
+            return self._triton(hidden, item_table, targets, **sampled)
+        if self.loss == "ce-":
+            return eager.ce_neg(hidden, item_table, targets, self.negatives or 1, **sampled)
+        sampled["compute_dtype"] = self.compute_dtype
+        return chunked.cce_neg(hidden, item_table, targets, self.negatives or 1, **sampled)
 
-    def _triton(self, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    def _triton(self, hidden: Tensor, item_table: Tensor, targets: Tensor, **sampled: Any) -> Tensor:
         """Hidden states are cast here: under autocast a norm leaves them in fp32."""
         from srsplan.kernels.sampled import cce_neg_triton  # Triton is not installed everywhere
         from srsplan.kernels.softmax import cce_triton
@@ -94,4 +107,4 @@ class LossCall:
         hidden = hidden.to(self.compute_dtype or hidden.dtype)
         if self.loss == "cce":
             return cce_triton(hidden, item_table, targets)
-        return cce_neg_triton(hidden, item_table, targets, self.negatives or 1, sampling=self.sampling)
+        return cce_neg_triton(hidden, item_table, targets, self.negatives or 1, **sampled)

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from srsplan.models.errors import InputError
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Sampler = Literal["uniform", "popularity", "in-batch"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 LARGEST_CATALOG = 100_000_000
 LARGEST_DIM = 4096
@@ -31,6 +33,8 @@ class Loss:
     """Never holds all logits at once: its memory has a term per chunk instead of one per token."""
     shares_negatives: bool = False
     """`tokens_per_set` tokens may share one set of negatives."""
+    samplers: tuple[Sampler, ...] = ("uniform",)
+    """How its negatives may be drawn."""
     fixed_negatives: int | None = None
     """The only number of negatives it is defined for, where there is one."""
 
@@ -40,7 +44,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         loss.name: loss
         for loss in (
             Loss(name="ce", title="full softmax, all logits in memory", sampled=False, chunked=False),
-            Loss(name="ce-", title="sampled softmax, eager", sampled=True, chunked=False),
+            Loss(name="ce-", title="sampled softmax, eager", sampled=True, chunked=False, samplers=SAMPLERS),
             Loss(name="cce", title="full softmax in chunks", sampled=False, chunked=True),
             Loss(
                 name="cce-",
@@ -48,6 +52,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
                 sampled=True,
                 chunked=True,
                 shares_negatives=True,
+                samplers=SAMPLERS,
             ),
             Loss(name="bce", title="binary, one negative", sampled=True, chunked=False, fixed_negatives=1),
         )
@@ -124,6 +129,8 @@ class Configuration:
     """Negatives per set; None for a full softmax."""
     tokens_per_set: int = 1
     """Tokens that share one set of negatives; 1 = independent negatives."""
+    sampler: Sampler = "uniform"
+    """How negatives are drawn: uniformly, by the popularity of items, or from the targets of the same (micro-)batch."""
     valid_tokens: int | None = None
     """Targets that are not padding in the fullest (micro-)batch; None = no padding, the worst case."""
     architecture: Architecture = Architecture()
@@ -159,6 +166,11 @@ class Configuration:
             )
 
     def _check_negatives(self, loss: Loss) -> None:
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"unknown sampler {self.sampler!r}", f"samplers are {', '.join(SAMPLERS)}")
+        if self.sampler not in loss.samplers:
+            able = ", ".join(each.name for each in LOSSES.values() if self.sampler in each.samplers)
+            raise InputError(f"{loss.name!r} does not draw negatives by {self.sampler!r}", f"losses that do are {able}")
         if not loss.sampled:
             if self.negatives is not None:
                 raise InputError(

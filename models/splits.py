@@ -149,7 +149,9 @@ def split_global_time(
         notes=(*notes, *test_notes),
     )
     first, last = interactions.timestamps.min(), interactions.timestamps.max()
-    return _finished(draft, single, f"timestamps run from {first} to {last} and the cut is {cut}: move --time-quantile")
+    return _finished(
+        draft, single, f"timestamps run from {first} to {last} and the cut is {cut}: --split leave-one-out"
+    )
 
 
 def split_leave_one_out(

@@ -10,15 +10,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from srsplan.kernels.alias import Distribution, popularity
 from srsplan.kernels.dispatch import Implementation, LossCall
 from srsplan.kernels.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.sasrec import Context, SASRec
 
 LEARNING_RATE = 1e-3
+POPULARITY_EXPONENT = 0.75
 PART_SHIFT = 24
 """Parts of a batch draw their negatives as steps do that are 2^24 apart."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,9 +57,14 @@ class TrainingStep:
         learning_rate: float = LEARNING_RATE,
         weight_decay: float = 0.0,
         kernel: Implementation = "auto",
+        item_counts: NDArray[np.integer] | None = None,
+        popularity_exponent: float = POPULARITY_EXPONENT,
         seed: int = 0,
     ) -> None:
-        """Build on `device`; `autocast` overrides torch's, for the ledger's meta tensors."""
+        """Build on `device`; `autocast` overrides torch's, for the ledger's meta tensors.
+
+        The sampler "popularity" draws by `item_counts` [V] to the power of the exponent; without counts all are 1.
+        """
         self.configuration, self.device = configuration, device
         with device:
             self.model = SASRec(configuration.catalog, configuration.seq_len, configuration.architecture)
@@ -73,7 +82,17 @@ class TrainingStep:
             sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=seed),
             compute_dtype=dtype,
             implementation=kernel,
+            in_batch=configuration.sampler == "in-batch",
         )
+        if configuration.sampler == "popularity":
+            self._loss = replace(self._loss, distribution=self._distribution(item_counts, popularity_exponent))
+
+    def _distribution(self, counts: NDArray[np.integer] | None, exponent: float) -> Distribution:
+        catalog = self.configuration.catalog
+        if self.device.type == "meta":
+            kinds = (torch.float32, torch.int32, torch.float32)
+            return Distribution(*(torch.empty(catalog, dtype=kind, device=self.device) for kind in kinds))
+        return popularity(np.ones(catalog, np.int64) if counts is None else counts, exponent).to(self.device)
 
     def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase, draw: int | None = None) -> Tensor:
         """Mean loss over the batch's valid targets; padding is never scored. `draw` numbers the negatives."""

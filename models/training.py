@@ -23,7 +23,7 @@ from srsplan.models.errors import DeviceOutOfMemory, InputError, SrsplanError
 from srsplan.models.evaluation import Ranking, evaluate, subset
 from srsplan.models.loading import step_inputs
 from srsplan.models.splits import Holdout, Split
-from srsplan.models.step import LEARNING_RATE, TrainingStep
+from srsplan.models.step import LEARNING_RATE, POPULARITY_EXPONENT, TrainingStep
 
 EPOCHS_FILE = "epochs.jsonl"
 VALIDATION_METRIC = "NDCG_10"
@@ -51,6 +51,8 @@ class Settings:
     """AdamW's, decoupled; Adam adds it to the gradient."""
     kernel: Implementation = "auto"
     """Which implementation of the loss."""
+    popularity_exponent: float = POPULARITY_EXPONENT
+    """The sampler "popularity" draws items in proportion to their interactions to this power."""
     evaluation_batch: int = 256
     """Users ranked at once."""
     seed: int = 42
@@ -215,7 +217,8 @@ class Trainer:
         sizes = configuration.pop("architecture")
         for name in ("valid_tokens", "micro_batches", "recompute"):  # what memory it takes, not what is computed
             del configuration[name]
-        names = ("seed", "optimizer", "learning_rate", "weight_decay")
+        names = ["seed", "optimizer", "learning_rate", "weight_decay"]
+        names += ["popularity_exponent"] * (configuration["sampler"] == "popularity")
         chosen = {name: getattr(self.settings, name) for name in names}
         return {**configuration, **sizes, **chosen, "data": _checksum(self.split)}
 

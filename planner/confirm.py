@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from srsplan.models.config import Configuration
 from srsplan.planner.budget import Budget
 from srsplan.planner.gpus import Gpu
 from srsplan.planner.search import Choice, Confirmed, Outcome
@@ -34,11 +33,11 @@ def confirm_outcome(outcome: Outcome, budget: Budget, card: Gpu) -> tuple[Outcom
 
 def confirm(choice: Choice, budget: Budget, card: Gpu, steps: int = SIMULATED_STEPS) -> Confirmed:
     """Some steps and one evaluation batch under a hard cap of what the plan may use."""
-    measured = _measured(choice.configuration, budget, card)
+    measured = _measured(choice, budget, card, steps)
     return measured or _simulated(choice, budget, steps)
 
 
-def _measured(configuration: Configuration, budget: Budget, card: Gpu) -> Confirmed | None:
+def _measured(choice: Choice, budget: Budget, card: Gpu, steps: int) -> Confirmed | None:
     """A child process on the card; None where there is none that is large enough."""
     from srsplan.planner.commands.profile import find_bench
     from srsplan.profiler.cuda_probe import CudaProbe
@@ -46,13 +45,14 @@ def _measured(configuration: Configuration, budget: Budget, card: Gpu) -> Confir
     probe = find_bench(card, timeout_s=300.0).probe
     if not isinstance(probe, CudaProbe):
         return None
-    record = replace(probe, cap_bytes=budget.usable_bytes).run(configuration)
+    capped = replace(probe, cap_bytes=budget.usable_bytes, steps=steps, evaluation_users=choice.evaluation_users)
+    record = capped.run(choice.configuration)
     return Confirmed(
         basis=f"measured on {probe.device}: {record.status}",
         fits=record.status == "ok",
         allocated_bytes=record.allocated_bytes or 0,
         reserved_bytes=record.reserved_bytes or 0,
-        retries=None,
+        retries=record.retries,
     )
 
 

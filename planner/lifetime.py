@@ -84,9 +84,9 @@ def smallest_cap(configuration: Configuration, users: int, seen_pairs: int, prog
         safe = cap
 
 
-def steady(configuration: Configuration, programs: Programs) -> int:
+def steady(configuration: Configuration, programs: Programs, expandable_segments: bool = True) -> int:
     """Reserved bytes of a process that runs nothing but full steps, as a probe does."""
-    full, process = _steps(configuration, programs)[0], Process()
+    full, process = _steps(configuration, programs)[0], Process(expandable_segments=expandable_segments)
     for code in (full.program.setup, full.program.first, full.program.step, full.program.step):
         process.run(code, full.sizes, full.repeats)
     return process.allocator.peak_reserved

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from srsplan.models.config import Architecture, Configuration
+from srsplan.models.config import Architecture, Configuration, Sampler
 from srsplan.models.errors import InputError
 from srsplan.planner.budget import Budget
 from srsplan.planner.memory import Memory
@@ -90,6 +90,7 @@ class ChoiceEntry(_Strict):
     seq_len: PositiveInt
     negatives: PositiveInt | None
     tokens_per_set: PositiveInt = 1
+    sampler: Sampler = "uniform"
     valid_tokens: PositiveInt | None = None
     eval_batch_size: PositiveInt
     memory: MemoryEntry
@@ -145,6 +146,7 @@ class Plan(_Strict):
             seq_len=choice.seq_len,
             negatives=choice.negatives,
             tokens_per_set=choice.tokens_per_set,
+            sampler=choice.sampler,
             valid_tokens=choice.valid_tokens,
             architecture=self.inputs.architecture(),
             precision=self.inputs.precision,
@@ -182,6 +184,7 @@ def choice_entry(rank: int, choice: Choice, budget: Budget | None, step_basis: s
         seq_len=configuration.seq_len,
         negatives=configuration.negatives,
         tokens_per_set=configuration.tokens_per_set,
+        sampler=configuration.sampler,
         valid_tokens=configuration.valid_tokens,
         eval_batch_size=choice.evaluation_users,
         memory=memory_entry(choice.memory),

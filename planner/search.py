@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product as combinations
 
-from srsplan.models.config import LOSSES, Architecture, Configuration, Precision
+from srsplan.models.config import LOSSES, SAMPLERS, Architecture, Configuration, Precision, Sampler
+from srsplan.models.errors import InputError
 from srsplan.planner import lifetime, timing
 from srsplan.planner.budget import Budget
 from srsplan.planner.gpus import Gpu
@@ -54,6 +55,12 @@ class Space:
     workload: Workload
     recompute: bool = False
     """Activation checkpointing."""
+    sampler: Sampler = "uniform"
+    """Of the losses that have it; the others draw uniformly."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"unknown sampler {self.sampler!r}", f"samplers are {', '.join(SAMPLERS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +181,7 @@ class Search:
             seq_len=seq_len,
             negatives=negatives,
             tokens_per_set=TOKENS_PER_SET if LOSSES[loss].shares_negatives else 1,
+            sampler=self.space.sampler if self.space.sampler in LOSSES[loss].samplers else "uniform",
             valid_tokens=self.space.workload.valid_tokens(batch_size, seq_len),
             architecture=self.space.architecture,
             precision=self.space.precision,

@@ -100,6 +100,7 @@ def prepare(order: Order, overwrite: bool) -> Prepared:
     step = TrainingStep(
         configuration, order.device, optimizer=settings.optimizer, learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay, kernel=settings.kernel, seed=settings.seed,
+        item_counts=parts.item_counts[1:], popularity_exponent=settings.popularity_exponent,
     )  # fmt: skip
     trainer = Trainer(step, parts, settings, order.folder)
     order = replace(order, configuration=configuration)
@@ -203,6 +204,7 @@ def _write_row(prepared: Prepared, document: Mapping[str, Any], progress: Progre
         "max_seq_len": configuration.seq_len,
         "loss_sample_count": "inf" if configuration.negatives is None else configuration.negatives,
         "tokens_per_set": configuration.tokens_per_set,
+        "sampler": configuration.sampler,
         "dim": configuration.architecture.dim,
         "micro_batches": progress.micro_batches,
         "seed": order.settings.seed,

@@ -17,9 +17,9 @@ from torch import Tensor
 from srsplan.models.config import Configuration
 from srsplan.models.ranking import rank
 from srsplan.models.step import StepInputs, TrainingStep
-from srsplan.profiler.probe import EVALUATION_USERS
+from srsplan.profiler.probe import EVALUATION_USERS, TIMED_STEPS
 
-WARM_UP_STEPS, TIMED_STEPS = 3, 10
+WARM_UP_STEPS = 3
 
 
 def random_batch(configuration: Configuration, device: torch.device) -> StepInputs:
@@ -30,14 +30,17 @@ def random_batch(configuration: Configuration, device: torch.device) -> StepInpu
     return StepInputs(inputs, positions, torch.randint(configuration.catalog, (valid,), device=device))
 
 
-def measure(configuration: Configuration, device: torch.device) -> dict[str, Any]:
-    """Peaks and times of warm steps, then the peak of one evaluation batch."""
+def measure(
+    configuration: Configuration, device: torch.device, steps: int = TIMED_STEPS, users: int = EVALUATION_USERS
+) -> dict[str, Any]:
+    """Peaks and times of warm steps, then the peak of one evaluation batch; one step more shows that it goes on."""
     step = TrainingStep(configuration, device)
-    batch = random_batch(configuration, device)
+    parts = [random_batch(configuration, device)] * configuration.micro_batches
     for _ in range(WARM_UP_STEPS):
-        step.run(batch)
+        _step(step, parts)
     _reset(device)
-    times = [_timed(step, batch, device) for _ in range(TIMED_STEPS)]
+    before = _retries(device)
+    times = [_timed(step, parts, device) for _ in range(steps)]
     found: dict[str, Any] = {
         "status": "ok",
         "step_ms_median": statistics.median(times),
@@ -45,24 +48,33 @@ def measure(configuration: Configuration, device: torch.device) -> dict[str, Any
         **_peaks(device, ("allocated_bytes", "reserved_bytes")),
         "context_bytes": _context(device),
     }
-    del batch
+    if before is not None:
+        found["retries"] = (_retries(device) or 0) - before
     step.optimizer.zero_grad(set_to_none=True)
     _reset(device)
-    _evaluate(step, configuration, device)
-    return found | _peaks(device, ("evaluation_bytes",))
+    _evaluate(step, users)
+    found |= _peaks(device, ("evaluation_bytes",))
+    _step(step, parts)
+    _reset(device)
+    return found
 
 
-def _evaluate(step: TrainingStep, configuration: Configuration, device: torch.device) -> Tensor:
+def _step(step: TrainingStep, parts: list[StepInputs]) -> None:
+    step.run_parts(parts, sum(len(part.targets) for part in parts))
+
+
+def _evaluate(step: TrainingStep, users: int) -> Tensor:
+    configuration, device = step.configuration, step.device
     step.model.eval()
-    inputs = torch.randint(configuration.catalog, (EVALUATION_USERS, configuration.seq_len), device=device)
-    last = torch.full((EVALUATION_USERS,), configuration.seq_len - 1, device=device)
+    inputs = torch.randint(configuration.catalog, (users, configuration.seq_len), device=device)
+    last = torch.full((users,), configuration.seq_len - 1, device=device)
     with step.autocast():
         return rank(step.model, inputs, last, None, min(100, configuration.catalog))
 
 
-def _timed(step: TrainingStep, batch: StepInputs, device: torch.device) -> float:
+def _timed(step: TrainingStep, parts: list[StepInputs], device: torch.device) -> float:
     began = time.perf_counter()
-    step.run(batch)
+    _step(step, parts)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return 1e3 * (time.perf_counter() - began)
@@ -81,6 +93,10 @@ def _peaks(device: torch.device, names: tuple[str, ...]) -> dict[str, int | None
     return dict(zip(names, (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()), strict=False))
 
 
+def _retries(device: torch.device) -> int | None:
+    return int(torch.cuda.memory_stats(device)["num_alloc_retries"]) if device.type == "cuda" else None
+
+
 def _context(device: torch.device) -> int | None:
     """What is gone of the card and not this process's allocator's."""
     if device.type != "cuda":
@@ -96,7 +112,7 @@ def main() -> None:
     if task["cap_bytes"] is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, task["cap_bytes"] / total), device)
-    found = measure(Configuration.from_dict(task["configuration"]), device)
+    found = measure(Configuration.from_dict(task["configuration"]), device, task["steps"], task["evaluation_users"])
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -14,15 +14,17 @@ from typing import Any, get_args
 
 from srsplan.models.config import Configuration
 from srsplan.models.errors import SrsplanError
-from srsplan.profiler.probe import installed
+from srsplan.profiler.probe import EVALUATION_USERS, TIMED_STEPS, installed
 from srsplan.profiler.records import ProbeRecord, Status
 
 CHILD = (sys.executable, "-m", "srsplan.profiler.cuda_child")
 TAIL_LINES, TAIL_CHARACTERS = 5, 2000
 FIGURES = {
-    "allocated_bytes", "reserved_bytes", "evaluation_bytes", "context_bytes", "step_ms_median", "step_ms_p95"
+    "allocated_bytes", "reserved_bytes", "evaluation_bytes", "context_bytes", "retries", "step_ms_median", "step_ms_p95"
 }  # fmt: skip
 """What a child may say beside its status."""
+
+TIMES = {"step_ms_median", "step_ms_p95"}
 
 LOST = (
     "no cuda-capable device", "no cuda gpus are available", "busy or unavailable", "fallen off the bus",
@@ -46,6 +48,9 @@ class CudaProbe:
     cap_bytes: int | None = None
     """Reserved bytes the child may hold: the capacity of a smaller card, so that out-of-memory is real."""
     timeout_s: float = 300.0
+    steps: int = TIMED_STEPS
+    """After the warm-up, and before the evaluation."""
+    evaluation_users: int = EVALUATION_USERS
     command: tuple[str, ...] = CHILD
     torch_device: str = "cuda"
 
@@ -53,12 +58,15 @@ class CudaProbe:
         """A record without findings."""
         return ProbeRecord(
             configuration=configuration, status="failed", basis="measured", gpu=self.gpu, device=self.device,
-            driver=self.driver, torch=installed("torch"), triton=installed("triton"),
+            driver=self.driver, cap_bytes=self.cap_bytes, torch=installed("torch"), triton=installed("triton"),
         )  # fmt: skip
 
     def run(self, configuration: Configuration) -> ProbeRecord:
         """Start the child, wait, classify how it ended. A child that hangs is killed with everything it started."""
-        task = {"configuration": configuration.to_dict(), "device": self.torch_device, "cap_bytes": self.cap_bytes}
+        task = {
+            "configuration": configuration.to_dict(), "device": self.torch_device, "cap_bytes": self.cap_bytes,
+            "steps": self.steps, "evaluation_users": self.evaluation_users,
+        }  # fmt: skip
         environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
         began = time.perf_counter()
         child = subprocess.Popen(
@@ -108,7 +116,7 @@ def _answer(document: Any) -> dict[str, Any]:
         if name == "status" or value is None:
             continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-        if name not in FIGURES or not number or (name.endswith("_bytes") and not isinstance(value, int)):
+        if name not in FIGURES or not number or (name not in TIMES and not isinstance(value, int)):
             raise ValueError(name)
     return document
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import cast
 
 from srsplan.kernels import chunking
-from srsplan.models.config import LOSSES, Architecture, Configuration, Precision
+from srsplan.models.config import LOSSES, Architecture, Configuration, Precision, Sampler
 from srsplan.profiler import expressions
 from srsplan.profiler.ledger import GRANULE_BYTES, Allocation
 from srsplan.profiler.program import Code, Program, encode, looped
@@ -81,6 +81,7 @@ class Kind:
     loss: str
     precision: Precision
     blocks: int
+    sampler: Sampler = "uniform"
     recompute: bool = False
     parts: bool = False
     """Micro-batches: two stand for any number, the third leaves everything as the second did."""
@@ -105,7 +106,8 @@ def generic_step(kind: Kind, chunks: int = 1) -> tuple[Configuration, dict[str, 
         tokens = full // 3 + (chunks - 1) * full + extra if LOSSES[loss].chunked else 70_001 + extra
         configuration = Configuration(
             loss=loss, catalog=catalog, batch_size=parts * batch, seq_len=SEQ_LEN, negatives=negatives,
-            tokens_per_set=group, valid_tokens=tokens, architecture=architecture, precision=kind.precision,
+            tokens_per_set=group, sampler=kind.sampler, valid_tokens=tokens, architecture=architecture,
+            precision=kind.precision,
             micro_batches=parts, recompute=kind.recompute,
         )  # fmt: skip
         sizes = _step_sizes(configuration)
@@ -185,6 +187,8 @@ def symbolic(allocation: Allocation, sizes: Mapping[str, tuple[str, int]]) -> tu
 
 def _tag(allocation: Allocation, powers: Counter[str]) -> str:
     """Who holds a storage, from where it was made and what its size depends on."""
+    if powers.keys() == {"V"}:  # weights of a sampler
+        return "negatives"
     if allocation.phase == "build":
         return "table" if powers["V"] else "model"
     if allocation.phase in ("batch", "optimizer"):
@@ -268,7 +272,7 @@ def random_steps(
 ) -> list[Configuration]:
     """Configurations as users have them: sizes log-uniform over the ranges that the closed form is made for.
 
-    With `options` also micro-batches and recomputation.
+    With `options` also micro-batches, recomputation and samplers.
     """
     draw = random.Random(seed)
 
@@ -285,6 +289,7 @@ def random_steps(
             loss=loss, catalog=catalog, batch_size=batch, seq_len=length,
             negatives=limit.fixed_negatives or negatives,
             tokens_per_set=draw.choice((1, 16, 32, 64, 128)) if limit.shares_negatives else 1,
+            sampler=draw.choice(limit.samplers) if options else "uniform",
             valid_tokens=max(1, round(-(-batch // parts) * length * size(20, 1000) / 1000)),
             architecture=Architecture(dim=2 ** draw.randint(5, 9), heads=draw.choice((1, 2)), blocks=blocks),
             precision=precision, micro_batches=parts, recompute=recompute,
@@ -317,9 +322,13 @@ def _derivations() -> Iterator[tuple[str, Program]]:
         precision = cast(Precision, each)
         evaluation = generic_evaluation(precision, blocks, 1)[0]
         yield expressions.program_key("evaluation", evaluation, many), derive_evaluation(precision, blocks, many)
-        losses = (name for name, kind in LOSSES.items() if kind.chunked or not many)
-        for loss, recompute, parts in combinations(losses, (False, True), (False, True)):
-            kind = Kind(loss=loss, precision=precision, blocks=blocks, recompute=recompute, parts=parts)
+        pairs = [
+            (loss.name, sampler) for loss in LOSSES.values() if loss.chunked or not many for sampler in loss.samplers
+        ]
+        for (loss, sampler), recompute, parts in combinations(pairs, (False, True), (False, True)):
+            kind = Kind(
+                loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, parts=parts
+            )
             yield expressions.program_key(loss, generic_step(kind)[0], many), derive_step(kind, many)
 
 

@@ -92,6 +92,7 @@ def program_key(loss: str, configuration: Configuration, many_chunks: bool) -> s
     key = f"{loss}/{configuration.precision}/{configuration.architecture.blocks}/{'many' if many_chunks else 'one'}"
     if loss == "evaluation":
         return key
+    key += "" if configuration.sampler == "uniform" else f"/{configuration.sampler}"
     return key + "/recompute" * configuration.recompute + "/parts" * (configuration.micro_batches > 1)
 
 

@@ -11,6 +11,7 @@ from srsplan.models.config import Configuration
 from srsplan.profiler.records import ProbeRecord
 
 EVALUATION_USERS = 256
+TIMED_STEPS = 10
 
 
 class Probe(Protocol):

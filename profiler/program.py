@@ -97,9 +97,9 @@ class Program:
 class Process:
     """A process's allocator while programs run in it, one after another."""
 
-    def __init__(self, cap_bytes: int | None = None) -> None:
+    def __init__(self, cap_bytes: int | None = None, expandable_segments: bool = True) -> None:
         """CapReachedError from `run` where `cap_bytes` are not enough."""
-        self.allocator = CachingAllocator(cap_bytes, expandable_segments=True)
+        self.allocator = CachingAllocator(cap_bytes, expandable_segments=expandable_segments)
         self._live: list[int] = []
         self._next_key = 0
 

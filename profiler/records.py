@@ -32,6 +32,10 @@ class ProbeRecord:
     evaluation_bytes: int | None = None
     context_bytes: int | None = None
     """What the card has given away beside reserved bytes: CUDA context, kernels' code, other processes."""
+    retries: int | None = None
+    """How often the steps that were timed made the allocator give memory back: more than 0, and the cap is too low."""
+    cap_bytes: int | None = None
+    """Reserved bytes the process was allowed; None for all of the card."""
     step_ms_median: float | None = None
     step_ms_p95: float | None = None
     time_basis: str = NOT_MEASURED
@@ -46,8 +50,9 @@ class ProbeRecord:
 
     @property
     def key(self) -> str:
-        """What makes two probes the same: card, basis, configuration."""
-        return json.dumps([self.gpu, self.basis, self.configuration.to_dict()], sort_keys=True)
+        """What makes two probes the same: card, basis, configuration, cap."""
+        cap = [] if self.cap_bytes is None else [self.cap_bytes]
+        return json.dumps([self.gpu, self.basis, self.configuration.to_dict(), *cap], sort_keys=True)
 
     def to_line(self) -> str:
         """One line of JSON, newline included."""

@@ -34,6 +34,9 @@ GOOD: dict[str, Any] = {"loss": "cce-", "catalog": 1000, "batch_size": 8, "seq_l
         ({"tokens_per_set": 0}, "tokens_per_set 0"),
         ({"valid_tokens": 161}, "outside 1..160"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
+        ({"sampler": "zipf"}, "unknown sampler 'zipf'"),
+        ({"loss": "bce", "negatives": 1, "sampler": "popularity"}, "'bce' does not draw negatives by 'popularity'"),
+        ({"loss": "cce", "negatives": None, "sampler": "in-batch"}, "'cce' does not draw negatives by 'in-batch'"),
     ],
 )
 def test_impossible_combinations(change: dict[str, Any], phrase: str) -> None:

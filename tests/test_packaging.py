@@ -90,15 +90,15 @@ def test_constraints_pin_what_torch_pins() -> None:
 
 OPTIONS = {
     "recommend": "blocks budget catalog check data dim gpu gpus heads item-column json loss margin mean-length output "
-    "precision profile recompute runs split timestamp-column user-column",
+    "precision profile recompute runs sampler split timestamp-column user-column",
     "estimate": "batch-size blocks budget catalog dim gpu gpus heads json loss mean-length micro-batches negatives "
-    "precision recompute seq-len tokens-per-set",
+    "precision recompute sampler seq-len tokens-per-set",
     "gpus": "json",
     "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
     "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json kernel "
-    "learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan precision "
-    "rank recompute resume seed seq-len split timestamp-column tokens-per-set user-column validation-users "
-    "weight-decay",
+    "learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan "
+    "popularity-exponent precision rank recompute resume sampler seed seq-len split timestamp-column tokens-per-set "
+    "user-column validation-users weight-decay",
     "bench": "device dtype json logits losses output peers repeats scale shapes",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }

@@ -234,6 +234,20 @@ def test_the_child_measures_a_real_training_step() -> None:
     assert ProbeRecord.from_document(json.loads(found.to_line())) == found
 
 
+def test_probes_under_different_caps_are_different_probes() -> None:
+    """A smaller card's out-of-memory is no answer about the larger one."""
+    free, capped = (CudaProbe(gpu="h200", device="a card", cap_bytes=cap).blank(CONFIGURATION) for cap in (None, 40))
+    assert free.key != capped.key
+    assert ProbeRecord.from_document(json.loads(capped.to_line())) == capped
+
+
+def test_a_probe_runs_as_many_steps_as_it_is_told_and_an_evaluation_of_so_many_users() -> None:
+    probe = CudaProbe(gpu="h200", device="cpu", torch_device="cpu", steps=3, evaluation_users=5)
+    found = probe.run(replace(CONFIGURATION, micro_batches=2, valid_tokens=None))
+    assert found.status == "ok", found.error_tail
+    assert found.retries is None
+
+
 def test_the_simulated_probe_says_so_and_knows_the_card() -> None:
     large = replace(CONFIGURATION, catalog=300_000, batch_size=512, seq_len=200, loss="ce")
     for configuration, status in ((CONFIGURATION, "ok"), (large, "oom_device")):

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from srsplan.kernels import Sampling, cce_neg, ce_neg
+from srsplan.kernels.alias import in_batch, popularity
 from srsplan.kernels.dispatch import LossCall
 from srsplan.models.batches import Batch, cut
-from srsplan.models.config import LOSSES, Architecture, Configuration
+from srsplan.models.config import LOSSES, SAMPLERS, Architecture, Configuration, Sampler
 from srsplan.models.errors import InputError
 from srsplan.models.loading import step_inputs
 from srsplan.models.step import TrainingStep
@@ -68,6 +70,28 @@ def test_parts_and_steps_draw_different_negatives(monkeypatch: pytest.MonkeyPatc
     for _ in range(2):
         step.run_parts((step_inputs(part, configuration.catalog, CPU) for part in cut(batch, 3)), 30)
     assert len(drawn) == len(set(drawn)) == 6
+
+
+@pytest.mark.parametrize("loss", ["ce-", "cce-"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_step_draws_by_its_sampler(loss: str, sampler: Sampler) -> None:
+    """Its loss is that of the eager form with the same negatives."""
+    configuration = replace(FULL, loss=loss, negatives=40, sampler=sampler)
+    counts = np.arange(1, configuration.catalog + 1) ** 2
+    torch.manual_seed(5)
+    step = TrainingStep(configuration, CPU, item_counts=counts, popularity_exponent=0.5, seed=8)
+    batch = step_inputs(some_batch(configuration), configuration.catalog, CPU)
+    drawn_by = {
+        "uniform": None,
+        "popularity": popularity(counts, 0.5),
+        "in-batch": in_batch(batch.targets, configuration.catalog),
+    }[sampler]
+    with torch.no_grad():
+        hidden = step.model(batch.inputs).view(-1, SIZES.dim)[batch.positions]
+        sampling = Sampling(tokens_per_set=1, seed=8)
+        form = ce_neg if loss == "ce-" else cce_neg
+        expected = form(hidden, step.model.item_table, batch.targets, 40, sampling=sampling, distribution=drawn_by)
+    assert float(step.loss(batch).detach()) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -227,6 +227,7 @@ def test_padding_is_spread_and_never_scored() -> None:
     assert found.targets.tolist() == [5, 6, 7, 2]
 
 
+SAMPLED = [*TINY, "--loss", "cce-", "--negatives", 20]
 BAD: list[tuple[list[object], str]] = [
     ([], "neither a plan"),
     (["--plan", "none.yaml"], "no plan at none.yaml"),
@@ -241,6 +242,9 @@ BAD: list[tuple[list[object], str]] = [
     ([*TINY, "--split", "random"], "unknown split 'random'"),
     ([*TINY, "--item-column", "sku"], "sku"),
     ([*TINY, "--resume"], "no checkpoint"),
+    ([*TINY, "--sampler", "popularity"], "'cce' does not draw negatives by 'popularity'"),
+    ([*SAMPLED, "--sampler", "zipf"], "unknown sampler 'zipf'"),
+    ([*SAMPLED, "--sampler", "popularity", "--popularity-exponent", -1], "--popularity-exponent -1.0 is outside 0..4"),
     ([*TINY, "--loss", "cce-", "--negatives", 60], "negatives 60 are not fewer than the catalog's 60"),
 ]
 

@@ -67,6 +67,35 @@ def test_a_resumed_run_keeps_its_options(train_on: Run) -> None:
     assert "learning_rate is 0.0005 from here on, it was 0.001" in done.message
 
 
+def test_a_plan_keeps_its_sampler(run: Run, train_on: Run, tmp_path: Path) -> None:
+    """From the plan through the run to its table; its exponent belongs to the run."""
+    run("recommend", "--catalog", "2K", "--budget", "2GB", "--dim", 16, "--loss", "cce-", "--sampler", "popularity")
+    small = ("--seq-len", 8, "--batch-size", 16, "--negatives", 20, "--split", "leave-one-out", "-o", "out")
+    done = train_on("--plan", "srsplan.plan.yaml", *small, "--epochs", 1)
+    assert done.code == 0, done.err
+    assert "negatives by popularity" in done.message
+    assert "popularity" in (tmp_path / "out" / "runs.csv").read_text()
+    again = (*small, "--epochs", 2, "--resume")
+    done = train_on("--plan", "srsplan.plan.yaml", *again, "--popularity-exponent", 1)
+    assert done.code == 2
+    assert "has popularity_exponent 0.75, not 1.0" in done.message
+    assert train_on("--plan", "srsplan.plan.yaml", *again).code == 0
+    done = train_on(
+        "--plan",
+        "srsplan.plan.yaml",
+        "--loss",
+        "cce",
+        *small[:4],
+        "--split",
+        "leave-one-out",
+        "--epochs",
+        1,
+        "-o",
+        "full",
+    )
+    assert done.code == 0, done.err
+
+
 def test_another_loss_than_the_plans(run: Run, train_on: Run) -> None:
     """A full softmax has no negatives to give back; one with the plan left aside says so."""
     run("recommend", "--catalog", "2K", "--budget", "2GB", "--dim", 16, "--loss", "cce-")

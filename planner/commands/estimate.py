@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from srsplan.models.config import Architecture, Configuration, Precision, find_loss
+from srsplan.models.config import Architecture, Configuration, Precision, Sampler, find_loss
 from srsplan.planner import console, plan, report, timing
 from srsplan.planner.budget import Budget, assumed_gpu, make_budget
 from srsplan.planner.commands import options
@@ -31,6 +31,7 @@ def estimate_command(
     tokens_per_set: Annotated[
         int | None, typer.Option("--tokens-per-set", help="Tokens that share negatives; cce- only, default 32.")
     ] = None,
+    sampler: options.SamplerOption = "uniform",
     dim: options.Dim = 256,
     blocks: options.Blocks = 2,
     heads: options.Heads = 2,
@@ -57,6 +58,7 @@ def estimate_command(
         seq_len=seq_len,
         negatives=kind.fixed_negatives if negatives is None else negatives,
         tokens_per_set=tokens_per_set,
+        sampler=cast(Sampler, sampler),
         architecture=Architecture(dim=dim, blocks=blocks, heads=heads),
         precision=cast(Precision, precision),
         micro_batches=micro_batches,
@@ -76,6 +78,7 @@ def estimate_command(
         return
     notes = {
         "configuration": f"{report.knobs_of(configuration)}, {configuration.precision}",
+        **({} if sampler == "uniform" else {"sampler": sampler}),
         "catalog": report.catalog_line(configuration.catalog, configuration.architecture.dim),
         "padding": workload.basis,
         "card": f"{card.title}; step {timing.BASIS}",

@@ -22,6 +22,9 @@ Split = Annotated[str, typer.Option("--split", help="auto, global-time or leave-
 Recompute = Annotated[
     bool, typer.Option("--recompute/--no-recompute", help="Activation checkpointing: less memory, about 30% more time.")
 ]
+SamplerOption = Annotated[
+    str, typer.Option("--sampler", help="How ce- and cce- draw negatives: uniform, popularity or in-batch.")
+]
 Gpus = Annotated[int, typer.Option("--gpus", help="Say what each of several GPUs would need; on paper.")]
 MicroBatches = Annotated[
     int, typer.Option("--micro-batches", min=1, help="Parts of a batch whose gradients accumulate.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from srsplan.models.config import LOSSES, Architecture, Configuration, Precision, find_loss
+from srsplan.models.config import LOSSES, Architecture, Configuration, Precision, Sampler, find_loss
 from srsplan.models.errors import InputError, NothingFits
 from srsplan.planner import console, plan, report, timing
 from srsplan.planner.budget import DEFAULT_MARGIN, Budget, assumed_gpu, make_budget
@@ -49,6 +49,7 @@ def recommend_command(
     blocks: options.Blocks = 2,
     heads: options.Heads = 2,
     precision: options.PrecisionOption = "fp16",
+    sampler: options.SamplerOption = "uniform",
     recompute: options.Recompute = False,
     gpus: options.Gpus = 1,
     loss: Annotated[list[str] | None, typer.Option("--loss", help="Only this loss; may be repeated.")] = None,
@@ -79,6 +80,7 @@ def recommend_command(
         precision=cast(Precision, precision),
         workload=workload,
         recompute=recompute,
+        sampler=cast(Sampler, sampler),
     )
     notes = {
         "catalog": report.catalog_line(items, dim),
@@ -86,6 +88,7 @@ def recommend_command(
         "card": card.title + (", the smallest that holds the budget; --gpu names yours" if gpu is None else ""),
         **({"data": "\n".join(data_notes)} if data_notes else {}),
         "padding": workload.basis,
+        **({} if sampler == "uniform" else {"sampler": f"{sampler}, of the losses ce- and cce-"}),
         **({"recompute": "blocks run forward once more in backward"} if recompute else {}),
         **notes,
     }

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 LARGEST_SEED = 2**31 - 1
+LARGEST_EXPONENT = 4.0
+SAMPLED = {"uniform": "uniform", "popularity": "by popularity", "in-batch": "from the batch's targets"}
 SHOWN_RANKS = (1, 5, 10, 20, 100)
 SHOWN_METRICS = ("NDCG", "HitRate", "MRR", "Coverage", "Surprisal")
 
@@ -43,6 +45,12 @@ def train_command(
     seq_len: Annotated[int | None, typer.Option("--seq-len", help="Last items of a user that are trained on.")] = None,
     negatives: Annotated[int | None, typer.Option("--negatives", help="Negatives per set; sampled losses.")] = None,
     tokens_per_set: Annotated[int | None, typer.Option("--tokens-per-set", help="Tokens sharing negatives.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="uniform, popularity or in-batch; ce-, cce-.")
+    ] = None,
+    popularity_exponent: Annotated[
+        float, typer.Option("--popularity-exponent", help="Of the sampler popularity: 1 as often as they occur.")
+    ] = 0.75,
     dim: Annotated[int | None, typer.Option("--dim", help="Hidden size D.")] = None,
     blocks: Annotated[int | None, typer.Option("--blocks", help="Transformer blocks.")] = None,
     heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None,
@@ -81,7 +89,7 @@ def train_command(
     sizes = {"dim": dim, "blocks": blocks, "heads": heads, "dropout": dropout}
     knobs = {
         "batch_size": batch_size, "seq_len": seq_len, "negatives": negatives, "tokens_per_set": tokens_per_set,
-        "micro_batches": micro_batches, "recompute": recompute,
+        "sampler": sampler, "micro_batches": micro_batches, "recompute": recompute,
     }  # fmt: skip
     planned, evaluation_batch = _planned(plan, rank, loss)
     configuration = _override(planned, loss, knobs, sizes, precision)
@@ -91,6 +99,7 @@ def train_command(
             "epochs": epochs, "patience": patience, "evaluate_every": evaluate_every, "seed": seed,
             "validation_users": validation_users, "learning_rate": learning_rate, "evaluation_batch": evaluation_batch,
             "optimizer": optimizer, "weight_decay": weight_decay, "kernel": kernel,
+            "popularity_exponent": popularity_exponent,
         },
         reading={"user": user_column, "item": item_column, "timestamp": timestamp_column, "split": split,
                  "min_user": min_user, "min_item": min_item},
@@ -119,7 +128,7 @@ def _planned(plan: Path | None, rank: int, loss: str | None) -> tuple[Configurat
 def _override(
     planned: Configuration | None,
     loss: str | None,
-    knobs: Mapping[str, int | None],
+    knobs: Mapping[str, int | str | None],
     sizes: Mapping[str, Any],
     precision: str | None,
 ) -> Configuration:
@@ -152,6 +161,8 @@ def _knobs_of(loss: str | None, planned: Configuration) -> dict[str, Any]:
     changes: dict[str, Any] = {"loss": kind.name}
     if not kind.sampled or kind.fixed_negatives:
         changes["negatives"] = kind.fixed_negatives
+    if planned.sampler not in kind.samplers:
+        changes["sampler"] = "uniform"
     if kind.shares_negatives != find_loss(planned.loss).shares_negatives:
         changes["tokens_per_set"] = TOKENS_PER_SET if kind.shares_negatives else 1
     return changes
@@ -175,6 +186,11 @@ def _order(
 
     if settings["learning_rate"] <= 0:
         raise InputError(f"--learning-rate {settings['learning_rate']} is not above zero", "the paper's is 0.001")
+    if not 0 <= settings["popularity_exponent"] <= LARGEST_EXPONENT:
+        raise InputError(
+            f"--popularity-exponent {settings['popularity_exponent']} is outside 0..{LARGEST_EXPONENT:g}",
+            "1 draws items as often as they occur, 0 all alike, 0.75 is between",
+        )
     if settings["optimizer"] not in ("adam", "adamw"):
         raise InputError(f"unknown --optimizer {settings['optimizer']!r}", "optimizers are adam and adamw")
     if settings["kernel"] not in ("auto", "chunked", "triton"):
@@ -244,6 +260,7 @@ def _introduce(prepared: Prepared) -> None:
     knobs = f"bs {configuration.batch_size}, sl {configuration.seq_len}"
     if configuration.negatives is not None:
         knobs += f", ns {configuration.negatives}, {configuration.tokens_per_set} tokens a set"
+        knobs += f", negatives {SAMPLED[configuration.sampler]}"
     if configuration.micro_batches > 1:
         knobs += f", in {configuration.micro_batches} parts of {configuration.micro_batch_size}"
     if configuration.recompute:

@@ -1,0 +1,76 @@
+"""Real training steps on a card: what they allocate and reserve, and what happens where they do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from srsplan.models.config import LOSSES, Architecture, Configuration
+from srsplan.planner import lifetime
+from srsplan.planner.budget import make_budget
+from srsplan.planner.commands.profile import find_bench
+from srsplan.planner.confirm import confirm
+from srsplan.planner.gpus import detect_gpu
+from srsplan.planner.memory import MemoryModel
+from srsplan.planner.search import Search, Space
+from srsplan.planner.workload import WorstCase
+from srsplan.profiler.cuda_probe import CudaProbe
+
+MODEL = MemoryModel()
+
+
+def probe() -> CudaProbe:
+    found = find_bench(detect_gpu(), timeout_s=200.0).probe
+    assert isinstance(found, CudaProbe)
+    return found
+
+
+def some_step(loss: str) -> Configuration:
+    kind = LOSSES[loss]
+    negatives = (kind.fixed_negatives or 256) if kind.sampled else None
+    return Configuration(
+        loss=loss, catalog=100_000, batch_size=64, seq_len=128, negatives=negatives,
+        tokens_per_set=32 if kind.shares_negatives else 1, valid_tokens=3000,
+    )  # fmt: skip
+
+
+VARIANTS = {"plain": {}, "recomputed": {"recompute": True}, "in parts": {"micro_batches": 2, "valid_tokens": 1500}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_takes_what_was_predicted(loss: str, variant: str) -> None:
+    configuration = replace(some_step(loss), **VARIANTS[variant])
+    found = probe().run(configuration)
+    assert found.status == "ok", found.error_tail
+    assert found.allocated_bytes == pytest.approx(int(MODEL.allocated([configuration])[0]), rel=0.005)
+    assert found.reserved_bytes == pytest.approx(lifetime.steady(configuration, MODEL.program), rel=0.02)
+
+
+@pytest.mark.parametrize("sampler", ["popularity", "in-batch"])
+@pytest.mark.parametrize("loss", ["ce-", "cce-"])
+def test_samplers_take_what_was_predicted(loss: str, sampler: str) -> None:
+    configuration = Configuration.from_dict({**some_step(loss).to_dict(), "sampler": sampler})
+    found = probe().run(configuration)
+    assert found.status == "ok", found.error_tail
+    assert found.allocated_bytes == pytest.approx(int(MODEL.allocated([configuration])[0]), rel=0.005)
+
+
+def test_a_cap_is_hard() -> None:
+    configuration = some_step("ce")
+    needed = lifetime.steady(configuration, MODEL.program)
+    assert replace(probe(), cap_bytes=needed // 2).run(configuration).status == "oom_device"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_plan_runs_under_its_budget(loss: str) -> None:
+    """Twenty steps, an evaluation and a step more under a hard cap of 8 GB."""
+    card = detect_gpu()
+    space = Space(catalog=300_000, losses=(loss,), architecture=Architecture(), precision="fp16", workload=WorstCase())
+    budget = make_budget(8 * 10**9, card)
+    choice = Search(space, budget, card, MODEL).run().choices[0]
+    found = confirm(choice, budget, card, steps=20)
+    assert found.basis.startswith("measured")
+    assert found.fits
+    assert found.reserved_bytes <= budget.usable_bytes

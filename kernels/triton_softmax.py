@@ -1,4 +1,4 @@
-"""The full softmax as Triton kernels: cut cross-entropy, no logits in memory, no atomic adds, no work on empty tiles.
+"""The full softmax as Triton kernels: cut cross-entropy, no logits in memory, no atomic adds.
 
 Wijmans et al., 2024, Cut your losses in large-vocabulary language models, https://arxiv.org/abs/2411.09009.
 Shape letters: M tokens, V items, D hidden size, R rows (tokens) of a block, B items of a tile.
@@ -6,13 +6,16 @@ Shape letters: M tokens, V items, D hidden size, R rows (tokens) of a block, B i
 A program keeps its block in shared memory and walks over the other side a tile at a time, so that a byte that is read
 serves a whole block, and products are large enough for the widest tensor-core instruction (64 rows and more on Hopper).
 
-Forward walks over the catalog with a running log-sum-exp that begins at the target's logit. It is never above the final
-one, so an entry that is negligible against it is negligible: one byte per block of rows and span of SPAN_ITEMS items
-remembers whether any entry of it matters. Backward recomputes the rest twice, once by rows and once by items: that is
-one matrix product more than adding both gradients in one pass would be, but each sum is then made in registers, in a
-fixed order, and the result is bitwise repeatable. Each backward kernel comes twice: dense, where a copy of the next
-tile overlaps the products of this one, and with a look at every span, which pays only where most of them are empty.
-Both are launched, and the number of spans that matter decides on the card which of the two returns at once.
+Forward is attention over the catalog with the item table as keys and as values: beside the running log-sum-exp it keeps
+the running mean of the rows, which is all of the gradient of hidden that the loss's weights do not decide. So forward
+and backward are four matrix products, not five. What is negligible is remembered: a running log-sum-exp, begun at the
+target's logit, is never above the final one, so an entry that is negligible against it is negligible; one byte per
+block of rows and span of SPAN_ITEMS items says whether any entry of it matters.
+
+Backward makes the gradient of the table, by items: each sum is made in registers, in a fixed order, and the result is
+bitwise repeatable. Its kernel comes twice: dense, where the copy of the next tile overlaps the products of this one,
+and with a look at every span, which pays only where most of them are empty. Both are launched, and the number of spans
+that matter decides on the card which of the two returns at once.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ SPARSE_SHARE = 0.4
 
 LIFT = tl.constexpr(1024.0)
 """Shares are lifted before they are rounded to 16 bit: fp16 then holds shares down to 6e-11 instead of 6e-8."""
+LOG2_LIFT = tl.constexpr(10.0)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -41,6 +45,18 @@ def exp_of(logits, shift, FP32: tl.constexpr):
     logits x log2 e is rounded to 2^-24 of itself, which is what fp32 has to lose when logits are 30.
     """
     return tl.exp2((logits - shift) * LOG2_E if FP32 else logits * LOG2_E - shift)
+
+
+@triton.jit
+def lifted_exp_of(logits, shift, FP32: tl.constexpr):
+    """LIFT x exp(logits - shift) where shift comes from `lifted_shift_of`."""
+    return tl.exp2((logits - shift) * LOG2_E + LOG2_LIFT if FP32 else logits * LOG2_E - shift)
+
+
+@triton.jit
+def lifted_shift_of(logits, FP32: tl.constexpr):
+    """A logit as `lifted_exp_of` takes it away."""
+    return logits if FP32 else logits * LOG2_E - LOG2_LIFT
 
 
 @triton.jit
@@ -62,10 +78,11 @@ def load_block(base, first, offsets, columns, end, DIM: tl.constexpr, WIDTH: tl.
 
 @triton.jit
 def forward_tile(
-    rows, table, start, catalog, target, live, positive, threshold, largest, total, matters, columns,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    rows, table, start, catalog, target, live, positive, threshold, largest, total, mean, matters, columns,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Largest logit, sum of exp (logit - largest), and whether the span matters so far, each [R], one tile on."""
+    """One tile on: largest logit, LIFT x sum of exp (logit - largest), the same sum of rows [R, D], what matters."""
+    FP32: tl.constexpr = rows.dtype == tl.float32
     offsets = tl.arange(0, TILE)
     scored = load_block(table, start, offsets, columns, catalog, DIM, WIDTH).to(rows.dtype)
     logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
@@ -74,23 +91,42 @@ def forward_tile(
         logits = tl.where((offsets < catalog - start)[None, :], logits, LOWEST)
     tile_largest = tl.max(logits, 1)
     above = tl.maximum(largest, tile_largest)
-    total *= tl.exp2((largest - above) * LOG2_E)
-    FP32: tl.constexpr = rows.dtype == tl.float32
-    total += tl.sum(exp_of(logits, shift_of(above, FP32)[:, None], FP32), 1)
-    known = tl.maximum(positive, above + tl.log(tl.maximum(total, 1e-37)))
+    shrink = tl.exp2((largest - above) * LOG2_E)
+    shares = lifted_exp_of(logits, lifted_shift_of(above, FP32)[:, None], FP32)
+    total = total * shrink + tl.sum(shares, 1)
+    if GRAD:
+        mean = tl.dot(shares.to(rows.dtype), scored, mean * shrink[:, None], input_precision=PRECISION)
+    known = tl.maximum(positive, above + tl.log(tl.maximum(total, 1e-37) / LIFT))
     own = (target >= start) & (target < start + TILE)
     matters = matters | (live & (own | (tile_largest - known > threshold))).to(tl.int32)
-    return above, total, matters
+    return above, total, mean, matters
+
+
+@triton.jit
+def surplus_of(loss):
+    """Share of the target minus one, without cancellation for a loss near 0."""
+    return -tl.where(loss < 0.01, loss - loss * loss * 0.5, 1.0 - tl.exp2(-loss * LOG2_E))
+
+
+@triton.jit
+def log_sum(one, other):
+    """log (exp one + exp other)"""
+    top = tl.maximum(one, other)
+    return top + tl.log(tl.exp(one - top) + tl.exp(other - top))
 
 
 @triton.jit
 def softmax_forward(
-    hidden, table, targets, positives, partials, spans, count, catalog, split_items, span_count, threshold,
-    ignore_index,
+    hidden, table, targets, losses, sums, pulls, partials, positives, spans, count, catalog, split_items, span_count,
+    threshold, ignore_index,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SPAN_TILES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, GRAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """positives fp32 [M]; partials fp32 [splits, M], log-sum-exp of a split's items without the target."""
+    """losses and log-sum-exps [M], and with GRAD pulls [M, D]: (softmax - one-hot) times the table.
+
+    Of a SPLIT of the catalog: partials [splits, M], log-sum-exp of its items without the target, pulls [splits, M, D],
+    mean of its rows by their softmax, and positives [M]; `softmax_join` makes the rest of them.
+    """
     block, split = tl.program_id(0), tl.program_id(1)
     offsets = tl.arange(0, ROWS)
     tokens = block * ROWS + offsets
@@ -101,26 +137,89 @@ def softmax_forward(
     target = tl.where(live, target, -1).to(tl.int32)
     rows = load_block(hidden, block * ROWS, offsets, columns, count, DIM, WIDTH)
     goal = table + tl.maximum(target, 0).to(tl.int64)[:, None] * DIM + columns[None, :]
-    goal = tl.load(goal, mask=live[:, None] & (columns < DIM)[None, :], other=0.0)
-    positive = tl.sum(rows.to(tl.float32) * goal.to(tl.float32), 1)
+    known = live[:, None] & (columns < DIM)[None, :]
+    positive = tl.sum(rows.to(tl.float32) * tl.load(goal, mask=known, other=0.0).to(tl.float32), 1)
     largest = tl.full((ROWS,), LOW, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     matters = tl.zeros((ROWS,), tl.int32)
+    mean = tl.zeros((ROWS, WIDTH if GRAD else 1), tl.float32)
     first = split * split_items
     last = tl.minimum(first + split_items, catalog)
     span = spans + block.to(tl.int64) * span_count + first // (TILE * SPAN_TILES)
     for start in range(first, last, TILE):
-        largest, total, matters = forward_tile(
-            rows, table, start, catalog, target, live, positive, threshold, largest, total, matters, columns,
-            DIM, WIDTH, TILE, PRECISION,
+        largest, total, mean, matters = forward_tile(
+            rows, table, start, catalog, target, live, positive, threshold, largest, total, mean, matters, columns,
+            DIM, WIDTH, TILE, PRECISION, GRAD,
         )  # fmt: skip
         if ((start // TILE + 1) % SPAN_TILES == 0) | (start + TILE >= last):
             tl.store(span, tl.max(matters, 0).to(tl.int8))
             span += 1
             matters = tl.zeros((ROWS,), tl.int32)
-    partial = tl.where(total > 0, largest + tl.log(tl.maximum(total, 1e-37)), LOWEST)
-    tl.store(partials + split.to(tl.int64) * count + tokens, partial, mask=inside)
-    tl.store(positives + tokens, positive, mask=inside & (split == 0))
+    others = tl.where(total > 0, largest + tl.log(tl.maximum(total, 1e-37) / LIFT), LOWEST)
+    if SPLIT:
+        place = split.to(tl.int64) * count + tokens
+        tl.store(partials + place, others, mask=inside)
+        tl.store(positives + tokens, positive, mask=inside & (split == 0))
+        scale = 1.0 / tl.maximum(total, 1e-37)
+    else:
+        place = tokens.to(tl.int64)
+        log_sum_exp = log_sum(others, positive)
+        loss = tl.where(live, log_sum_exp - positive, 0.0)
+        tl.store(losses + tokens, loss, mask=inside)
+        tl.store(sums + tokens, log_sum_exp, mask=inside)
+        scale = tl.where(live, tl.exp(others - log_sum_exp) / tl.maximum(total, 1e-37), 0.0)
+    if GRAD:
+        mean = mean * scale[:, None]
+        if not SPLIT:
+            mean += surplus_of(loss)[:, None] * tl.load(goal, mask=known, other=0.0).to(tl.float32)
+        tl.store(
+            pulls + place[:, None] * DIM + columns[None, :], mean.to(pulls.dtype.element_ty),
+            mask=inside[:, None] & (columns < DIM)[None, :],
+        )  # fmt: skip
+
+
+@triton.jit
+def softmax_join(
+    table, targets, partials, positives, parts, losses, sums, pulls, count, splits, ignore_index,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GRAD: tl.constexpr,
+):  # fmt: skip
+    """What `softmax_forward` of several splits comes to: parts fp32 [splits, M, D] become pulls [M, D]."""
+    tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, WIDTH)
+    inside = tokens < count
+    target = tl.load(targets + tokens, mask=inside, other=ignore_index)
+    live = target != ignore_index
+    positive = tl.load(positives + tokens, mask=inside, other=0.0)
+    log_sum_exp = positive
+    for split in range(splits):
+        place = tl.cast(split, tl.int64) * count + tokens
+        log_sum_exp = log_sum(log_sum_exp, tl.load(partials + place, mask=inside, other=LOWEST))
+    loss = tl.where(live, log_sum_exp - positive, 0.0)
+    tl.store(losses + tokens, loss, mask=inside)
+    tl.store(sums + tokens, log_sum_exp, mask=inside)
+    if GRAD:
+        mask = inside[:, None] & (columns < DIM)[None, :]
+        goal = table + tl.where(live, target, 0)[:, None] * DIM + columns[None, :]
+        pull = surplus_of(loss)[:, None] * tl.load(goal, mask=mask, other=0.0).to(tl.float32)
+        for split in range(splits):
+            place = tl.cast(split, tl.int64) * count + tokens
+            share = tl.exp(tl.load(partials + place, mask=inside, other=LOWEST) - log_sum_exp)
+            pull += share[:, None] * tl.load(parts + place[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
+        pull = tl.where(live[:, None], pull, 0.0)
+        place = pulls + tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
+        tl.store(place, pull.to(pulls.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def scale_rows(pulls, weights, out, count, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """out [M, D] is pulls times weights [M]; 0 where the weight is."""
+    tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, WIDTH)
+    mask = (tokens < count)[:, None] & (columns < DIM)[None, :]
+    weight = tl.load(weights + tokens, mask=tokens < count, other=0.0)[:, None]
+    place = tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
+    rows = tl.load(pulls + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + place, tl.where(weight != 0, rows * weight, 0.0).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -140,11 +239,10 @@ def softmax_state(
     weight = tl.load(weights + tokens, mask=inside, other=0.0) / tl.maximum(tl.load(scale), 1e-37)
     weight = tl.where(live, weight * LIFT, 0.0)
     loss = tl.load(losses + tokens, mask=inside, other=0.0)
-    surplus = -tl.where(loss < 0.01, loss - loss * loss * 0.5, 1.0 - tl.exp2(-loss * LOG2_E))
     place, step = state + tokens, padded.to(tl.int64)
     tl.store(place, tl.where(live, target, -1).to(tl.int32).to(tl.float32, bitcast=True))
     tl.store(place + step, shift_of(tl.load(sums + tokens, mask=inside, other=0.0), FP32))
-    tl.store(place + 2 * step, surplus * weight)
+    tl.store(place + 2 * step, surplus_of(loss) * weight)
     tl.store(place + 3 * step, weight)
 
 
@@ -154,58 +252,6 @@ def load_state(state, tokens, padded):
     place, step = state + tokens, padded.to(tl.int64)
     target = tl.load(place).to(tl.int32, bitcast=True)
     return target, tl.load(place + step), tl.load(place + 2 * step), tl.load(place + 3 * step)
-
-
-@triton.jit
-def hidden_tile(
-    grad, rows, table, start, catalog, target, shift, own, weight, columns,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """grad [R, D] and what a tile of items adds to it. Items that do not exist are rows of 0 and add nothing."""
-    offsets = tl.arange(0, TILE)
-    scored = load_block(table, start, offsets, columns, catalog, DIM, WIDTH).to(rows.dtype)
-    logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
-    share = exp_of(logits, shift[:, None], rows.dtype == tl.float32) * weight[:, None]
-    share = tl.where(offsets[None, :] == (target - start)[:, None], own[:, None], share)
-    return tl.dot(share.to(rows.dtype), scored, grad, input_precision=PRECISION)
-
-
-@triton.jit
-def softmax_backward_hidden(
-    hidden, table, state, scale, spans, live_spans, sparse_limit, grad_hidden, count, padded, catalog, split_items,
-    span_count,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SPAN_ROWS: tl.constexpr,
-    SPAN_TILES: tl.constexpr, PRECISION: tl.constexpr, SPARSE: tl.constexpr,
-):  # fmt: skip
-    """grad_hidden [splits, M, D]: a program makes the sum over a split of the catalog for one block of rows."""
-    if (tl.load(live_spans) < sparse_limit) != SPARSE:
-        return
-    block, split = tl.program_id(0), tl.program_id(1)
-    offsets = tl.arange(0, ROWS)
-    columns = tl.arange(0, WIDTH)
-    target, shift, own, weight = load_state(state, block * ROWS + offsets, padded)
-    rows = load_block(hidden, block * ROWS, offsets, columns, count, DIM, WIDTH)
-    grad = tl.zeros((ROWS, WIDTH), tl.float32)
-    first = split * split_items
-    last = tl.minimum(first + split_items, catalog)
-    if SPARSE:
-        span = spans + (block * ROWS // SPAN_ROWS).to(tl.int64) * span_count + first // (TILE * SPAN_TILES)
-        for start in range(first, last, TILE * SPAN_TILES):
-            if tl.load(span) != 0:
-                for tile in range(start, tl.minimum(start + TILE * SPAN_TILES, last), TILE):
-                    grad = hidden_tile(
-                        grad, rows, table, tile, catalog, target, shift, own, weight, columns,
-                        DIM, WIDTH, TILE, PRECISION,
-                    )  # fmt: skip
-            span += 1
-    else:
-        for start in range(first, last, TILE):
-            grad = hidden_tile(
-                grad, rows, table, start, catalog, target, shift, own, weight, columns, DIM, WIDTH, TILE, PRECISION
-            )
-    place = (split.to(tl.int64) * count + block * ROWS) * DIM + (offsets[:, None] * DIM + columns[None, :])
-    grad = (grad * (tl.load(scale) / LIFT)).to(grad_hidden.dtype.element_ty)
-    tl.store(grad_hidden + place, grad, mask=(offsets < count - block * ROWS)[:, None] & (columns < DIM)[None, :])
 
 
 @triton.jit

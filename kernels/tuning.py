@@ -49,16 +49,16 @@ _HOPPER = {
     "softmax_forward": {
         64: Launch(128, 128, 8, 3),
         128: Launch(128, 128, 8, 3),
-        256: Launch(128, 128, 8, 2),
-        512: Launch(128, 32, 8, 2),
-        1024: Launch(64, 16, 8, 2),
-    },
-    "softmax_backward_hidden": {
-        64: Launch(128, 128, 8, 3),
-        128: Launch(128, 128, 8, 3),
         256: Launch(128, 64, 8, 2),
         512: Launch(64, 32, 8, 2),
         1024: Launch(16, 16, 8, 1),
+    },
+    "softmax_forward_loss": {
+        64: Launch(128, 128, 8, 3),
+        128: Launch(128, 128, 8, 3),
+        256: Launch(128, 128, 8, 2),
+        512: Launch(128, 32, 8, 2),
+        1024: Launch(64, 16, 8, 2),
     },
     "softmax_backward_table": {
         64: Launch(64, 128, 8, 3),
@@ -68,20 +68,25 @@ _HOPPER = {
         1024: Launch(16, 16, 8, 1),
     },
 }
+_BLACKWELL = {
+    "softmax_forward": {256: Launch(64, 64, 8, 2), 512: Launch(32, 32, 8, 2), 1024: Launch(16, 32, 8, 1)},
+    "softmax_forward_loss": {1024: Launch(32, 16, 8, 1)},
+}
+"""Where its compiler needs more registers than Hopper's."""
 _AMPERE = {
     "softmax_forward": {
-        64: Launch(128, 64, 8, 2),
-        128: Launch(128, 64, 8, 2),
-        256: Launch(128, 64, 8, 2),
-        512: Launch(64, 32, 8, 2),
-        1024: Launch(32, 16, 8, 1),
-    },
-    "softmax_backward_hidden": {
         64: Launch(128, 64, 8, 2),
         128: Launch(128, 32, 8, 2),
         256: Launch(64, 64, 8, 2),
         512: Launch(32, 32, 8, 2),
         1024: Launch(16, 16, 8, 1),
+    },
+    "softmax_forward_loss": {
+        64: Launch(128, 64, 8, 2),
+        128: Launch(128, 64, 8, 2),
+        256: Launch(128, 64, 8, 2),
+        512: Launch(64, 32, 8, 2),
+        1024: Launch(32, 16, 8, 1),
     },
     "softmax_backward_table": {
         64: Launch(64, 128, 8, 2),
@@ -104,7 +109,7 @@ def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
         return _FP32
     if not 90 <= capability < 120:
         return _AMPERE[kernel]
-    return _HOPPER[kernel] if capability < 100 else {**_HOPPER[kernel], 1024: _AMPERE[kernel][1024]}
+    return _HOPPER[kernel] if capability < 100 else _HOPPER[kernel] | _BLACKWELL.get(kernel, {})
 
 
 def capability_of(device: torch.device) -> int:

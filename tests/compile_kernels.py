@@ -26,7 +26,6 @@ from srsplan.kernels.tuning import (
     SAMPLED_BACKWARD,
     SAMPLED_FORWARD,
     SPAN_ITEMS,
-    Launch,
     Table,
     launch_for,
     softmax_table,
@@ -48,7 +47,7 @@ VARIANTS_DIM = 256
 SAMPLED = {"sampled_forward": sampled.sampled_forward, "sampled_backward": sampled.sampled_backward}
 SOFTMAX = {
     "softmax_forward": softmax.softmax_forward,
-    "softmax_backward_hidden": softmax.softmax_backward_hidden,
+    "softmax_forward_loss": softmax.softmax_forward,
     "softmax_backward_table": softmax.softmax_backward_table,
 }
 
@@ -64,6 +63,7 @@ class Variant:
     log_q: bool = True
     deterministic: bool = False
     sparse: bool = False
+    split: bool = False
 
 
 DEFAULT = Variant()
@@ -73,15 +73,18 @@ VARIANTS = (
     Variant("repeatable", deterministic=True), Variant("fp32 table", table="fp32"),
     Variant("bf16", hidden="bf16", table="bf16"), Variant("bf16, fp32 table", hidden="bf16", table="fp32"),
     Variant("fp32", hidden="fp32", table="fp32"), Variant("sparse", sparse=True),
+    Variant("split", split=True),
 )  # fmt: skip
 COMPUTE = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}
 
 
-def compiled(capability: int, dim: int, launch: Launch, kernel: Any, variant: Variant = DEFAULT) -> dict[str, Any]:
+def compiled(capability: int, dim: int, name: str, variant: Variant = DEFAULT) -> dict[str, Any]:
     """Shared memory, registers and spilled bytes of a thread."""
+    kernel, launch = (SAMPLED | SOFTMAX)[name], launch_for(tables(name, capability, variant), dim)
     values: dict[str, Any] = {
         "DIM": dim, "WIDTH": dim, "SET": launch.tokens, "ROWS": launch.tokens, "TILE": launch.tile,
         "SPAN_TILES": SPAN_ITEMS // launch.tile, "SPAN_ROWS": max(128, launch.tokens), "SPARSE": variant.sparse,
+        "SPLIT": variant.split, "GRAD": name == "softmax_forward",
         "SAMPLER": variant.sampler, "LOG_Q": variant.log_q,
         "COMPUTE": COMPUTE[variant.hidden], "PRECISION": "ieee",
         "FIXED": sampled.FIXED_POINT if variant.deterministic else 0.0,
@@ -89,6 +92,7 @@ def compiled(capability: int, dim: int, launch: Launch, kernel: Any, variant: Va
     types = {
         **TYPES, "hidden": f"*{variant.hidden}", "grad_hidden": f"*{variant.hidden}", "table": f"*{variant.table}",
         "grad_table": "*i64" if variant.deterministic else "*fp32",
+        "pulls": "*fp32" if variant.split else f"*{variant.hidden}",
     }  # fmt: skip
     constants = {name: values[name] for name in kernel.arg_names if name in values}
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
@@ -126,11 +130,11 @@ def tables(kernel: str, capability: int, variant: Variant) -> Table:
 
 
 def applies(kernel: str, variant: Variant) -> bool:
-    """Samplers and tables that are not copied are the sampled softmax's, spans backward's of the full one."""
+    """Samplers and tables that are not copied are the sampled softmax's, spans and splits the full one's."""
     if kernel in SAMPLED:
-        return not variant.sparse
-    if variant.sparse:
-        return "backward" in kernel
+        return not (variant.sparse or variant.split)
+    if variant.sparse or variant.split:
+        return kernel == ("softmax_backward_table" if variant.sparse else "softmax_forward")
     return variant.hidden == variant.table and not (variant.sampler or not variant.log_q or variant.deterministic)
 
 
@@ -138,15 +142,14 @@ def main() -> None:
     """Every kernel with every launch of its table, for one capability; with "variants" every variant of one launch."""
     capability, variants = int(sys.argv[1]), sys.argv[2:] == ["variants"]
     chosen = [int(dim) for dim in sys.argv[2:] if dim.isdigit()]
-    for name, kernel in (SAMPLED | SOFTMAX).items():
+    for name in SAMPLED | SOFTMAX:
         for dim in DIMS:
             wanted = [DEFAULT] if not chosen or dim in chosen else []
             if variants:
                 wanted = [each for each in VARIANTS if applies(name, each)] if dim == VARIANTS_DIM else []
             for variant in wanted:
-                launch = launch_for(tables(name, capability, variant), dim)
-                found = compiled(capability, dim, launch, kernel, variant)
-                row = {"capability": capability, "kernel": name, "variant": variant.name, "dim": dim, **found}
+                row = {"capability": capability, "kernel": name, "variant": variant.name, "dim": dim}
+                row |= compiled(capability, dim, name, variant)
                 print(json.dumps(row), flush=True)
 
 

@@ -82,7 +82,7 @@ def peaked() -> tuple[Tensor, Tensor, Tensor]:
 
 def spans_that_matter(filter_eps: float) -> Tensor:
     hidden, table, targets = peaked()
-    return full_softmax(hidden, table, targets, IGNORED, float(torch.tensor(filter_eps).log()), False)[2]
+    return full_softmax(hidden, table, targets, IGNORED, float(torch.tensor(filter_eps).log()), True)[2]
 
 
 def test_negligible_spans_are_skipped_and_nothing_is_lost() -> None:
@@ -135,11 +135,11 @@ def test_non_contiguous_inputs() -> None:
 
 def test_operators_keep_torchs_rules() -> None:
     hidden, table, targets = inputs((9, 300, 16), torch.float32, torch.float32)
-    arguments = (hidden.requires_grad_(), table.requires_grad_(), targets, IGNORED, -20.0, False)
+    arguments = (hidden.requires_grad_(), table.requires_grad_(), targets, IGNORED, -20.0, True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(full_softmax, arguments, test_utils=tests)
     state = [tensor.detach() for tensor in full_softmax(*arguments)]
-    detached = (hidden.detach(), table.detach(), targets, *state, torch.ones(9), IGNORED, False)
+    detached = (hidden.detach(), table.detach(), targets, *state, torch.ones(9), IGNORED)
     torch.library.opcheck(full_softmax_backward, detached, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -50,16 +50,16 @@ def set_keys(seed, step, set_number):
 
 
 @triton.jit
-def draw_items(draw, set_number, keys, slots, SAMPLER: tl.constexpr):
-    """int64 items [B] of some slots of a set with these keys; `draw` is (catalog, negatives, prob, alias, indices).
+def draw_items(
+    first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER: tl.constexpr
+):  # fmt: skip
+    """int64 items [B] of some slots of a set with two keys.
 
     In-batch, indices are the targets to choose from, and catalog is how many there are.
     """
-    catalog, negatives, prob, alias, indices = draw
     if SAMPLER == 2:
         place = set_number.to(tl.int64) * negatives + slots
         return tl.load(indices + place, mask=slots < negatives, other=0).to(tl.int64)
-    first, second = keys
     high = mixed(slots.to(tl.uint32) + first, second)
     low = high * 0x9E3779B1 + second
     # floor of a 64-bit fraction times V: the second key makes low of high another number in every set, so that over
@@ -117,11 +117,11 @@ def sampled_forward(
     largest = tl.full((SET,), LOWEST, tl.float32)
     total = tl.zeros((SET,), tl.float32)
     kept = tl.zeros((SET,), tl.float32)
-    keys = set_keys(seed, step, set_number)
+    first, second = set_keys(seed, step, set_number)
     for start in range(0, negatives, TILE):
         slots = start + tl.arange(0, TILE)
         drawn = slots < negatives
-        items = draw_items((catalog, negatives, prob, alias, indices), set_number, keys, slots, SAMPLER)
+        items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
         scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
         logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
         logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
@@ -183,11 +183,11 @@ def sampled_backward(
     rest = tl.zeros((SET,), tl.float32)
     if LOG_Q and SAMPLER % 2 == 1:
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
-    keys = set_keys(seed, step, set_number)
+    first, second = set_keys(seed, step, set_number)
     for start in range(0, negatives, TILE):
         slots = start + tl.arange(0, TILE)
         drawn = slots < negatives
-        items = draw_items((catalog, negatives, prob, alias, indices), set_number, keys, slots, SAMPLER)
+        items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
         scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
         logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
         logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
@@ -208,6 +208,6 @@ def sample(
     """The items of set `program 0`, slots of tile `program 1`, into out int64 [sets, ns]: to look at the sampler."""
     set_number = tl.program_id(0)
     slots = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    keys = set_keys(seed, step, set_number)
-    items = draw_items((catalog, negatives, prob, alias, indices), set_number, keys, slots, SAMPLER)
+    first, second = set_keys(seed, step, set_number)
+    items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
     tl.store(out + set_number.to(tl.int64) * negatives + slots, items, mask=slots < negatives)

@@ -43,9 +43,11 @@ def mixed(bits, salt):
 def set_keys(seed, step, set_number):
     """Two uint32 that a set's draws begin with, by ten rounds of Philox."""
     zero = tl.full((1,), 0, tl.uint32)
+    step = tl.cast(step, tl.int64)
     first, second, _, _ = tl.philox(
-        seed, zero + set_number.to(tl.uint32), zero + step.to(tl.uint32), zero + (step >> 32).to(tl.uint32), zero
-    )
+        tl.cast(seed, tl.int64), zero + set_number.to(tl.uint32), zero + step.to(tl.uint32),
+        zero + (step >> 32).to(tl.uint32), zero,
+    )  # fmt: skip
     return first, second
 
 
@@ -64,7 +66,7 @@ def draw_items(
     low = high * 0x9E3779B1 + second
     # floor of a 64-bit fraction times V: the second key makes low of high another number in every set, so that over
     # sets no item is likelier than another by more than V / 2^64
-    size = catalog.to(tl.uint32)
+    size = tl.cast(catalog, tl.uint32)
     items = ((high.to(tl.uint64) * size + tl.umulhi(low, size)) >> 32).to(tl.int64)
     if SAMPLER == 1:
         # 24 bits are what fp32 holds exactly
@@ -90,11 +92,11 @@ def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr
     elif SAMPLER % 2 == 1:  # weighted or in-batch: their probabilities are looked up
         found = target_log_rest[:, None] - tl.load(log_prob + items)[None, :]
     else:
-        found = tl.zeros((1, 1), tl.float32) + tl.log((catalog - 1).to(tl.float32))
+        found = tl.zeros((1, 1), tl.float32) + tl.log(tl.cast(catalog - 1, tl.float32))
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "step", "count", "sets"])
 def sampled_forward(
     hidden, table, targets, losses, shifts, log_prob,
     seed, step, catalog, negatives, prob, alias, indices, count, sets, ignore_index,
@@ -150,7 +152,7 @@ def add_rows(base, rows, columns, values, live, DIM: tl.constexpr, FIXED: tl.con
         tl.atomic_add(place, values, mask=mask, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "step", "count", "sets"])
 def sampled_backward(
     hidden, table, targets, losses, shifts, log_prob, weights, scale, grad_hidden, grad_table,
     seed, step, catalog, negatives, prob, alias, indices, count, sets, ignore_index,

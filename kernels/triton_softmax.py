@@ -115,7 +115,7 @@ def log_sum(one, other):
     return top + tl.log(tl.exp(one - top) + tl.exp(other - top))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def softmax_forward(
     hidden, table, targets, losses, sums, pulls, partials, positives, spans, count, catalog, split_items, span_count,
     threshold, ignore_index,
@@ -178,7 +178,7 @@ def softmax_forward(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "splits"])
 def softmax_join(
     table, targets, partials, positives, parts, losses, sums, pulls, count, splits, ignore_index,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GRAD: tl.constexpr,
@@ -210,7 +210,7 @@ def softmax_join(
         tl.store(place, pull.to(pulls.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def scale_rows(pulls, weights, out, count, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     """out [M, D] is pulls times weights [M]; 0 where the weight is."""
     tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -222,7 +222,7 @@ def scale_rows(pulls, weights, out, count, DIM: tl.constexpr, WIDTH: tl.constexp
     tl.store(out + place, tl.where(weight != 0, rows * weight, 0.0).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def softmax_state(
     targets, losses, sums, weights, scale, state, count, padded, ignore_index, ROWS: tl.constexpr, FP32: tl.constexpr
 ):
@@ -239,7 +239,7 @@ def softmax_state(
     weight = tl.load(weights + tokens, mask=inside, other=0.0) / tl.maximum(tl.load(scale), 1e-37)
     weight = tl.where(live, weight * LIFT, 0.0)
     loss = tl.load(losses + tokens, mask=inside, other=0.0)
-    place, step = state + tokens, padded.to(tl.int64)
+    place, step = state + tokens, tl.cast(padded, tl.int64)
     tl.store(place, tl.where(live, target, -1).to(tl.int32).to(tl.float32, bitcast=True))
     tl.store(place + step, shift_of(tl.load(sums + tokens, mask=inside, other=0.0), FP32))
     tl.store(place + 2 * step, surplus_of(loss) * weight)
@@ -249,7 +249,7 @@ def softmax_state(
 @triton.jit
 def load_state(state, tokens, padded):
     """(target, shift, own share, weight) of tokens [R]."""
-    place, step = state + tokens, padded.to(tl.int64)
+    place, step = state + tokens, tl.cast(padded, tl.int64)
     target = tl.load(place).to(tl.int32, bitcast=True)
     return target, tl.load(place + step), tl.load(place + 2 * step), tl.load(place + 3 * step)
 
@@ -272,7 +272,7 @@ def table_tile(
     return tl.dot(share.to(rows.dtype), rows, grad, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "sparse_limit"])
 def softmax_backward_table(
     hidden, table, state, scale, spans, live_spans, sparse_limit, grad_table, count, padded, catalog, span_count,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SPAN_ROWS: tl.constexpr,

@@ -1,6 +1,6 @@
 """Compiles every kernel of the tuning tables and prints what it takes, one JSON line each; not under the interpreter.
 
-python tests/compile_kernels.py 80 [variants | DIM ...]
+python tests/compile_kernels.py 80 [variants | ones | DIM ...]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from srsplan.kernels.tuning import (
     SAMPLED_BACKWARD,
     SAMPLED_FORWARD,
     SPAN_ITEMS,
+    Launch,
     Table,
     launch_for,
     softmax_table,
@@ -38,8 +39,13 @@ TYPES = {
     "catalog": "i32", "negatives": "i32", "prob": "*fp32", "alias": "*i32", "indices": "*i64", "count": "i32",
     "sets": "i32", "ignore_index": "i64", "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "sums": "*fp32",
     "split_items": "i32", "span_count": "i32", "threshold": "fp32", "state": "*fp32", "live_spans": "*i64",
-    "sparse_limit": "i32", "padded": "i32",
+    "sparse_limit": "i32", "padded": "i32", "parts": "*fp32", "splits": "i32", "out": "*fp16",
 }  # fmt: skip
+NUMBERS = {
+    "seed", "step", "catalog", "negatives", "count", "sets", "ignore_index", "split_items", "span_count",
+    "sparse_limit", "padded", "splits",
+}  # fmt: skip
+"""Arguments of a launch that are int32 where they are small, and constants of the compiler where they are 1."""
 DIMS = tuple(SAMPLED_FORWARD)
 VARIANTS_DIM = 256
 """The hidden size that every variant is compiled for."""
@@ -50,11 +56,19 @@ SOFTMAX = {
     "softmax_forward_loss": softmax.softmax_forward,
     "softmax_backward_table": softmax.softmax_backward_table,
 }
+SMALL = {
+    "sample": sampled.sample,
+    "softmax_join": softmax.softmax_join,
+    "softmax_state": softmax.softmax_state,
+    "scale_rows": softmax.scale_rows,
+}
+"""Kernels beside the others, with a launch that is no choice."""
+SMALL_LAUNCH = Launch(8, 64, 4, 3)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a kernel is compiled for beside its launch."""
+    """What a kernel is compiled for beside its launch. `ones`: all of its NUMBERS are 1."""
 
     name: str = ""
     hidden: str = "fp16"
@@ -64,6 +78,7 @@ class Variant:
     deterministic: bool = False
     sparse: bool = False
     split: bool = False
+    ones: bool = False
 
 
 DEFAULT = Variant()
@@ -80,11 +95,12 @@ COMPUTE = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}
 
 def compiled(capability: int, dim: int, name: str, variant: Variant = DEFAULT) -> dict[str, Any]:
     """Shared memory, registers and spilled bytes of a thread."""
-    kernel, launch = (SAMPLED | SOFTMAX)[name], launch_for(tables(name, capability, variant), dim)
+    kernel = (SAMPLED | SOFTMAX | SMALL)[name]
+    launch = SMALL_LAUNCH if name in SMALL else launch_for(tables(name, capability, variant), dim)
     values: dict[str, Any] = {
         "DIM": dim, "WIDTH": dim, "SET": launch.tokens, "ROWS": launch.tokens, "TILE": launch.tile,
         "SPAN_TILES": SPAN_ITEMS // launch.tile, "SPAN_ROWS": max(128, launch.tokens), "SPARSE": variant.sparse,
-        "SPLIT": variant.split, "GRAD": name == "softmax_forward",
+        "SPLIT": variant.split, "GRAD": name != "softmax_forward_loss", "FP32": variant.hidden == "fp32",
         "SAMPLER": variant.sampler, "LOG_Q": variant.log_q,
         "COMPUTE": COMPUTE[variant.hidden], "PRECISION": "ieee",
         "FIXED": sampled.FIXED_POINT if variant.deterministic else 0.0,
@@ -94,6 +110,8 @@ def compiled(capability: int, dim: int, name: str, variant: Variant = DEFAULT) -
         "grad_table": "*i64" if variant.deterministic else "*fp32",
         "pulls": "*fp32" if variant.split else f"*{variant.hidden}",
     }  # fmt: skip
+    values |= dict.fromkeys(NUMBERS, 1) if variant.ones else {}
+    types = {name: "constexpr" if name in values else kind for name, kind in types.items()}
     constants = {name: values[name] for name in kernel.arg_names if name in values}
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = {
@@ -139,8 +157,15 @@ def applies(kernel: str, variant: Variant) -> bool:
 
 
 def main() -> None:
-    """Every kernel with every launch of its table, for one capability; with "variants" every variant of one launch."""
+    """Every kernel with every launch of its table, for one capability; with "variants" every variant of one launch.
+
+    With "ones" every kernel as it is compiled where all sizes are 1.
+    """
     capability, variants = int(sys.argv[1]), sys.argv[2:] == ["variants"]
+    if sys.argv[2:] == ["ones"]:
+        for name in SAMPLED | SOFTMAX | SMALL:
+            print(json.dumps({"kernel": name, **compiled(capability, min(DIMS), name, Variant(ones=True))}), flush=True)
+        return
     chosen = [int(dim) for dim in sys.argv[2:] if dim.isdigit()]
     for name in SAMPLED | SOFTMAX:
         for dim in DIMS:

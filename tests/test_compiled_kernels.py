@@ -53,6 +53,11 @@ def test_every_sampler_type_and_option_compiles(capability: int) -> None:
         assert row["spilled_bytes"] <= (SPARSE_SPILLED_BYTES if row["variant"] == "sparse" else SPILLED_BYTES), row
 
 
+def test_sizes_of_one_are_constants_of_the_compiler() -> None:
+    """The first token, the second step, a single set: a launch then passes no tensor but a constant."""
+    assert len(compiled(80, "ones")) == 5 + 4
+
+
 @pytest.mark.parametrize("fp32", [False, True])
 @pytest.mark.parametrize("capability", SHARED_MEMORY_BYTES)
 def test_launches_of_the_full_softmax_agree_on_spans(capability: int, fp32: bool) -> None:

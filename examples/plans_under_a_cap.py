@@ -1,53 +1,84 @@
 """Do the plans hold? Rank 1 of recommend, for catalogs, budgets and losses, trains under a hard cap of its budget.
 
-    python examples/plans_under_a_cap.py
+    python examples/plans_under_a_cap.py [--plans 24] [-o plans.csv]
 
-On a machine without a GPU this is simulated: the ledger's trace of twenty steps and an evaluation through the model of
-the caching allocator, capped at what the plan may use. Prints per plan whether it runs, how often the cap forces memory
-to be given back in the last two steps, and how much of the budget is used.
+On a card that holds the largest budget every plan trains twenty steps, evaluates a batch and goes on, in a process that
+may reserve what the plan may use and no more. Without one this is simulated: the ledger's trace of the same through the
+model of the caching allocator. Prints per plan whether it runs, how often the cap forces memory to be given back after
+the first steps (in the last two, where it is simulated), and how much of the budget is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import date
 from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
 
 from srsplan.models.config import LOSSES, Architecture
-from srsplan.planner.budget import make_budget
+from srsplan.planner.budget import Budget, make_budget
 from srsplan.planner.confirm import confirm
 from srsplan.planner.gpus import find_gpu
 from srsplan.planner.memory import MemoryModel
-from srsplan.planner.search import Search, Space
+from srsplan.planner.search import Choice, Search, Space
 from srsplan.planner.workload import WorstCase
 
 CATALOGS = (30_000, 300_000, 1_600_000)
 BUDGETS_GB = (8, 16, 24, 40, 80)
 STEPS = 20
+CARD = find_gpu("h200")
 
 
-def main() -> None:
-    """One line a plan."""
-    gpu, model = find_gpu("h200"), MemoryModel()
-    ran, used, plans = 0, 0.0, 0
+def plans() -> Iterator[tuple[int, str, Budget, Choice]]:
+    """Gigabytes, loss, budget and rank 1 of what fits."""
+    model = MemoryModel()
     for catalog, gigabytes, loss in product(CATALOGS, BUDGETS_GB, LOSSES):
         space = Space(
             catalog=catalog, losses=(loss,), architecture=Architecture(), precision="fp16", workload=WorstCase()
         )
-        budget = make_budget(gigabytes * 10**9, gpu)
-        outcome = Search(space, budget, gpu, model).run()
-        if not outcome.choices:
-            print(f"{catalog:>9,} {gigabytes:>3} GB {loss:4}  nothing fits")
-            continue
-        choice = outcome.choices[0]
-        found = confirm(choice, budget, gpu, steps=STEPS)
-        share = found.reserved_bytes / budget.usable_bytes
-        plans, ran, used = plans + 1, ran + (found.fits and not found.retries), used + share
-        verdict = "runs" if found.fits else "OUT OF MEMORY"
+        budget = make_budget(gigabytes * 10**9, CARD)
+        outcome = Search(space, budget, CARD, model).run()
+        if outcome.choices:
+            yield gigabytes, loss, budget, outcome.choices[0]
+
+
+def main(
+    count: Annotated[int | None, typer.Option("--plans", min=1, help="At most so many, evenly taken.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write a table.")] = None,
+) -> None:
+    """One line a plan."""
+    every = list(plans())
+    chosen = every if count is None else [every[at * len(every) // count] for at in range(min(count, len(every)))]
+    rows = []
+    for gigabytes, loss, budget, choice in chosen:
+        found = confirm(choice, budget, CARD, steps=STEPS)
+        configuration, share = choice.configuration, found.reserved_bytes / budget.usable_bytes
+        rows.append(
+            {
+                "date": date.today().isoformat(), "budget_gb": gigabytes, "usable": budget.usable_bytes, "loss": loss,
+                "catalog": configuration.catalog, "batch_size": configuration.batch_size,
+                "seq_len": configuration.seq_len, "negatives": configuration.negatives or 0, "fits": found.fits,
+                "retries": found.retries, "reserved": found.reserved_bytes, "allocated": found.allocated_bytes,
+                "predicted": choice.memory.reserved_bytes, "basis": found.basis,
+            }
+        )  # fmt: skip
         print(
-            f"{catalog:>9,} {gigabytes:>3} GB {loss:4}  {verdict}, {found.retries} retries, "
-            f"{share:4.0%} of {budget.usable_bytes / 2**30:.1f} GiB reserved"
+            f"{configuration.catalog:>9,} {gigabytes:>3} GB {loss:4}  {'runs' if found.fits else 'OUT OF MEMORY'}, "
+            f"{found.retries} retries, {share:4.0%} of {budget.usable_bytes / 2**30:.1f} GiB reserved"
         )
-    print(f"{ran} of {plans} plans run without a retry, {used / plans:.0%} of the usable budget is used on average")
+        if output is not None:
+            pd.DataFrame(rows).to_csv(output, index=False)
+    table = pd.DataFrame(rows)
+    smooth, used = (table.fits & (table.retries == 0)).sum(), (table.reserved / table.usable).mean()
+    print(
+        f"{table.fits.sum()} of {len(table)} plans run, {smooth} without a late retry; {used:.0%} of the usable budget "
+        f"is used on average ({table.basis[0]})"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

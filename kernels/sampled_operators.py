@@ -50,7 +50,8 @@ def sampled_softmax(
             hidden, table, targets, losses, shifts, call.log_prob, *call.arguments, **call.options(launch, log_q)
         )
 
-    run(call.launch("sampled_forward", launch_for(SAMPLED_FORWARD, hidden.shape[1]), run)[0])
+    with torch.cuda.device_of(hidden):
+        run(call.launch("sampled_forward", launch_for(SAMPLED_FORWARD, hidden.shape[1]), run)[0])
     return losses, shifts
 
 
@@ -96,10 +97,11 @@ def sampled_softmax_backward(
             *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0, **call.options(launch, log_q),
         )  # fmt: skip
 
-    launch, tried = call.launch("sampled_backward", launch_for(SAMPLED_BACKWARD, hidden.shape[1]), run)
-    if tried:
-        grad_table.zero_()
-    run(launch)
+    with torch.cuda.device_of(hidden):
+        launch, tried = call.launch("sampled_backward", launch_for(SAMPLED_BACKWARD, hidden.shape[1]), run)
+        if tried:
+            grad_table.zero_()
+        run(launch)
     if deterministic:
         grad_table = grad_table.float().mul_(scale / kernels.FIXED_POINT)
     return grad_hidden, grad_table

@@ -63,12 +63,13 @@ def full_softmax(
             GRAD=with_grad, SPLIT=call.splits > 1, **call.options(launch),
         )  # fmt: skip
 
-    run(call.launch(call.forward, run))
-    if call.splits > 1:
-        kernels.softmax_join[(triton.cdiv(len(hidden), JOIN_ROWS),)](
-            table, targets, partials, positives, parts, losses, sums, pulls, len(hidden), call.splits, ignore_index,
-            GRAD=with_grad, **call.rows_options(),
-        )  # fmt: skip
+    with torch.cuda.device_of(hidden):
+        run(call.launch(call.forward, run))
+        if call.splits > 1:
+            kernels.softmax_join[(triton.cdiv(len(hidden), JOIN_ROWS),)](
+                table, targets, partials, positives, parts, losses, sums, pulls, len(hidden), call.splits, ignore_index,
+                GRAD=with_grad, **call.rows_options(),
+            )  # fmt: skip
     return losses, sums, spans, pulls
 
 
@@ -107,12 +108,13 @@ def full_softmax_backward(
     grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
     if not len(hidden):
         return torch.empty_like(pulls), grad_table.zero_()
-    _fill_grad_table(call, grad_table, hidden, item_table, (targets, losses, sums, weights), spans, ignore_index)
-    grad_hidden = torch.empty_like(pulls)
-    if len(pulls):
-        kernels.scale_rows[(triton.cdiv(len(hidden), JOIN_ROWS),)](
-            pulls, weights, grad_hidden, len(hidden), **call.rows_options()
-        )
+    with torch.cuda.device_of(hidden):
+        _fill_grad_table(call, grad_table, hidden, item_table, (targets, losses, sums, weights), spans, ignore_index)
+        grad_hidden = torch.empty_like(pulls)
+        if len(pulls):
+            kernels.scale_rows[(triton.cdiv(len(hidden), JOIN_ROWS),)](
+                pulls, weights, grad_hidden, len(hidden), **call.rows_options()
+            )
     return grad_hidden, grad_table
 
 

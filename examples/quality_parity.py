@@ -2,7 +2,8 @@
 
     python examples/quality_parity.py video.txt -o parity
 
-Trains the same SASRec with `cce-` (32 tokens share a set of negatives, and 1), `ce-` and `cce`, each with every seed,
+Trains the same SASRec with `cce-` (32 tokens share a set of 512 negatives, and 1; 512 by popularity; 2,048), `ce-`
+and `cce`, each with every seed,
 by `srsplan train` (leave-one-out: video.txt has no timestamps), and prints the test NDCG@10 of full ranking. A run that
 is done is not done again and one that was killed goes on, so the script can be started as often as one likes. On a CPU
 core a run takes 5 to 20 minutes.
@@ -28,6 +29,8 @@ FORMS = {
     "cce-, 1 a set": ["--loss", "cce-", *SAMPLED, "1"],
     "ce-": ["--loss", "ce-", "--negatives", "512"],
     "cce": ["--loss", "cce"],
+    "cce-, 32 a set, by popularity": ["--loss", "cce-", *SAMPLED, "32", "--sampler", "popularity"],
+    "cce-, 32 a set of 2,048": ["--loss", "cce-", "--negatives", "2048", "--tokens-per-set", "32"],
 }
 MODEL = ["--dim", "64", "--batch-size", "256", "--seq-len", "50", "--dropout", "0.2"]
 TRAINING = ["--epochs", "14", "--split", "leave-one-out"]

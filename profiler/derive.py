@@ -16,9 +16,11 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from itertools import product as combinations
+from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
 
@@ -310,26 +312,32 @@ def few_chunks(configuration: Configuration) -> Configuration:
     return replace(configuration, valid_tokens=tokens)
 
 
+Group = tuple[Precision, int, bool]
+"""Precision, blocks, and whether there are many chunks."""
+
+
 def derive_all(report: Callable[[str], object] = lambda _: None) -> Iterator[str]:
-    """Every program as a line: its `expressions.program_key`, a blank, JSON."""
-    for key, program in _derivations():
-        report(f"{key}: {len(program.symbols)} symbols, {len(program.step)} events")
-        yield f"{key} {json.dumps(program.to_document(), separators=(',', ':'))}\n"
+    """Every program as a line: its `expressions.program_key`, a blank, JSON. One process for every core."""
+    groups = [(cast(Precision, each), *rest) for each, *rest in combinations(PRECISIONS, BLOCKS, (False, True))]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for number, (group, lines) in enumerate(zip(groups, pool.map(_lines, groups), strict=True), start=1):
+            report(f"{number} of {len(groups)}: {group[0]}, {group[1]} blocks, {len(lines)} programs")
+            yield from lines
 
 
-def _derivations() -> Iterator[tuple[str, Program]]:
-    for each, blocks, many in combinations(PRECISIONS, BLOCKS, (False, True)):
-        precision = cast(Precision, each)
-        evaluation = generic_evaluation(precision, blocks, 1)[0]
-        yield expressions.program_key("evaluation", evaluation, many), derive_evaluation(precision, blocks, many)
-        pairs = [
-            (loss.name, sampler) for loss in LOSSES.values() if loss.chunked or not many for sampler in loss.samplers
-        ]
-        for (loss, sampler), recompute, parts in combinations(pairs, (False, True), (False, True)):
-            kind = Kind(
-                loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, parts=parts
-            )
-            yield expressions.program_key(loss, generic_step(kind)[0], many), derive_step(kind, many)
+def _lines(group: Group) -> list[str]:
+    return [
+        f"{key} {json.dumps(program.to_document(), separators=(',', ':'))}\n" for key, program in _derivations(*group)
+    ]
+
+
+def _derivations(precision: Precision, blocks: int, many: bool) -> Iterator[tuple[str, Program]]:
+    evaluation = generic_evaluation(precision, blocks, 1)[0]
+    yield expressions.program_key("evaluation", evaluation, many), derive_evaluation(precision, blocks, many)
+    pairs = [(loss.name, sampler) for loss in LOSSES.values() if loss.chunked or not many for sampler in loss.samplers]
+    for (loss, sampler), recompute, parts in combinations(pairs, (False, True), (False, True)):
+        kind = Kind(loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, parts=parts)
+        yield expressions.program_key(loss, generic_step(kind)[0], many), derive_step(kind, many)
 
 
 def main() -> None:

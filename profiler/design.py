@@ -2,7 +2,8 @@
 
 The rule: of all combinations of powers of two that fit, the one nearest to the budget comes first, because there a
 wrong prediction hurts most; then, again and again, the one farthest from everything chosen, by the logarithms of batch
-size, sequence length, negatives, catalog and predicted memory. Run in order of size, so that what fails fails late.
+size, sequence length, negatives, catalog and predicted memory: where a smooth model of the error, which is all that a
+profile adds, would be least sure. Run in order of size, so that what fails fails late, and is replaced by others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ TOKENS_PER_SET = 32
 FULLEST = 0.95
 """Of the budget: beyond it every probe would fail."""
 
+SMALLER = 0.8
+"""What takes the place of a probe that failed is at most so much of it."""
+
+Sized = tuple[int, Configuration]
 Predict = Callable[[Sequence[Configuration]], Sequence[int]]
 """Predicted bytes of configurations that share a loss."""
 
@@ -39,15 +44,36 @@ class Wanted:
 
 def choose_probes(wanted: Wanted, predict: Predict) -> list[Configuration]:
     """At most `count` of each loss, smallest first; fewer where fewer fit."""
-    chosen: list[tuple[int, Configuration]] = []
+    chosen: list[Sized] = []
     for loss in wanted.losses:
-        candidates = list(_grid(loss, wanted))
-        if candidates:
-            sizes = predict(candidates)
-            pairs = [(int(size), each) for size, each in zip(sizes, candidates, strict=True)]
-            fitting = [pair for pair in pairs if pair[0] <= FULLEST * wanted.budget_bytes]
-            chosen += _spread(fitting, wanted.count)
+        chosen += _spread(_fitting(loss, wanted, predict), wanted.count)
     return [configuration for _, configuration in sorted(chosen, key=lambda pair: pair[0])]
+
+
+def replace_failed(
+    wanted: Wanted, predict: Predict, tried: Sequence[Configuration], failed: Sequence[Configuration]
+) -> list[Configuration]:
+    """Others in the place of those that failed, farthest from those that did not, smallest first.
+
+    Smaller by a fifth than whatever failed of their loss: one of its size would fail as well.
+    """
+    found: list[Sized] = []
+    for loss in wanted.losses:
+        lost = [each for each in failed if each.loss == loss]
+        if lost:
+            kept = [each for each in tried if each.loss == loss and each not in lost]
+            taken = [*zip(map(int, predict(kept)), kept, strict=True)] if kept else []
+            limit, fitting = min(map(int, predict(lost))), _fitting(loss, wanted, predict)
+            smaller = [pair for pair in fitting if pair[0] <= SMALLER * limit and pair not in taken]
+            found += _spread(smaller, min(wanted.count, len(fitting)) - len(kept), taken)
+    return [configuration for _, configuration in sorted(found, key=lambda pair: pair[0])]
+
+
+def _fitting(loss: str, wanted: Wanted, predict: Predict) -> list[Sized]:
+    candidates = list(_grid(loss, wanted))
+    sizes = predict(candidates) if candidates else []
+    pairs = ((int(size), each) for size, each in zip(sizes, candidates, strict=True))
+    return [pair for pair in pairs if pair[0] <= FULLEST * wanted.budget_bytes]
 
 
 def _grid(loss: str, wanted: Wanted) -> Iterator[Configuration]:
@@ -66,15 +92,16 @@ def _grid(loss: str, wanted: Wanted) -> Iterator[Configuration]:
                     )  # fmt: skip
 
 
-def _spread(pairs: list[tuple[int, Configuration]], count: int) -> list[tuple[int, Configuration]]:
-    """Farthest-point selection, the largest first."""
+def _spread(pairs: Sequence[Sized], count: int, taken: Sequence[Sized] = ()) -> list[Sized]:
+    """Farthest-point selection from `pairs`; beside nothing that is taken already, the largest first."""
     if not pairs:
         return []
-    places = [_place(size, configuration) for size, configuration in pairs]
-    picked = [max(range(len(pairs)), key=lambda index: pairs[index][0])]
-    nearest = [math.dist(place, places[picked[0]]) for place in places]
+    places = [_place(*pair) for pair in pairs]
+    others = [_place(*pair) for pair in taken]
+    picked: list[int] = []
+    nearest = [min((math.dist(place, other) for other in others), default=math.inf) for place in places]
     while len(picked) < min(count, len(pairs)):
-        farthest = max(range(len(pairs)), key=lambda index: nearest[index])
+        farthest = max(range(len(pairs)), key=lambda index: (nearest[index], pairs[index][0]))
         picked.append(farthest)
         nearest = [min(old, math.dist(place, places[farthest])) for old, place in zip(nearest, places, strict=True)]
     return [pairs[index] for index in picked]

@@ -180,6 +180,40 @@ def test_a_card_that_disappears_ends_the_profile_and_keeps_what_was_measured(
     assert len({each.key for each in records}) == len(records) == 3
 
 
+def test_probes_that_failed_are_replaced_by_smaller_ones(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest of a loss run out of memory; a second start finds everything stored."""
+    limit = 20 << 30
+    script = (
+        "import json, sys; task = json.load(sys.stdin)['configuration']\n"
+        "from srsplan.models.config import Configuration\n"
+        "from srsplan.planner.memory import MemoryModel\n"
+        "size = int(MemoryModel().allocated([Configuration.from_dict(task)])[0])\n"
+        f"if size > {limit}: sys.exit('torch.OutOfMemoryError: CUDA out of memory. Tried to allocate')\n"
+        "print(json.dumps({'status': 'ok', 'allocated_bytes': size, 'reserved_bytes': size}))"
+    )
+    probe = CudaProbe(gpu="a100-40gb", device="a card", command=(sys.executable, "-c", script))
+    card = find_gpu("a100-40gb")
+    monkeypatch.setattr(profile, "find_bench", lambda *_: profile.Bench(probe=probe, gpu=card, sentence="here"))
+    command = ("profile", "--gpu", "a100-40gb", "--losses", "ce-,cce-", "--catalog", "30K", "--probes", 4)
+    done = run(*command, "-o", "out.jsonl", "--json")
+    assert done.code == 0, done.err
+    records = load(tmp_path / "out.jsonl").records
+    failed = [each for each in records if each.status == "oom_device"]
+    assert failed
+    assert "probes failed; " in done.message
+    assert "smaller ones are tried in their places" in done.message
+    assert len({each.key for each in records}) == len(records) == len(done.json) == 8 + len(failed)
+    model = MemoryModel()
+    for new in (each for each in records[8:] if each.status == "ok"):
+        lost = [each.configuration for each in failed if each.configuration.loss == new.configuration.loss]
+        assert model.allocated([new.configuration])[0] < model.allocated(lost).min()
+    again = run(*command, "-o", "out.jsonl")
+    assert again.code == 0
+    assert load(tmp_path / "out.jsonl").records == records
+
+
 @pytest.mark.parametrize(
     "content", [b"years of work", b"\x00\xff\x00", b"user,item\n1,2\n3,4", b'{"schema": 9, "a"', b"1\n2"]
 )

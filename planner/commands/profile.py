@@ -21,11 +21,13 @@ from srsplan.planner.gpus import Gpu, detect_gpu, resolve_gpu
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.units import format_count, format_gib, format_ms, parse_bytes, parse_count
 from srsplan.profiler.cuda_probe import CudaProbe
-from srsplan.profiler.design import Wanted, choose_probes
+from srsplan.profiler.design import Wanted, choose_probes, replace_failed
 from srsplan.profiler.probe import Probe, SimulatedProbe
 from srsplan.profiler.records import ProbeRecord
 from srsplan.profiler.store import Store
 
+ROUNDS = 3
+"""How often probes that failed are replaced by others."""
 DEFAULT_PATH = Path("srsplan.profile.jsonl")
 INTERRUPTED = 130
 
@@ -68,7 +70,11 @@ def profile_command(
         count=probes,
     )
     model = MemoryModel()
-    chosen = choose_probes(wanted, lambda each: [int(size) for size in model.allocated(each)])
+
+    def predict(steps: Sequence[Configuration]) -> list[int]:
+        return [int(size) for size in model.allocated(steps)]
+
+    chosen = choose_probes(wanted, predict)
     if not chosen:
         raise InputError(
             f"no probe fits {format_gib(wanted.budget_bytes)}: with --catalog {catalog} the smallest is larger",
@@ -81,6 +87,13 @@ def profile_command(
     try:
         with Store(output) as store:
             records = _run(bench, chosen, store)
+            for _ in range(ROUNDS):
+                failed = [record.configuration for record in records if record.status != "ok"]
+                others = replace_failed(wanted, predict, [record.configuration for record in records], failed)
+                if not others:
+                    break
+                console.err.print(f"{len(failed)} probes failed; {len(others)} smaller ones are tried in their places")
+                records += _run(bench, others, store)
     except KeyboardInterrupt:
         console.err.print(f"stopped; what was probed is in {output}, the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None

@@ -59,11 +59,12 @@ def main(
         configuration, share = choice.configuration, found.reserved_bytes / budget.usable_bytes
         rows.append(
             {
-                "date": date.today().isoformat(), "budget_gb": gigabytes, "usable": budget.usable_bytes, "loss": loss,
-                "catalog": configuration.catalog, "batch_size": configuration.batch_size,
+                "date": date.today().isoformat(), "budget_gb": gigabytes, "usable_bytes": budget.usable_bytes,
+                "loss": loss, "catalog": configuration.catalog, "batch_size": configuration.batch_size,
                 "seq_len": configuration.seq_len, "negatives": configuration.negatives or 0, "fits": found.fits,
-                "retries": found.retries, "reserved": found.reserved_bytes, "allocated": found.allocated_bytes,
-                "predicted": choice.memory.reserved_bytes, "basis": found.basis,
+                "retries": found.retries, "reserved_bytes": found.reserved_bytes,
+                "allocated_bytes": found.allocated_bytes, "predicted_bytes": choice.memory.reserved_bytes,
+                "basis": found.basis,
             }
         )  # fmt: skip
         print(
@@ -73,7 +74,7 @@ def main(
         if output is not None:
             pd.DataFrame(rows).to_csv(output, index=False)
     table = pd.DataFrame(rows)
-    smooth, used = (table.fits & (table.retries == 0)).sum(), (table.reserved / table.usable).mean()
+    smooth, used = (table.fits & (table.retries == 0)).sum(), (table.reserved_bytes / table.usable_bytes).mean()
     print(
         f"{table.fits.sum()} of {len(table)} plans run, {smooth} without a late retry; {used:.0%} of the usable budget "
         f"is used on average ({table.basis[0]})"

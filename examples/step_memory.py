@@ -37,7 +37,7 @@ KNOBS = ("loss", "catalog", "batch_size", "seq_len", "negatives")
 def predicted(model: MemoryModel, configuration: Configuration, mode: str) -> dict[str, int]:
     """Allocated and reserved peaks of steady steps, bytes."""
     reserved = lifetime.steady(configuration, model.program, expandable_segments=mode == "expandable")
-    return {"predicted_allocated": int(model.allocated([configuration])[0]), "predicted_reserved": reserved}
+    return {"predicted_allocated_bytes": int(model.allocated([configuration])[0]), "predicted_reserved_bytes": reserved}
 
 
 def measured(probe: CudaProbe, configuration: Configuration, mode: str) -> dict[str, Any]:
@@ -45,9 +45,9 @@ def measured(probe: CudaProbe, configuration: Configuration, mode: str) -> dict[
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = MODES[mode]
     found = probe.run(configuration)
     return {
-        "status": found.status, "allocated": found.allocated_bytes, "reserved": found.reserved_bytes,
-        "context": found.context_bytes, "step_ms": found.step_ms_median, "device": found.device, "torch": found.torch,
-        "triton": found.triton, "error": found.error_tail,
+        "status": found.status, "allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes,
+        "context_bytes": found.context_bytes, "step_ms": found.step_ms_median, "device": found.device,
+        "torch": found.torch, "triton": found.triton, "error": found.error_tail,
     }  # fmt: skip
 
 
@@ -55,7 +55,9 @@ def summary(rows: pd.DataFrame) -> Table:
     """Worst and median error of each loss and mode."""
     table = Table("loss", "allocator", "steps", "allocated, worst", "reserved, worst", "reserved, median", box=None)
     for (loss, mode), part in rows[rows.status == "ok"].groupby(["loss", "mode"]):
-        errors = [(part[f"predicted_{name}"] / part[name] - 1).abs() for name in ("allocated", "reserved")]
+        errors = [
+            (part[f"predicted_{name}_bytes"] / part[f"{name}_bytes"] - 1).abs() for name in ("allocated", "reserved")
+        ]
         table.add_row(
             str(loss), str(mode), str(len(part)), f"{errors[0].max():.2%}", f"{errors[1].max():.2%}",
             f"{errors[1].median():.2%}",

@@ -30,9 +30,9 @@ def cce_triton(
 ) -> Tensor:
     """Cross-entropy over the whole catalog; arguments and result are those of `chunked.cce`. Bitwise repeatable.
 
-    Backward skips spans of items whose largest share of the softmax is below `filter_eps`: None takes what the format
-    cannot represent, 0 skips nothing, up to 1e-4 is published to keep quality. Products run in `hidden`'s type (fp16,
-    bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside 16-bit hidden states.
+    The gradient of the table skips spans of items whose largest share of the softmax is below `filter_eps`: None takes
+    what the format cannot represent, 0 skips nothing, up to 1e-4 is published to keep quality. Products run in
+    `hidden`'s type (fp16, bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside 16-bit hidden states.
 
     Memory above the inputs: 8 bytes a token, one byte per 128 tokens (fewer above D 256 and in fp32) x 256 items, and
     hidden's gradient but for its weights, [M, D] in hidden's type, from forward on; with fewer tokens than keep a card

@@ -50,10 +50,10 @@ def full_softmax(
     The last is [M, D] in hidden's type with `with_grad`, otherwise [0, D].
     """
     call = _Call(hidden, item_table, with_grad)
-    losses, sums, spans, pulls = call.outputs()
+    losses, sums, spans, row_grads = call.outputs()
     if not len(hidden):
-        return losses.zero_(), sums.zero_(), spans, pulls
-    partials, positives, parts = call.split_outputs(losses, pulls)
+        return losses.zero_(), sums.zero_(), spans, row_grads
+    partials, positives, parts = call.split_outputs(losses, row_grads)
     table = item_table.to(hidden.dtype)
 
     def run(launch: Launch) -> None:
@@ -67,10 +67,10 @@ def full_softmax(
         run(call.launch(call.forward, run))
         if call.splits > 1:
             kernels.softmax_join[(triton.cdiv(len(hidden), JOIN_ROWS),)](
-                table, targets, partials, positives, parts, losses, sums, pulls, len(hidden), call.splits, ignore_index,
-                GRAD=with_grad, **call.rows_options(),
+                table, targets, partials, positives, parts, losses, sums, row_grads, len(hidden), call.splits,
+                ignore_index, GRAD=with_grad, **call.rows_options(),
             )  # fmt: skip
-    return losses, sums, spans, pulls
+    return losses, sums, spans, row_grads
 
 
 @full_softmax.register_fake
@@ -84,11 +84,11 @@ def full_softmax_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Allocates what the operator does, in its order, and keeps it as long."""
     call = _Call(hidden, item_table, with_grad)
-    losses, sums, spans, pulls = call.outputs()
-    during = call.split_outputs(losses, pulls)
+    losses, sums, spans, row_grads = call.outputs()
+    during = call.split_outputs(losses, row_grads)
     table = item_table.to(hidden.dtype)
     del during, table
-    return losses, sums, spans, pulls
+    return losses, sums, spans, row_grads
 
 
 @torch.library.custom_op("srsplan::full_softmax_backward", mutates_args=())
@@ -99,21 +99,21 @@ def full_softmax_backward(
     losses: Tensor,
     sums: Tensor,
     spans: Tensor,
-    pulls: Tensor,
+    row_grads: Tensor,
     weights: Tensor,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of sum(weights x losses): of hidden, pulls scaled, and of the table, fp32 [V, D]."""
-    call = _Call(hidden, item_table, len(pulls) > 0)
+    """Gradients of sum(weights x losses): of hidden, from those of its rows, and of the table, fp32 [V, D]."""
+    call = _Call(hidden, item_table, len(row_grads) > 0)
     grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
     if not len(hidden):
-        return torch.empty_like(pulls), grad_table.zero_()
+        return torch.empty_like(row_grads), grad_table.zero_()
     with torch.cuda.device_of(hidden):
         _fill_grad_table(call, grad_table, hidden, item_table, (targets, losses, sums, weights), spans, ignore_index)
-        grad_hidden = torch.empty_like(pulls)
-        if len(pulls):
+        grad_hidden = torch.empty_like(row_grads)
+        if len(row_grads):
             kernels.scale_rows[(triton.cdiv(len(hidden), JOIN_ROWS),)](
-                pulls, weights, grad_hidden, len(hidden), **call.rows_options()
+                row_grads, weights, grad_hidden, len(hidden), **call.rows_options()
             )
     return grad_hidden, grad_table
 
@@ -150,7 +150,7 @@ def full_softmax_backward_fake(
     losses: Tensor,
     sums: Tensor,
     spans: Tensor,
-    pulls: Tensor,
+    row_grads: Tensor,
     weights: Tensor,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ def full_softmax_backward_fake(
     table = item_table.to(hidden.dtype)
     state = hidden.new_empty((4, call.padded), dtype=torch.float32)
     del table, state
-    return torch.empty_like(pulls), grad_table
+    return torch.empty_like(row_grads), grad_table
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -193,21 +193,21 @@ class _Call:
         self.splits = -(-self.catalog // self.split_items)
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """losses, sums, spans, pulls; not filled."""
+        """losses, sums, spans, row_grads; not filled."""
         tokens, dim = self._hidden.shape
         losses, sums = (self._hidden.new_empty(tokens, dtype=torch.float32) for _ in range(2))
         spans = self._hidden.new_empty((self.blocks, self.spans), dtype=torch.int8)
         return losses, sums, spans, self._hidden.new_empty((tokens if self._with_grad else 0, dim))
 
-    def split_outputs(self, losses: Tensor, pulls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split_outputs(self, losses: Tensor, row_grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """partials, positives, parts; any tensors where there is one split, which writes to the outputs."""
         if self.splits == 1:
-            return losses, losses, pulls
+            return losses, losses, row_grads
         tokens, dim = self._hidden.shape
         partials = self._hidden.new_empty((self.splits, tokens), dtype=torch.float32)
         positives = self._hidden.new_empty(tokens, dtype=torch.float32)
         if not self._with_grad:
-            return partials, positives, pulls
+            return partials, positives, row_grads
         return partials, positives, self._hidden.new_empty((self.splits, tokens, dim), dtype=torch.float32)
 
     def launch(self, kernel: str, run: Callable[[Launch], object]) -> Launch:

@@ -78,6 +78,19 @@ def draw_items(
 
 
 @triton.jit
+def log_sum(one, other):
+    """log (exp one + exp other)"""
+    top = tl.maximum(one, other)
+    return top + tl.log(tl.exp(one - top) + tl.exp(other - top))
+
+
+@triton.jit
+def surplus_of(loss):
+    """Share of the target minus one, without cancellation for a loss near 0."""
+    return -tl.where(loss < 0.01, loss - loss * loss * 0.5, 1.0 - tl.exp(-loss))
+
+
+@triton.jit
 def load_rows(base, rows, columns, live, DIM: tl.constexpr):
     """Rows [R] of a [*, D] matrix as [R, D]; rows that are not live and columns beyond D are 0."""
     place = rows.to(tl.int64)[:, None] * DIM + columns[None, :]
@@ -135,8 +148,7 @@ def sampled_forward(
         largest = above
     log_kept = tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
     others = tl.where(total > 0, largest + tl.log(tl.maximum(total, 1e-37)) - log_kept, LOWEST)
-    top = tl.maximum(positive, others)
-    log_sum_exp = top + tl.log(tl.exp(positive - top) + tl.exp(others - top))
+    log_sum_exp = log_sum(positive, others)
     tl.store(losses + tokens, tl.where(live, log_sum_exp - positive, 0.0), mask=tokens < count)
     tl.store(shifts + tokens, log_sum_exp + log_kept, mask=tokens < count)
 
@@ -178,8 +190,7 @@ def sampled_backward(
     shift = tl.load(shifts + tokens, mask=inside, other=0.0)
     loss = tl.load(losses + tokens, mask=inside, other=0.0)
     table_unit = 1.0 if FIXED > 0 else unit
-    # share of the target minus one, without cancellation for a loss near 0
-    surplus = -weight * tl.where(loss < 0.01, loss - loss * loss * 0.5, 1.0 - tl.exp(-loss))
+    surplus = weight * surplus_of(loss)
     grad = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
     add_rows(grad_table, target, columns, surplus[:, None] * rows.to(tl.float32) * table_unit, live, DIM, FIXED)
     rest = tl.zeros((SET,), tl.float32)

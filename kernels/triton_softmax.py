@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from srsplan.kernels.triton_sampled import LOWEST
+from srsplan.kernels.triton_sampled import LOWEST, log_sum, surplus_of
 
 LOW = tl.constexpr(-1e20)
 """Where a running maximum begins: above LOWEST, which stands for an excluded entry, and below every logit."""
@@ -33,7 +33,7 @@ SPARSE_SHARE = 0.4
 
 LIFT = tl.constexpr(1024.0)
 """Shares are lifted before they are rounded to 16 bit: fp16 then holds shares down to 6e-11 instead of 6e-8."""
-LOG2_LIFT = tl.constexpr(10.0)
+LOG_LIFT = tl.constexpr(6.931471805599453)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -45,18 +45,6 @@ def exp_of(logits, shift, FP32: tl.constexpr):
     logits x log2 e is rounded to 2^-24 of itself, which is what fp32 has to lose when logits are 30.
     """
     return tl.exp2((logits - shift) * LOG2_E if FP32 else logits * LOG2_E - shift)
-
-
-@triton.jit
-def lifted_exp_of(logits, shift, FP32: tl.constexpr):
-    """LIFT x exp(logits - shift) where shift comes from `lifted_shift_of`."""
-    return tl.exp2((logits - shift) * LOG2_E + LOG2_LIFT if FP32 else logits * LOG2_E - shift)
-
-
-@triton.jit
-def lifted_shift_of(logits, FP32: tl.constexpr):
-    """A logit as `lifted_exp_of` takes it away."""
-    return logits if FP32 else logits * LOG2_E - LOG2_LIFT
 
 
 @triton.jit
@@ -78,7 +66,7 @@ def load_block(base, first, offsets, columns, end, DIM: tl.constexpr, WIDTH: tl.
 
 @triton.jit
 def forward_tile(
-    rows, table, start, catalog, target, live, positive, threshold, largest, total, mean, matters, columns,
+    rows, table, start, catalog, target, live, positive, threshold, largest, total, weighted, matters, columns,
     DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     """One tile on: largest logit, LIFT x sum of exp (logit - largest), the same sum of rows [R, D], what matters."""
@@ -92,40 +80,27 @@ def forward_tile(
     tile_largest = tl.max(logits, 1)
     above = tl.maximum(largest, tile_largest)
     shrink = tl.exp2((largest - above) * LOG2_E)
-    shares = lifted_exp_of(logits, lifted_shift_of(above, FP32)[:, None], FP32)
+    shares = exp_of(logits, shift_of(above - LOG_LIFT, FP32)[:, None], FP32)
     total = total * shrink + tl.sum(shares, 1)
     if GRAD:
-        mean = tl.dot(shares.to(rows.dtype), scored, mean * shrink[:, None], input_precision=PRECISION)
+        weighted = tl.dot(shares.to(rows.dtype), scored, weighted * shrink[:, None], input_precision=PRECISION)
     known = tl.maximum(positive, above + tl.log(tl.maximum(total, 1e-37) / LIFT))
     own = (target >= start) & (target < start + TILE)
     matters = matters | (live & (own | (tile_largest - known > threshold))).to(tl.int32)
-    return above, total, mean, matters
-
-
-@triton.jit
-def surplus_of(loss):
-    """Share of the target minus one, without cancellation for a loss near 0."""
-    return -tl.where(loss < 0.01, loss - loss * loss * 0.5, 1.0 - tl.exp2(-loss * LOG2_E))
-
-
-@triton.jit
-def log_sum(one, other):
-    """log (exp one + exp other)"""
-    top = tl.maximum(one, other)
-    return top + tl.log(tl.exp(one - top) + tl.exp(other - top))
+    return above, total, weighted, matters
 
 
 @triton.jit(do_not_specialize=["count"])
 def softmax_forward(
-    hidden, table, targets, losses, sums, pulls, partials, positives, spans, count, catalog, split_items, span_count,
-    threshold, ignore_index,
+    hidden, table, targets, losses, sums, row_grads, partials, positives, spans, count, catalog, split_items,
+    span_count, threshold, ignore_index,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SPAN_TILES: tl.constexpr,
     PRECISION: tl.constexpr, GRAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """losses and log-sum-exps [M], and with GRAD pulls [M, D]: (softmax - one-hot) times the table.
+    """losses and log-sum-exps [M], and with GRAD row_grads [M, D]: (softmax - one-hot) times the table.
 
-    Of a SPLIT of the catalog: partials [splits, M], log-sum-exp of its items without the target, pulls [splits, M, D],
-    mean of its rows by their softmax, and positives [M]; `softmax_join` makes the rest of them.
+    Of a SPLIT of the catalog: partials [splits, M], log-sum-exp of its items without the target, row_grads
+    [splits, M, D], mean of its rows by their softmax, and positives [M]; `softmax_join` makes the rest of them.
     """
     block, split = tl.program_id(0), tl.program_id(1)
     offsets = tl.arange(0, ROWS)
@@ -142,13 +117,13 @@ def softmax_forward(
     largest = tl.full((ROWS,), LOW, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     matters = tl.zeros((ROWS,), tl.int32)
-    mean = tl.zeros((ROWS, WIDTH if GRAD else 1), tl.float32)
+    weighted = tl.zeros((ROWS, WIDTH if GRAD else 1), tl.float32)
     first = split * split_items
     last = tl.minimum(first + split_items, catalog)
     span = spans + block.to(tl.int64) * span_count + first // (TILE * SPAN_TILES)
     for start in range(first, last, TILE):
-        largest, total, mean, matters = forward_tile(
-            rows, table, start, catalog, target, live, positive, threshold, largest, total, mean, matters, columns,
+        largest, total, weighted, matters = forward_tile(
+            rows, table, start, catalog, target, live, positive, threshold, largest, total, weighted, matters, columns,
             DIM, WIDTH, TILE, PRECISION, GRAD,
         )  # fmt: skip
         if ((start // TILE + 1) % SPAN_TILES == 0) | (start + TILE >= last):
@@ -169,21 +144,21 @@ def softmax_forward(
         tl.store(sums + tokens, log_sum_exp, mask=inside)
         scale = tl.where(live, tl.exp(others - log_sum_exp) / tl.maximum(total, 1e-37), 0.0)
     if GRAD:
-        mean = mean * scale[:, None]
+        weighted = weighted * scale[:, None]
         if not SPLIT:
-            mean += surplus_of(loss)[:, None] * tl.load(goal, mask=known, other=0.0).to(tl.float32)
+            weighted += surplus_of(loss)[:, None] * tl.load(goal, mask=known, other=0.0).to(tl.float32)
         tl.store(
-            pulls + place[:, None] * DIM + columns[None, :], mean.to(pulls.dtype.element_ty),
+            row_grads + place[:, None] * DIM + columns[None, :], weighted.to(row_grads.dtype.element_ty),
             mask=inside[:, None] & (columns < DIM)[None, :],
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count", "splits"])
 def softmax_join(
-    table, targets, partials, positives, parts, losses, sums, pulls, count, splits, ignore_index,
+    table, targets, partials, positives, parts, losses, sums, row_grads, count, splits, ignore_index,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """What `softmax_forward` of several splits comes to: parts fp32 [splits, M, D] become pulls [M, D]."""
+    """What `softmax_forward` of several splits comes to: parts fp32 [splits, M, D] become row_grads [M, D]."""
     tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
     inside = tokens < count
@@ -200,25 +175,25 @@ def softmax_join(
     if GRAD:
         mask = inside[:, None] & (columns < DIM)[None, :]
         goal = table + tl.where(live, target, 0)[:, None] * DIM + columns[None, :]
-        pull = surplus_of(loss)[:, None] * tl.load(goal, mask=mask, other=0.0).to(tl.float32)
+        grad = surplus_of(loss)[:, None] * tl.load(goal, mask=mask, other=0.0).to(tl.float32)
         for split in range(splits):
             place = tl.cast(split, tl.int64) * count + tokens
             share = tl.exp(tl.load(partials + place, mask=inside, other=LOWEST) - log_sum_exp)
-            pull += share[:, None] * tl.load(parts + place[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
-        pull = tl.where(live[:, None], pull, 0.0)
-        place = pulls + tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
-        tl.store(place, pull.to(pulls.dtype.element_ty), mask=mask)
+            grad += share[:, None] * tl.load(parts + place[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
+        grad = tl.where(live[:, None], grad, 0.0)
+        place = row_grads + tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
+        tl.store(place, grad.to(row_grads.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["count"])
-def scale_rows(pulls, weights, out, count, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """out [M, D] is pulls times weights [M]; 0 where the weight is."""
+def scale_rows(row_grads, weights, out, count, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """out [M, D] is row_grads times weights [M]; 0 where the weight is."""
     tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
     mask = (tokens < count)[:, None] & (columns < DIM)[None, :]
     weight = tl.load(weights + tokens, mask=tokens < count, other=0.0)[:, None]
     place = tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
-    rows = tl.load(pulls + place, mask=mask, other=0.0).to(tl.float32)
+    rows = tl.load(row_grads + place, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + place, tl.where(weight != 0, rows * weight, 0.0).to(out.dtype.element_ty), mask=mask)
 
 

@@ -41,6 +41,7 @@ SAMPLED_BACKWARD = {
 }
 
 ASSUMED_CAPABILITY = 90
+"""Where there is no card to ask: in the interpreter, and on the ledger's meta tensors."""
 Table = dict[int, Launch]
 SPAN_ITEMS = 256
 """Items of the full softmax that share a byte with a block of rows: tiles divide it."""
@@ -113,7 +114,7 @@ def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
 
 
 def capability_of(device: torch.device) -> int:
-    """90 for compute capability 9.0; the largest card's where there is none to ask, on meta tensors for example."""
+    """90 for compute capability 9.0."""
     if device.type != "cuda":
         return ASSUMED_CAPABILITY
     major, minor = torch.cuda.get_device_capability(device)

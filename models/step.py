@@ -21,14 +21,30 @@ from srsplan.kernels.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.sasrec import Context, SASRec
 
-LEARNING_RATE = 1e-3
-POPULARITY_EXPONENT = 0.75
 PART_SHIFT = 24
 """Parts of a batch draw their negatives as steps do that are 2^24 apart."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """Fused: one kernel over all parameters, and no temporaries of their size as foreach has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """How a step trains, beside its configuration."""
+
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """The paper's is Adam."""
+    learning_rate: float = 1e-3
+    """Of the optimizer."""
+    weight_decay: float = 0.0
+    """AdamW's, decoupled; Adam adds it to the gradient."""
+    kernel: Implementation = "auto"
+    """Which implementation of the loss."""
+    popularity_exponent: float = 0.75
+    """The sampler "popularity" draws items in proportion to their interactions to this power."""
+    seed: int = 42
+    """Of the weights, the order of batches, dropout and negatives."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +67,22 @@ class TrainingStep:
         self,
         configuration: Configuration,
         device: torch.device,
+        settings: StepSettings = StepSettings(),
         *,
         autocast: Context | None = None,
-        optimizer: Literal["adam", "adamw"] = "adam",
-        learning_rate: float = LEARNING_RATE,
-        weight_decay: float = 0.0,
-        kernel: Implementation = "auto",
         item_counts: NDArray[np.integer] | None = None,
-        popularity_exponent: float = POPULARITY_EXPONENT,
-        seed: int = 0,
     ) -> None:
         """Build on `device`; `autocast` overrides torch's, for the ledger's meta tensors.
 
-        The sampler "popularity" draws by `item_counts` [V] to the power of the exponent; without counts all are 1.
+        The sampler "popularity" draws by `item_counts` [V]; without them all items weigh the same.
         """
         self.configuration, self.device = configuration, device
         with device:
             self.model = SASRec(configuration.catalog, configuration.seq_len, configuration.architecture)
         parameters = self.model.parameters()
-        self.optimizer = OPTIMIZERS[optimizer](parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        self.optimizer = OPTIMIZERS[settings.optimizer](
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         dtype = DTYPES[configuration.precision]
         self.autocast = autocast or _autocast(device, dtype)
         self.model.recompute = self.autocast if configuration.recompute else None
@@ -79,13 +92,13 @@ class TrainingStep:
         self._loss = LossCall(
             loss=configuration.loss,
             negatives=configuration.negatives,
-            sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=seed),
+            sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=settings.seed),
             compute_dtype=dtype,
-            implementation=kernel,
+            implementation=settings.kernel,
             in_batch=configuration.sampler == "in-batch",
         )
         if configuration.sampler == "popularity":
-            self._loss = replace(self._loss, distribution=self._distribution(item_counts, popularity_exponent))
+            self._loss = replace(self._loss, distribution=self._distribution(item_counts, settings.popularity_exponent))
 
     def _distribution(self, counts: NDArray[np.integer] | None, exponent: float) -> Distribution:
         catalog = self.configuration.catalog

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from srsplan.kernels.dispatch import Implementation
 from srsplan.models import checkpoint
 from srsplan.models.batches import Batch, TrainBatches, cut
 from srsplan.models.config import Configuration
@@ -23,7 +22,7 @@ from srsplan.models.errors import DeviceOutOfMemory, InputError, SrsplanError
 from srsplan.models.evaluation import Ranking, evaluate, subset
 from srsplan.models.loading import step_inputs
 from srsplan.models.splits import Holdout, Split
-from srsplan.models.step import LEARNING_RATE, POPULARITY_EXPONENT, TrainingStep
+from srsplan.models.step import StepSettings, TrainingStep
 
 EPOCHS_FILE = "epochs.jsonl"
 VALIDATION_METRIC = "NDCG_10"
@@ -32,7 +31,7 @@ MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(StepSettings):
     """How long and how a configuration is trained."""
 
     epochs: int = 200
@@ -43,20 +42,8 @@ class Settings:
     """Epochs between evaluations."""
     validation_users: int = 10_000
     """Validation ranks so many users, drawn once; the test ranks all."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """The paper's is Adam."""
-    learning_rate: float = LEARNING_RATE
-    """Of the optimizer."""
-    weight_decay: float = 0.0
-    """AdamW's, decoupled; Adam adds it to the gradient."""
-    kernel: Implementation = "auto"
-    """Which implementation of the loss."""
-    popularity_exponent: float = POPULARITY_EXPONENT
-    """The sampler "popularity" draws items in proportion to their interactions to this power."""
     evaluation_batch: int = 256
     """Users ranked at once."""
-    seed: int = 42
-    """Of the weights, the order of batches, dropout and negatives."""
 
 
 @dataclass(kw_only=True)

@@ -96,13 +96,8 @@ def prepare(order: Order, overwrite: bool) -> Prepared:
     kernel = _kernel(order, configuration)
     prepare_folder(order.folder, order.resume, overwrite)
     torch.manual_seed(order.settings.seed)
-    settings = order.settings
-    step = TrainingStep(
-        configuration, order.device, optimizer=settings.optimizer, learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay, kernel=settings.kernel, seed=settings.seed,
-        item_counts=parts.item_counts[1:], popularity_exponent=settings.popularity_exponent,
-    )  # fmt: skip
-    trainer = Trainer(step, parts, settings, order.folder)
+    step = TrainingStep(configuration, order.device, order.settings, item_counts=parts.item_counts[1:])
+    trainer = Trainer(step, parts, order.settings, order.folder)
     order = replace(order, configuration=configuration)
     if order.resume:
         trainer.resume()

@@ -108,7 +108,7 @@ def compiled(capability: int, dim: int, name: str, variant: Variant = DEFAULT) -
     types = {
         **TYPES, "hidden": f"*{variant.hidden}", "grad_hidden": f"*{variant.hidden}", "table": f"*{variant.table}",
         "grad_table": "*i64" if variant.deterministic else "*fp32",
-        "pulls": "*fp32" if variant.split else f"*{variant.hidden}",
+        "row_grads": "*fp32" if variant.split else f"*{variant.hidden}",
     }  # fmt: skip
     values |= dict.fromkeys(NUMBERS, 1) if variant.ones else {}
     types = {name: "constexpr" if name in values else kind for name, kind in types.items()}

@@ -11,19 +11,25 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from command import Ended
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from srsplan.models.config import LOSSES, Architecture, Configuration
 from srsplan.models.errors import InputError, SrsplanError
+from srsplan.models.sasrec import SASRec
+from srsplan.models.step import StepInputs, TrainingStep
 from srsplan.planner import lifetime
 from srsplan.planner.commands import profile
 from srsplan.planner.gpus import find_gpu
 from srsplan.planner.memory import MemoryModel
 from srsplan.planner.profiles import model_of, scaled_time
+from srsplan.profiler import cuda_child
 from srsplan.profiler.cuda_probe import CudaProbe, classify
 from srsplan.profiler.design import Wanted, choose_probes
 from srsplan.profiler.probe import SimulatedProbe
@@ -275,11 +281,25 @@ def test_probes_under_different_caps_are_different_probes() -> None:
     assert ProbeRecord.from_document(json.loads(capped.to_line())) == capped
 
 
-def test_a_probe_runs_as_many_steps_as_it_is_told_and_an_evaluation_of_so_many_users() -> None:
-    probe = CudaProbe(gpu="h200", device="cpu", torch_device="cpu", steps=3, evaluation_users=5)
-    found = probe.run(replace(CONFIGURATION, micro_batches=2, valid_tokens=None))
-    assert found.status == "ok", found.error_tail
-    assert found.retries is None
+def test_a_probe_runs_as_many_steps_as_it_is_told_and_ranks_so_many_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm-up, what was asked for, and one step after the evaluation."""
+    steps, users = [], []
+    run_parts, rank = TrainingStep.run_parts, cuda_child.rank
+
+    def counted(step: TrainingStep, parts: list[StepInputs], targets: int) -> Tensor:
+        steps.append(len(parts))
+        return run_parts(step, parts, targets)
+
+    def ranked(model: SASRec, inputs: Tensor, *rest: Any) -> Tensor:
+        users.append(len(inputs))
+        return rank(model, inputs, *rest)
+
+    monkeypatch.setattr(TrainingStep, "run_parts", counted)
+    monkeypatch.setattr(cuda_child, "rank", ranked)
+    configuration = replace(CONFIGURATION, micro_batches=2, valid_tokens=None, precision="fp32")
+    cuda_child.measure(configuration, torch.device("cpu"), steps=4, users=5)
+    assert steps == [2] * (cuda_child.WARM_UP_STEPS + 4 + 1)
+    assert users == [5]
 
 
 def test_the_simulated_probe_says_so_and_knows_the_card() -> None:

@@ -10,11 +10,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from kernel_draws import kernel_draws
 from scipy.stats import chisquare
 from torch import Tensor
 
 from srsplan.kernels import Sampling, cce_neg, ce, ce_neg
-from srsplan.kernels import triton_sampled as kernels
 from srsplan.kernels.alias import Distribution, InBatch, distribution, in_batch, popularity
 from srsplan.kernels.dispatch import LossCall, choose
 from srsplan.kernels.sampled import cce_neg_triton
@@ -58,21 +58,6 @@ def defined(hidden: Tensor, table: Tensor, targets: Tensor, items: Tensor, share
     return torch.stack(losses).mean()
 
 
-def triton_draw(
-    shape: tuple[int, int], catalog: int, sampling: Sampling, drawn_by: Distribution | InBatch | None
-) -> Tensor:
-    items = torch.full(shape, -1)
-    sampler, pair, indices, size = kernels.UNIFORM, (items, items), items, catalog
-    if isinstance(drawn_by, InBatch):
-        sampler, indices, size = kernels.IN_BATCH, drawn_by.slots, len(drawn_by.slots)
-    elif drawn_by is not None:
-        sampler, pair = kernels.WEIGHTED, (drawn_by.prob, drawn_by.alias)
-    kernels.sample[(shape[0], -(-shape[1] // 64))](
-        items, sampling.seed, sampling.step, size, shape[1], *pair, indices, SAMPLER=sampler, TILE=64
-    )
-    return items
-
-
 @pytest.mark.parametrize("form", ["eager", "chunked", "triton"])
 @pytest.mark.parametrize("sampler", ["uniform", "popularity", "in-batch"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -83,7 +68,7 @@ def test_loss_and_gradients_of_every_sampler(shape: tuple[int, ...], sampler: st
     if form == "eager":
         group = 1
     sampling, sets = Sampling(tokens_per_set=group, seed=3, step=5), -(-tokens // group)
-    draw = triton_draw if form == "triton" else lambda *a: draw_items(a[0], a[1], a[2], 0, CPU, a[3])
+    draw = kernel_draws if form == "triton" else lambda *a: draw_items(a[0], a[1], a[2], 0, CPU, a[3])
     items = draw((sets, negatives), catalog, sampling, drawn_by)
     spread = items[torch.arange(tokens) % sets]
     loss = {"eager": ce_neg, "chunked": cce_neg, "triton": cce_neg_triton}[form]
@@ -108,7 +93,7 @@ def test_draws_follow_their_distribution(form: str) -> None:
         share = shares(drawn_by, 300).numpy()
         sampling = Sampling(seed=11)
         if form == "triton":
-            items = triton_draw((10, 6400), 300, sampling, drawn_by)
+            items = kernel_draws((10, 6400), 300, sampling, drawn_by)
         else:
             items = draw_items((10, 6400), 300, sampling, 0, CPU, drawn_by)
         counts = torch.bincount(items.reshape(-1), minlength=300).numpy()

@@ -11,7 +11,7 @@ from srsplan.kernels import cce
 from srsplan.kernels.lookup import tied_lookup
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.sasrec import SASRec
-from srsplan.models.step import StepInputs, TrainingStep
+from srsplan.models.step import StepInputs, StepSettings, TrainingStep
 
 SIZES = Architecture(dim=32, heads=2, blocks=2, dropout=0.0)
 CPU = torch.device("cpu")
@@ -75,14 +75,14 @@ def test_the_tied_lookup_accumulates_and_works_alone() -> None:
 @pytest.mark.parametrize(("loss", "negatives", "group"), [("ce", None, 1), ("cce", None, 1), ("ce-", 20, 1),
                                                           ("cce-", 20, 16), ("bce", 1, 1)])  # fmt: skip
 def test_every_loss_learns_a_cycle(loss: str, negatives: int | None, group: int) -> None:
-    """Item k is always followed by k + 1: a few dozen steps must find that out."""
+    """Item k is always followed by k + 1: a hundred steps must find that out."""
     torch.manual_seed(1)
     configuration = Configuration(
         loss=loss, catalog=60, batch_size=32, seq_len=10, negatives=negatives, tokens_per_set=group,
         architecture=SIZES, precision="fp32",
     )  # fmt: skip
-    step = TrainingStep(configuration, CPU, learning_rate=5e-3)
-    for _ in range(80):
+    step = TrainingStep(configuration, CPU, StepSettings(learning_rate=5e-3))
+    for _ in range(120):
         sequences = (torch.randint(60, (32, 1)) + torch.arange(11)) % 60
         batch = StepInputs(sequences[:, :-1], torch.arange(320), sequences[:, 1:].reshape(-1))
         step.run(batch)
@@ -107,6 +107,6 @@ def test_equal_seeds_give_equal_steps() -> None:
     losses = []
     for _ in range(2):
         torch.manual_seed(3)
-        step = TrainingStep(configuration, CPU, seed=9)
+        step = TrainingStep(configuration, CPU, StepSettings(seed=9))
         losses.append([float(step.run(StepInputs(items, torch.arange(40), items.reshape(-1)))) for _ in range(3)])
     assert losses[0] == losses[1]

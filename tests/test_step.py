@@ -17,7 +17,7 @@ from srsplan.models.batches import Batch, cut
 from srsplan.models.config import LOSSES, SAMPLERS, Architecture, Configuration, Sampler
 from srsplan.models.errors import InputError
 from srsplan.models.loading import step_inputs
-from srsplan.models.step import TrainingStep
+from srsplan.models.step import StepSettings, TrainingStep
 from srsplan.profiler.simulate import simulate_step
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def some_batch(configuration: Configuration, seed: int = 3) -> Batch:
 
 def gradients(configuration: Configuration, batch: Batch, parts: int) -> tuple[float, dict[str, torch.Tensor]]:
     torch.manual_seed(5)
-    step = TrainingStep(configuration, CPU, learning_rate=0.0)
+    step = TrainingStep(configuration, CPU, StepSettings(learning_rate=0.0))
     pieces = (step_inputs(part, configuration.catalog, CPU) for part in cut(batch, parts))
     loss = step.run_parts(pieces, int(np.count_nonzero(batch.targets)))
     return float(loss), {
@@ -79,7 +79,7 @@ def test_a_step_draws_by_its_sampler(loss: str, sampler: Sampler) -> None:
     configuration = replace(FULL, loss=loss, negatives=40, sampler=sampler)
     counts = np.arange(1, configuration.catalog + 1) ** 2
     torch.manual_seed(5)
-    step = TrainingStep(configuration, CPU, item_counts=counts, popularity_exponent=0.5, seed=8)
+    step = TrainingStep(configuration, CPU, StepSettings(popularity_exponent=0.5, seed=8), item_counts=counts)
     batch = step_inputs(some_batch(configuration), configuration.catalog, CPU)
     drawn_by = {
         "uniform": None,
@@ -123,7 +123,8 @@ def test_adamw_decays() -> None:
     for name in ("adam", "adamw"):
         torch.manual_seed(1)
         decay = 0.0 if name == "adam" else 0.9
-        step = TrainingStep(FULL, CPU, optimizer=name, learning_rate=0.1, weight_decay=decay)  # type: ignore[arg-type]
+        settings = StepSettings(optimizer=name, learning_rate=0.1, weight_decay=decay)  # type: ignore[arg-type]
+        step = TrainingStep(FULL, CPU, settings)
         for _ in range(3):
             step.run(inputs)
         norms[name] = float(step.model.item_table.detach().norm())

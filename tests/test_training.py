@@ -66,7 +66,7 @@ def walks(path: Path, seed: int) -> Path:
 def trainer(folder: Path, configuration: Configuration = TINY, settings: Settings = ONE, data: int = 0) -> Trainer:
     folder.mkdir(exist_ok=True)
     parts = split(read_interactions(walks(folder.parent / f"walks{data}.csv", data)), "leave-one-out")
-    step = TrainingStep(configuration, CPU, learning_rate=settings.learning_rate, seed=settings.seed)
+    step = TrainingStep(configuration, CPU, settings)
     return Trainer(step, parts, settings, folder)
 
 
@@ -129,7 +129,7 @@ def test_out_of_memory_is_explained_with_bytes() -> None:
 
 def on_a_small_card(folder: Path, settings: Settings = ONE) -> Trainer:
     whole = trainer(folder, replace(TINY, architecture=replace(TINY.architecture, dropout=0.0)), settings)
-    step = SmallCard(whole.step.configuration, CPU, learning_rate=settings.learning_rate, seed=settings.seed)
+    step = SmallCard(whole.step.configuration, CPU, settings)
     step.model.load_state_dict(whole.step.model.state_dict())
     return Trainer(step, whole.split, settings, folder)
 

@@ -8,11 +8,11 @@ import triton_interpreter  # noqa: F401 - first, so that triton interprets
 import numpy as np
 import pytest
 import torch
+from kernel_draws import kernel_draws
 from scipy.stats import chisquare
 from torch import Tensor
 
 from srsplan.kernels import Sampling, ce, ce_neg
-from srsplan.kernels import triton_sampled as kernels
 from srsplan.kernels.alias import Distribution, distribution, popularity
 from srsplan.kernels.sampled import cce_neg_triton
 from srsplan.kernels.sampled_operators import sampled_softmax, sampled_softmax_backward
@@ -108,17 +108,7 @@ def _weighted_ce_neg(
 
 def draw(catalog: int, negatives: int, sets: int, sampling: Sampling, weights: Distribution | None = None) -> Tensor:
     """The kernel's negatives, int64 [sets, ns]."""
-    items = torch.full((sets, negatives), -1)
-    if weights is None:
-        source, sampler = (items, items), kernels.UNIFORM
-    else:
-        source, sampler = (weights.prob, weights.alias), kernels.WEIGHTED
-    tile = 64 if negatives <= 64 else 1024
-    grid = (sets, -(-negatives // tile))
-    kernels.sample[grid](
-        items, sampling.seed, sampling.step, catalog, negatives, *source, items, SAMPLER=sampler, TILE=tile
-    )
-    return items
+    return kernel_draws((sets, negatives), catalog, sampling, weights)
 
 
 @pytest.mark.parametrize("catalog", [2, 37, 1000])

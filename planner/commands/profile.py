@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -30,6 +30,10 @@ ROUNDS = 3
 """How often probes that failed are replaced by others."""
 DEFAULT_PATH = Path("srsplan.profile.jsonl")
 INTERRUPTED = 130
+
+
+Replace = Callable[[Sequence[Configuration], Sequence[Configuration]], list[Configuration]]
+"""From what was tried and what of it failed to what is tried instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +90,24 @@ def profile_command(
         output.unlink(missing_ok=True)
     try:
         with Store(output) as store:
-            records = _run(bench, chosen, store)
-            for _ in range(ROUNDS):
-                failed = [record.configuration for record in records if record.status != "ok"]
-                others = replace_failed(wanted, predict, [record.configuration for record in records], failed)
-                if not others:
-                    break
-                console.err.print(f"{len(failed)} probes failed; {len(others)} smaller ones are tried in their places")
-                records += _run(bench, others, store)
+            records = _run_all(bench, chosen, store, lambda *found: replace_failed(wanted, predict, *found))
     except KeyboardInterrupt:
         console.err.print(f"stopped; what was probed is in {output}, the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
     _tell(records, output, card, json)
+
+
+def _run_all(bench: Bench, chosen: Sequence[Configuration], store: Store, replaced: Replace) -> list[ProbeRecord]:
+    """Probes, and others in the places of those that failed."""
+    records = _run(bench, chosen, store)
+    for _ in range(ROUNDS):
+        failed = [record.configuration for record in records if record.status != "ok"]
+        others = replaced([record.configuration for record in records], failed)
+        if not others:
+            break
+        console.err.print(f"{len(failed)} probes failed; {len(others)} smaller ones are tried in their places")
+        records += _run(bench, others, store)
+    return records
 
 
 def find_bench(card: Gpu, timeout_s: float) -> Bench:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_draws import kernel_draws
 from torch import Tensor
 
 from srsplan.kernels import Sampling, cce, ce, ce_neg
-from srsplan.kernels import triton_sampled as kernels
 from srsplan.kernels.alias import Distribution, InBatch, in_batch, popularity
 from srsplan.kernels.chunking import set_count
 from srsplan.kernels.sampled import cce_neg_triton
@@ -59,25 +59,23 @@ def errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
     return [float((a - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True)]
 
 
-def possible(shape: tuple[int, int, int], types: tuple[torch.dtype, torch.dtype]) -> bool:
-    return types[0] != torch.float32 or shape[2] <= 256
+CASES = [(shape, types) for shape in SHAPES for types in TYPES if types[0] != torch.float32 or shape[2] <= 256]
+"""In fp32 the kernels take hidden sizes up to 256."""
 
 
 def within(found: list[float], dtype: torch.dtype, eager: list[float] | None) -> bool:
     """As close to float64 as the type allows, and no further from it than twice what eager PyTorch is."""
-    bounds = [max(ALLOWED[dtype] if eager is None else 2 * each, 4 * torch.finfo(dtype).eps) for each in eager or found]
-    return max(found) <= ALLOWED[dtype] and all(one <= bound for one, bound in zip(found, bounds, strict=True))
+    least = 4 * torch.finfo(dtype).eps
+    beside = zip(found, eager, strict=True) if eager else ()
+    return max(found) <= ALLOWED[dtype] and all(ours <= max(2 * theirs, least) for ours, theirs in beside)
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("types", TYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "types"), CASES, ids=str)
 @pytest.mark.parametrize("filter_eps", [None, 0.0])
 def test_full_softmax(
     shape: tuple[int, int, int], types: tuple[torch.dtype, torch.dtype], filter_eps: float | None, device: torch.device
 ) -> None:
-    if not possible(shape, types):
-        pytest.skip("fp32 is taken up to D 256")
     hidden, table, targets = inputs(shape, types, device)
     truth = gradients(ce, hidden.double(), table.double(), targets)
     found = errors(gradients(cce_triton, hidden, table, targets, filter_eps=filter_eps), truth)
@@ -87,13 +85,10 @@ def test_full_softmax(
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("group", [1, 32, 128])
-@pytest.mark.parametrize("types", TYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "types"), CASES, ids=str)
 def test_sampled_softmax(
     shape: tuple[int, int, int], types: tuple[torch.dtype, torch.dtype], group: int, device: torch.device
 ) -> None:
-    if not possible(shape, types):
-        pytest.skip("fp32 is taken up to D 256")
     hidden, table, targets = inputs(shape, types, device)
     sets = set_count(len(hidden), group)
     drawn = torch.randint(len(table), (sets, 77), device=device)
@@ -111,23 +106,6 @@ def drawn_by(sampler: str, catalog: int, targets: Tensor) -> Distribution | InBa
     return popularity(torch.arange(catalog).numpy() % 50, 0.75).to(targets.device) if sampler == "popularity" else None
 
 
-def items_of(
-    sampler: str, shape: tuple[int, int], catalog: int, sampling: Sampling, source: Distribution | InBatch | None,
-    device: torch.device,
-) -> Tensor:  # fmt: skip
-    """The kernel's own draws, int64 [sets, ns]."""
-    items = torch.full(shape, -1, device=device)
-    number, pair, indices, size = kernels.UNIFORM, (items, items), items, catalog
-    if isinstance(source, InBatch):
-        number, indices, size = kernels.IN_BATCH, source.slots, len(source.slots)
-    elif source is not None:
-        number, pair = kernels.WEIGHTED, (source.prob, source.alias)
-    kernels.sample[(shape[0], -(-shape[1] // 64))](
-        items, sampling.seed, sampling.step, size, shape[1], *pair, indices, SAMPLER=number, TILE=64
-    )
-    return items
-
-
 @pytest.mark.interpreted
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("sampler", ["uniform", "popularity", "in-batch"])
@@ -136,7 +114,7 @@ def test_samplers(sampler: str, deterministic: bool, device: torch.device) -> No
     hidden, table, targets = inputs((1000 // SCALE, 4003 // SCALE, 64), (torch.float32, torch.float32), device)
     source, sampling = drawn_by(sampler, len(table), targets), Sampling(tokens_per_set=32, seed=3, step=9)
     sets = set_count(len(hidden), 32)
-    items = items_of(sampler, (sets, 100), len(table), sampling, source, device)
+    items = kernel_draws((sets, 100), len(table), sampling, source, device)
     assert int(items.min()) >= 0
     assert int(items.max()) < len(table)
     spread = items[torch.arange(len(hidden), device=device) % sets]

@@ -1,0 +1,31 @@
+"""What the Triton kernels draw, as a tensor: for tests in the interpreter and on a card."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from srsplan.kernels import Sampling
+from srsplan.kernels import triton_sampled as kernels
+from srsplan.kernels.alias import Distribution, InBatch
+
+
+def kernel_draws(
+    shape: tuple[int, int],
+    catalog: int,
+    sampling: Sampling,
+    drawn_by: Distribution | InBatch | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+) -> Tensor:
+    """int64 [sets, ns]"""
+    items = torch.full(shape, -1, device=device)
+    sampler, pair, indices, size = kernels.UNIFORM, (items, items), items, catalog
+    if isinstance(drawn_by, InBatch):
+        sampler, indices, size = kernels.IN_BATCH, drawn_by.slots, len(drawn_by.slots)
+    elif drawn_by is not None:
+        sampler, pair = kernels.WEIGHTED, (drawn_by.prob, drawn_by.alias)
+    tile = 64 if shape[1] <= 64 else 1024
+    kernels.sample[(shape[0], -(-shape[1] // tile))](
+        items, sampling.seed, sampling.step, size, shape[1], *pair, indices, SAMPLER=sampler, TILE=tile
+    )
+    return items

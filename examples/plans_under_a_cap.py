@@ -22,10 +22,10 @@ import typer
 from srsplan.models.config import LOSSES, Architecture
 from srsplan.planner.budget import Budget, make_budget
 from srsplan.planner.confirm import confirm
-from srsplan.planner.gpus import find_gpu
-from srsplan.planner.memory import MemoryModel
 from srsplan.planner.search import Choice, Search, Space
 from srsplan.planner.workload import WorstCase
+from srsplan.profiler.memory.model import MemoryModel
+from srsplan.profiler.probes.gpus import find_gpu
 
 CATALOGS = (30_000, 300_000, 1_600_000)
 BUDGETS_GB = (8, 16, 24, 40, 80)

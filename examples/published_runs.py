@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from srsplan.models.errors import SrsplanError
-from srsplan.planner.console import print_error
-from srsplan.planner.runs import load_runs
+from srsplan.planner.analysis.run_tables import load_runs
+from srsplan.planner.cli.console import print_error
 from srsplan.planner.workload import MeanLength
 
 GIB = 1 << 30

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from srsplan.models.batches import TrainBatches
-from srsplan.models.checkpoint import load_best
 from srsplan.models.config import Configuration
-from srsplan.models.interactions import read_interactions
-from srsplan.models.loading import step_inputs
-from srsplan.models.splits import Split, split
-from srsplan.models.step import TrainingStep
+from srsplan.models.data.batches import TrainBatches
+from srsplan.models.data.interactions import read_interactions
+from srsplan.models.data.splits import Split, split
+from srsplan.models.training.checkpoint import load_best
+from srsplan.models.training.inputs import step_inputs
+from srsplan.models.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 TOKENS, ITEMS = 128, 256

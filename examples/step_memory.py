@@ -22,12 +22,12 @@ from rich.table import Table
 
 from srsplan.models.config import LOSSES, Architecture, Configuration
 from srsplan.models.errors import InputError
-from srsplan.planner import lifetime
-from srsplan.planner.commands.profile import find_bench
-from srsplan.planner.gpus import detect_gpu
-from srsplan.planner.memory import MemoryModel
-from srsplan.profiler.cuda_probe import CudaProbe
-from srsplan.profiler.design import Wanted, choose_probes
+from srsplan.planner.cli.profile import find_bench
+from srsplan.profiler.memory import reserved as lifetime
+from srsplan.profiler.memory.model import MemoryModel
+from srsplan.profiler.probes.cuda_probe import CudaProbe
+from srsplan.profiler.probes.gpus import detect_gpu
+from srsplan.profiler.probes.grid import Wanted, choose_probes
 
 CATALOGS = (30_000, 300_000, 1_600_000)
 MODES = {"expandable": "expandable_segments:True", "segments": "expandable_segments:False"}

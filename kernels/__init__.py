@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from srsplan.kernels.chunked import cce, cce_neg
     from srsplan.kernels.eager import bce, ce, ce_neg
-    from srsplan.kernels.sampling import Sampling
+    from srsplan.kernels.samplers.sampling import Sampling
 
 __all__ = ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg"]
 
@@ -18,7 +18,7 @@ _HOME = {
     "ce_neg": "eager",
     "cce": "chunked",
     "cce_neg": "chunked",
-    "Sampling": "sampling",
+    "Sampling": "samplers.sampling",
 }
 
 

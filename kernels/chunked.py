@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from srsplan.kernels import chunking
-from srsplan.kernels.alias import Distribution, InBatch
 from srsplan.kernels.eager import IGNORE_INDEX, Reduction
-from srsplan.kernels.sampling import Sampling, correction, draw_items, given_or_drawn
+from srsplan.kernels.samplers.alias import Distribution, InBatch
+from srsplan.kernels.samplers.sampling import Sampling, correction, draw_items, given_or_drawn
 
 
 def cce(

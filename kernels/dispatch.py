@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels import chunked, eager
-from srsplan.kernels.alias import Distribution, in_batch
-from srsplan.kernels.sampling import Sampling
+from srsplan.kernels.samplers.alias import Distribution, in_batch
+from srsplan.kernels.samplers.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
 EAGER = ("ce", "ce-", "bce")
@@ -101,8 +101,8 @@ class LossCall:
 
     def _triton(self, hidden: Tensor, item_table: Tensor, targets: Tensor, **sampled: Any) -> Tensor:
         """Hidden states are cast here: under autocast a norm leaves them in fp32."""
-        from srsplan.kernels.sampled import cce_neg_triton  # Triton is not installed everywhere
-        from srsplan.kernels.softmax import cce_triton
+        from srsplan.kernels.full_softmax.api import cce_triton
+        from srsplan.kernels.sampled_softmax.api import cce_neg_triton  # Triton is not installed everywhere
 
         hidden = hidden.to(self.compute_dtype or hidden.dtype)
         if self.loss == "cce":

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srsplan.kernels.alias import Distribution, InBatch
-from srsplan.kernels.sampling import Sampling, correction, draw_items, draw_uniform, given_or_drawn
+from srsplan.kernels.samplers.alias import Distribution, InBatch
+from srsplan.kernels.samplers.sampling import Sampling, correction, draw_items, draw_uniform, given_or_drawn
 
 Reduction = Literal["mean", "sum", "none"]
 IGNORE_INDEX = -100

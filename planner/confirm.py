@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from srsplan.planner.budget import Budget
-from srsplan.planner.gpus import Gpu
 from srsplan.planner.search import Choice, Confirmed, Outcome
-from srsplan.profiler import expressions
+from srsplan.profiler.memory import expressions
+from srsplan.profiler.probes.gpus import Gpu
 
 SIMULATED_STEPS = 6
 SETTLED_STEPS = 2
@@ -39,8 +39,8 @@ def confirm(choice: Choice, budget: Budget, card: Gpu, steps: int = SIMULATED_ST
 
 def _measured(choice: Choice, budget: Budget, card: Gpu, steps: int) -> Confirmed | None:
     """A child process on the card; None where there is none that is large enough."""
-    from srsplan.planner.commands.profile import find_bench
-    from srsplan.profiler.cuda_probe import CudaProbe
+    from srsplan.planner.cli.profile import find_bench
+    from srsplan.profiler.probes.cuda_probe import CudaProbe
 
     probe = find_bench(card, timeout_s=300.0).probe
     if not isinstance(probe, CudaProbe):
@@ -62,9 +62,9 @@ def _simulated(choice: Choice, budget: Budget, steps: int) -> Confirmed:
     A chunked loss with thousands of chunks is traced with a few of them; what its other tokens hold is predicted, and
     taken from the cap beforehand.
     """
-    from srsplan.profiler.allocator import replay
-    from srsplan.profiler.derive import few_chunks
-    from srsplan.profiler.simulate import EvaluationSizes, simulate_evaluation, simulate_step, with_evaluation
+    from srsplan.profiler.memory.allocator import replay
+    from srsplan.profiler.memory.derive import few_chunks
+    from srsplan.profiler.memory.simulate import EvaluationSizes, simulate_evaluation, simulate_step, with_evaluation
 
     configuration, users = choice.configuration, choice.evaluation_users
     parts = configuration.micro_batches

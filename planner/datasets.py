@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import numpy as np
 
-from srsplan.models.interaction_files import Columns
-from srsplan.models.interactions import read_interactions
-from srsplan.models.splits import Strategy, split
+from srsplan.models.data.interactions import read_interactions
+from srsplan.models.data.options import DataOptions
+from srsplan.models.data.splits import split
 from srsplan.planner.workload import FromData
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which file, and how it is read and split: the same for recommend and train."""
-
-    path: Path
-    columns: Columns = field(default_factory=Columns)
-    strategy: Strategy = "auto"
 
 
 def workload_of(options: DataOptions) -> tuple[int, FromData, tuple[str, ...]]:

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from srsplan.models.config import Architecture, Configuration, Sampler
 from srsplan.models.errors import InputError
 from srsplan.planner.budget import Budget
-from srsplan.planner.memory import Memory
 from srsplan.planner.search import Choice, Miss, Outcome
-from srsplan.planner.several import Layout
+from srsplan.planner.several_gpus import Layout
+from srsplan.profiler.memory.model import Memory
 
 VERSION = 1
 DEFAULT_PATH = Path("srsplan.plan.yaml")

@@ -13,13 +13,14 @@ from itertools import product as combinations
 
 from srsplan.models.config import LOSSES, SAMPLERS, Architecture, Configuration, Precision, Sampler
 from srsplan.models.errors import InputError
-from srsplan.planner import lifetime, timing
+from srsplan.planner import step_time as timing
 from srsplan.planner.budget import Budget
-from srsplan.planner.gpus import Gpu
-from srsplan.planner.memory import Memory, MemoryModel
-from srsplan.planner.several import Layout, layouts
-from srsplan.planner.timing import ASSUMED, Rates
+from srsplan.planner.several_gpus import Layout, layouts
+from srsplan.planner.step_time import ASSUMED, Rates
 from srsplan.planner.workload import USERS_PER_BATCH, Workload
+from srsplan.profiler.memory import reserved as lifetime
+from srsplan.profiler.memory.model import Memory, MemoryModel
+from srsplan.profiler.probes.gpus import Gpu
 
 BATCH_SIZES: list[int] = sorted(
     size for power in range(4, 14) for size in (2**power, 3 * 2 ** (power - 1)) if size <= 8192

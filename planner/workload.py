@@ -95,7 +95,7 @@ class MeanLength:
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
         """The bound of models.batches for the assumed lengths."""
-        from srsplan.models.batches import fullest_batch_tokens
+        from srsplan.models.data.batches import fullest_batch_tokens
 
         return max(1, min(batch_size * seq_len, fullest_batch_tokens(self._lengths, batch_size, seq_len).fullest))
 
@@ -128,7 +128,7 @@ class FromData:
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
         """The bound of models.batches for these lengths."""
-        from srsplan.models.batches import fullest_batch_tokens
+        from srsplan.models.data.batches import fullest_batch_tokens
 
         return max(1, fullest_batch_tokens(self.lengths, batch_size, seq_len).fullest)
 

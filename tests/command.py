@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from srsplan.planner import cli
+from srsplan.planner.cli import app as cli
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,6 @@ def srsplan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 def process(*arguments: object, folder: Path | None = None) -> Ended:
     """`srsplan ARGUMENTS` in a process of its own."""
-    command = [sys.executable, "-c", "from srsplan.planner.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from srsplan.planner.cli.app import main; main()", *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     return Ended(done.returncode, done.stdout, done.stderr)

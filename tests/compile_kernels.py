@@ -20,9 +20,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from srsplan.kernels import triton_sampled as sampled
-from srsplan.kernels import triton_softmax as softmax
-from srsplan.kernels.tuning import (
+from srsplan.kernels.full_softmax import kernel as softmax
+from srsplan.kernels.launches.table import (
     SAMPLED_BACKWARD,
     SAMPLED_FORWARD,
     SPAN_ITEMS,
@@ -31,6 +30,7 @@ from srsplan.kernels.tuning import (
     launch_for,
     softmax_table,
 )
+from srsplan.kernels.sampled_softmax import kernel as sampled
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 TYPES = {

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels import Sampling
-from srsplan.kernels import triton_sampled as kernels
-from srsplan.kernels.alias import Distribution, InBatch
+from srsplan.kernels.sampled_softmax import kernel as kernels
+from srsplan.kernels.samplers.alias import Distribution, InBatch
 
 
 def kernel_draws(

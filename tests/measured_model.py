@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srsplan.profiler.ledger import Ledger, Trace
-from srsplan.profiler.simulated_cuda import SimulatedCuda, fused_optimizers_on_meta
+from srsplan.profiler.memory.ledger import Ledger, Trace
+from srsplan.profiler.memory.simulated_cuda import SimulatedCuda, fused_optimizers_on_meta
 
 DIM, HEADS, DROPOUT = 256, 2, 0.1
 

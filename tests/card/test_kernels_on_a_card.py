@@ -11,12 +11,12 @@ from kernel_draws import kernel_draws
 from torch import Tensor
 
 from srsplan.kernels import Sampling, cce, ce, ce_neg
-from srsplan.kernels.alias import Distribution, InBatch, in_batch, popularity
 from srsplan.kernels.chunking import set_count
-from srsplan.kernels.sampled import cce_neg_triton
-from srsplan.kernels.softmax import cce_triton
-from srsplan.profiler.bench import Shape
-from srsplan.profiler.ledger import Ledger
+from srsplan.kernels.full_softmax.api import cce_triton
+from srsplan.kernels.sampled_softmax.api import cce_neg_triton
+from srsplan.kernels.samplers.alias import Distribution, InBatch, in_batch, popularity
+from srsplan.profiler.bench.losses import Shape
+from srsplan.profiler.memory.ledger import Ledger
 
 IGNORED = -100
 ALLOWED = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-5}

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from srsplan.models.config import LOSSES, Architecture, Configuration
-from srsplan.planner import lifetime
 from srsplan.planner.budget import make_budget
-from srsplan.planner.commands.profile import find_bench
+from srsplan.planner.cli.profile import find_bench
 from srsplan.planner.confirm import confirm
-from srsplan.planner.gpus import detect_gpu
-from srsplan.planner.memory import MemoryModel
 from srsplan.planner.search import Search, Space
 from srsplan.planner.workload import WorstCase
-from srsplan.profiler.cuda_probe import CudaProbe
+from srsplan.profiler.memory import reserved as lifetime
+from srsplan.profiler.memory.model import MemoryModel
+from srsplan.profiler.probes.cuda_probe import CudaProbe
+from srsplan.profiler.probes.gpus import detect_gpu
 
 MODEL = MemoryModel()
 

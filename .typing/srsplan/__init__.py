@@ -1,0 +1,1 @@
+../../srsplan/__init__.py

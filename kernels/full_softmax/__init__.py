@@ -1,0 +1,1 @@
+"""The full softmax (`cce`) on Triton: api, operators, kernel."""

@@ -1,0 +1,247 @@
+"""The Triton full softmax as custom operators: autograd, fake implementations, launch.
+
+Shape letters: M tokens, V items, D hidden size.
+
+Memory contract. Forward: losses and log-sum-exps, fp32 [M] each; one byte per block of rows (128, fewer above D 512 and
+in fp32) and span of 256 items; where hidden wants a gradient, [M, D] in its type, kept for backward. Where blocks of
+rows would leave a card partly idle the catalog is split, and fp32 [splits, M, D] (at most 64 MiB) and [splits + 1, M]
+live during forward. Backward: four numbers a token and one fp32 [V, D], then the gradient of hidden in its type. Beside
+16-bit hidden states a copy of an fp32 table in their type lives during either. Never [M, V].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from srsplan.kernels.full_softmax import kernel as kernels
+from srsplan.kernels.launches.autotune import Key, launch_on
+from srsplan.kernels.launches.table import SPAN_ITEMS, Launch, capability_of, launch_for, softmax_table
+
+MOST_SPLITS = 16
+SPLIT_ELEMENTS = 1 << 24
+WAVE = 132
+"""Programs that run at once: multiprocessors of an H200; other cards have about as many."""
+BUSY = 0.9
+"""Share of the multiprocessors that have work, averaged over waves: less, and the catalog is split."""
+STATE_ROWS = 128
+"""Tokens of a program that prepares backward; no block of rows is larger."""
+JOIN_ROWS = 8
+"""Tokens of a program that joins splits or scales rows."""
+TILES = {"softmax_forward": (32, 64, 128), "softmax_backward_table": (64, 128)}
+"""What autotuning tries."""
+
+
+@torch.library.custom_op("srsplan::full_softmax", mutates_args=())
+def full_softmax(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    log_filter: float,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """losses and log-sum-exps, fp32 [M]; which spans matter, int8 [blocks, spans]; (softmax - one-hot) times the table.
+
+    The last is [M, D] in hidden's type with `with_grad`, otherwise [0, D].
+    """
+    call = _Call(hidden, item_table, with_grad)
+    losses, sums, spans, row_grads = call.outputs()
+    if not len(hidden):
+        return losses.zero_(), sums.zero_(), spans, row_grads
+    partials, positives, parts = call.split_outputs(losses, row_grads)
+    table = item_table.to(hidden.dtype)
+
+    def run(launch: Launch) -> None:
+        kernels.softmax_forward[(call.blocks, call.splits)](
+            hidden, table, targets, losses, sums, parts, partials, positives, spans, len(hidden), call.catalog,
+            call.split_items, call.spans, log_filter, ignore_index,
+            GRAD=with_grad, SPLIT=call.splits > 1, **call.options(launch),
+        )  # fmt: skip
+
+    with torch.cuda.device_of(hidden):
+        run(call.launch(call.forward, run))
+        if call.splits > 1:
+            kernels.softmax_join[(triton.cdiv(len(hidden), JOIN_ROWS),)](
+                table, targets, partials, positives, parts, losses, sums, row_grads, len(hidden), call.splits,
+                ignore_index, GRAD=with_grad, **call.rows_options(),
+            )  # fmt: skip
+    return losses, sums, spans, row_grads
+
+
+@full_softmax.register_fake
+def full_softmax_fake(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    log_filter: float,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocates what the operator does, in its order, and keeps it as long."""
+    call = _Call(hidden, item_table, with_grad)
+    losses, sums, spans, row_grads = call.outputs()
+    during = call.split_outputs(losses, row_grads)
+    table = item_table.to(hidden.dtype)
+    del during, table
+    return losses, sums, spans, row_grads
+
+
+@torch.library.custom_op("srsplan::full_softmax_backward", mutates_args=())
+def full_softmax_backward(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    losses: Tensor,
+    sums: Tensor,
+    spans: Tensor,
+    row_grads: Tensor,
+    weights: Tensor,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum(weights x losses): of hidden, from those of its rows, and of the table, fp32 [V, D]."""
+    call = _Call(hidden, item_table, len(row_grads) > 0)
+    grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
+    if not len(hidden):
+        return torch.empty_like(row_grads), grad_table.zero_()
+    with torch.cuda.device_of(hidden):
+        _fill_grad_table(call, grad_table, hidden, item_table, (targets, losses, sums, weights), spans, ignore_index)
+        grad_hidden = torch.empty_like(row_grads)
+        if len(row_grads):
+            kernels.scale_rows[(triton.cdiv(len(hidden), JOIN_ROWS),)](
+                row_grads, weights, grad_hidden, len(hidden), **call.rows_options()
+            )
+    return grad_hidden, grad_table
+
+
+def _fill_grad_table(
+    call: _Call, grad_table: Tensor, hidden: Tensor, item_table: Tensor, per_token: tuple[Tensor, ...], spans: Tensor,
+    ignore_index: int,
+) -> None:  # fmt: skip
+    """Its temporaries are gone before hidden's gradient is made."""
+    table = item_table.to(hidden.dtype)
+    scale, live = per_token[-1].abs().max(), spans.sum()
+    state = hidden.new_empty(4, call.padded, dtype=torch.float32)
+    kernels.softmax_state[(call.padded // STATE_ROWS,)](
+        *per_token, scale, state, len(hidden), call.padded, ignore_index,
+        ROWS=STATE_ROWS, FP32=hidden.dtype == torch.float32,
+    )  # fmt: skip
+    sparse_limit = int(kernels.SPARSE_SHARE * spans.numel())
+
+    def run(launch: Launch) -> None:
+        for sparse in (False, True):
+            kernels.softmax_backward_table[(triton.cdiv(call.catalog, launch.tile),)](
+                hidden, table, state, scale, spans, live, sparse_limit, grad_table, len(hidden), call.padded,
+                call.catalog, call.spans, SPAN_ROWS=call.span_rows, SPARSE=sparse, **call.options(launch),
+            )  # fmt: skip
+
+    run(call.launch("softmax_backward_table", run))
+
+
+@full_softmax_backward.register_fake
+def full_softmax_backward_fake(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    losses: Tensor,
+    sums: Tensor,
+    spans: Tensor,
+    row_grads: Tensor,
+    weights: Tensor,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Allocates what the operator does, in its order, and keeps it as long."""
+    call = _Call(hidden, item_table, True)
+    grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
+    table = item_table.to(hidden.dtype)
+    state = hidden.new_empty((4, call.padded), dtype=torch.float32)
+    del table, state
+    return torch.empty_like(row_grads), grad_table
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, item_table, targets, ctx.ignore_index, *_ = inputs
+    ctx.save_for_backward(hidden, item_table, targets, *output)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad_losses: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors
+    grad_hidden, grad_table = full_softmax_backward(*tensors, grad_losses.contiguous(), ctx.ignore_index)
+    wanted = grad_hidden if ctx.needs_input_grad[0] else None
+    return wanted, grad_table.to(tensors[1].dtype), None, None, None, None
+
+
+full_softmax.register_autograd(_backward, setup_context=_save)
+
+
+class _Call:
+    """How a call is cut into programs."""
+
+    def __init__(self, hidden: Tensor, item_table: Tensor, with_grad: bool) -> None:
+        tokens, self.catalog = hidden.shape[0], item_table.shape[0]
+        self._hidden, self._with_grad, self._capability = hidden, with_grad, capability_of(hidden.device)
+        self.forward = "softmax_forward" if with_grad else "softmax_forward_loss"
+        self.span_rows = self._default(self.forward).tokens
+        self.blocks, self.spans = -(-tokens // self.span_rows), -(-self.catalog // SPAN_ITEMS)
+        self.padded = -(-tokens // STATE_ROWS) * STATE_ROWS
+        self.split_items = -(-self.spans // self._wanted_splits()) * SPAN_ITEMS
+        self.splits = -(-self.catalog // self.split_items)
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """losses, sums, spans, row_grads; not filled."""
+        tokens, dim = self._hidden.shape
+        losses, sums = (self._hidden.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+        spans = self._hidden.new_empty((self.blocks, self.spans), dtype=torch.int8)
+        return losses, sums, spans, self._hidden.new_empty((tokens if self._with_grad else 0, dim))
+
+    def split_outputs(self, losses: Tensor, row_grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """partials, positives, parts; any tensors where there is one split, which writes to the outputs."""
+        if self.splits == 1:
+            return losses, losses, row_grads
+        tokens, dim = self._hidden.shape
+        partials = self._hidden.new_empty((self.splits, tokens), dtype=torch.float32)
+        positives = self._hidden.new_empty(tokens, dtype=torch.float32)
+        if not self._with_grad:
+            return partials, positives, row_grads
+        return partials, positives, self._hidden.new_empty((self.splits, tokens, dim), dtype=torch.float32)
+
+    def launch(self, kernel: str, run: Callable[[Launch], object]) -> Launch:
+        """The table's launch, or what autotuning found."""
+        key = Key(kernel=kernel, dim=self._hidden.shape[1], dtype=str(self._hidden.dtype))
+        return launch_on(self._hidden.device, key, self._default(kernel), run, TILES.get(kernel, ()))[0]
+
+    def options(self, launch: Launch) -> dict[str, Any]:
+        """Compile-time arguments."""
+        return {
+            **self.rows_options(),
+            "ROWS": launch.tokens,
+            "TILE": launch.tile,
+            "SPAN_TILES": SPAN_ITEMS // launch.tile,
+            "PRECISION": "ieee",
+            "num_warps": launch.warps,
+            "num_stages": launch.stages,
+        }
+
+    def rows_options(self) -> dict[str, Any]:
+        """Those of kernels that work on rows one by one."""
+        dim = self._hidden.shape[1]
+        return {"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "ROWS": JOIN_ROWS}
+
+    def _default(self, kernel: str) -> Launch:
+        fp32 = self._hidden.dtype == torch.float32
+        return launch_for(softmax_table(kernel, self._capability, fp32), self._hidden.shape[1])
+
+    def _wanted_splits(self) -> int:
+        """As few as keep the card busy; what they hold is bounded."""
+        room = SPLIT_ELEMENTS // max(1, self._hidden.numel()) if self._with_grad else MOST_SPLITS
+        counts = range(1, max(1, min(MOST_SPLITS, room, self.spans)) + 1)
+        return next((count for count in counts if self._busy(count) >= BUSY), max(counts, key=self._busy))
+
+    def _busy(self, splits: int) -> float:
+        programs = max(1, self.blocks) * splits
+        return programs / (-(-programs // WAVE) * WAVE)

@@ -1,0 +1,1 @@
+"""The sampled softmax (`cce-`) on Triton: api, operators, kernel."""

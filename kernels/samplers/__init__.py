@@ -1,0 +1,1 @@
+"""Samplers: which items the sampled losses compare a target with."""

@@ -1,0 +1,1 @@
+"""Interactions: files, splits and batches."""

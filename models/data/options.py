@@ -1,0 +1,18 @@
+"""Which file of interactions is read, and how: the same for every verb that takes `--data`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from srsplan.models.data.formats import Columns
+from srsplan.models.data.splits import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """A file of interactions, its columns, and how it is split."""
+
+    path: Path
+    columns: Columns = field(default_factory=Columns)
+    strategy: Strategy = "auto"

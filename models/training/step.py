@@ -1,0 +1,157 @@
+"""One training step: what `train` runs, what a probe measures and what the ledger replays, in one place.
+
+Shape letters: B sequences, L positions, M valid targets, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from srsplan.kernels.dispatch import Implementation, LossCall
+from srsplan.kernels.samplers.alias import Distribution, popularity
+from srsplan.kernels.samplers.sampling import Sampling
+from srsplan.models.config import Configuration
+from srsplan.models.sasrec import Context, SASRec
+
+PART_SHIFT = 24
+"""Parts of a batch draw their negatives as steps do that are 2^24 apart."""
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+"""Fused: one kernel over all parameters, and no temporaries of their size as foreach has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """How a step trains, beside its configuration."""
+
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """The paper's is Adam."""
+    learning_rate: float = 1e-3
+    """Of the optimizer."""
+    weight_decay: float = 0.0
+    """AdamW's, decoupled; Adam adds it to the gradient."""
+    kernel: Implementation = "auto"
+    """Which implementation of the loss."""
+    popularity_exponent: float = 0.75
+    """The sampler "popularity" draws items in proportion to their interactions to this power."""
+    seed: int = 42
+    """Of the weights, the order of batches, dropout and negatives."""
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """A batch on the device: inputs int64 [B, L] 0-based, positions int64 [M] into B x L, targets int64 [M] 0-based."""
+
+    inputs: Tensor
+    positions: Tensor
+    targets: Tensor
+
+
+def no_phase(name: str) -> None:
+    """Nobody listens to phases."""
+
+
+class TrainingStep:
+    """Model, optimizer and loss of a configuration, and the step that joins them."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        device: torch.device,
+        settings: StepSettings = StepSettings(),
+        *,
+        autocast: Context | None = None,
+        item_counts: NDArray[np.integer] | None = None,
+    ) -> None:
+        """Build on `device`; `autocast` overrides torch's, for the ledger's meta tensors.
+
+        The sampler "popularity" draws by `item_counts` [V]; without them all items weigh the same.
+        """
+        self.configuration, self.device = configuration, device
+        with device:
+            self.model = SASRec(configuration.catalog, configuration.seq_len, configuration.architecture)
+        parameters = self.model.parameters()
+        self.optimizer = OPTIMIZERS[settings.optimizer](
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        dtype = DTYPES[configuration.precision]
+        self.autocast = autocast or _autocast(device, dtype)
+        self.model.recompute = self.autocast if configuration.recompute else None
+        scaled = configuration.precision == "fp16" and device.type == "cuda"
+        self.scaler = torch.amp.GradScaler("cuda", enabled=True) if scaled else None
+        self.steps_done = 0
+        self._loss = LossCall(
+            loss=configuration.loss,
+            negatives=configuration.negatives,
+            sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=settings.seed),
+            compute_dtype=dtype,
+            implementation=settings.kernel,
+            in_batch=configuration.sampler == "in-batch",
+        )
+        if configuration.sampler == "popularity":
+            self._loss = replace(self._loss, distribution=self._distribution(item_counts, settings.popularity_exponent))
+
+    def _distribution(self, counts: NDArray[np.integer] | None, exponent: float) -> Distribution:
+        catalog = self.configuration.catalog
+        if self.device.type == "meta":
+            kinds = (torch.float32, torch.int32, torch.float32)
+            return Distribution(*(torch.empty(catalog, dtype=kind, device=self.device) for kind in kinds))
+        return popularity(np.ones(catalog, np.int64) if counts is None else counts, exponent).to(self.device)
+
+    def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase, draw: int | None = None) -> Tensor:
+        """Mean loss over the batch's valid targets; padding is never scored. `draw` numbers the negatives."""
+        phase("forward")
+        with self.autocast():
+            hidden = self.model(batch.inputs)
+            hidden = hidden.view(-1, hidden.shape[-1]).index_select(0, batch.positions)
+            phase("loss")
+            step = self.steps_done if draw is None else draw
+            call = replace(self._loss, sampling=replace(self._loss.sampling, step=step))
+            return call(hidden, self.model.item_table, batch.targets)
+
+    def run(self, batch: StepInputs, phase: Callable[[str], None] = no_phase) -> Tensor:
+        """One optimizer step; the detached loss, not synchronised."""
+        return self.run_parts([batch], len(batch.targets), phase)
+
+    def run_parts(self, parts: Iterable[StepInputs], targets: int, phase: Callable[[str], None] = no_phase) -> Tensor:
+        """One optimizer step of a batch in parts, with so many valid targets in all: their gradients accumulate.
+
+        Parts are taken one at a time, so that a generator need not hold them all on the device.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total: Tensor | None = None
+        for number, part in enumerate(parts):
+            draw = self.steps_done + (number << PART_SHIFT)
+            loss = self.loss(part, phase, draw)
+            if len(part.targets) != targets:
+                loss = loss * (len(part.targets) / targets)
+            phase("backward")
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if total is None:
+            raise ValueError("a batch without parts")
+        phase("optimizer")
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.steps_done += 1
+        phase("idle")
+        return total
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> Context:
+    if dtype == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,1 @@
+"""Run tables: what moved quality, and what to try first because of it."""

@@ -1,1 +1,0 @@
-"""Shipped data: the GPU catalogue and the memory model's closed form."""

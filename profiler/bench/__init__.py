@@ -1,0 +1,1 @@
+"""Losses side by side: forms, peers and the device's limits."""

@@ -1,0 +1,75 @@
+"""Other people's losses, as they are installed: each compared on the inputs of `bench`, none a dependency.
+
+They want the table in the type of the hidden states: their copy is made before the clock starts. All run with the
+options they are shipped with; cut-cross-entropy 25.1.1 then skips gradients below a 32nd of the type's epsilon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srsplan.profiler.bench.losses import Contestant, Inputs, Run, Shape
+
+INSTALL = "pip install 'srsplan[bench]'"
+
+
+def peers(device: torch.device) -> list[Contestant]:
+    """All full softmax: nobody publishes a maintained sampled one."""
+    return [_torch(), _packaged("cut-cross-entropy", _cut, device), _packaged("liger-kernel", _liger, device)]
+
+
+def _torch() -> Contestant:
+    """Its chunked form: without options the function is eager `ce` under another name."""
+    name = f"torch {torch.__version__.partition('+')[0]} linear_cross_entropy"
+    function, options = getattr(F, "linear_cross_entropy", None), getattr(torch.nn, "LinearCrossEntropyOptions", None)
+    if function is None or options is None:
+        return Contestant(
+            name=name, loss="ce", absent="this torch has none in chunks: pip install -U torch", ours=False
+        )
+
+    def run(inputs: Inputs, _: Shape) -> Tensor:
+        loss: Tensor = function(inputs.hidden, inputs.table_16, inputs.targets, options=options())
+        return loss
+
+    return Contestant(name=name, loss="ce", run=run, ours=False)
+
+
+def _packaged(package: str, make: Callable[[], Run], device: torch.device) -> Contestant:
+    """A package's loss, or why it is not there."""
+    try:
+        name = f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return Contestant(name=package, loss="ce", absent=f"not installed: {INSTALL}", ours=False)
+    if device.type != "cuda":
+        return Contestant(name=name, loss="ce", absent="runs on CUDA", ours=False)
+    try:
+        return Contestant(name=name, loss="ce", run=make(), ours=False)
+    except Exception as error:  # what an import raises is anybody's guess
+        return Contestant(name=name, loss="ce", absent=f"does not import: {error}"[:200], ours=False)
+
+
+def _cut() -> Run:
+    from cut_cross_entropy import linear_cross_entropy
+
+    def run(inputs: Inputs, _: Shape) -> Tensor:
+        loss: Tensor = linear_cross_entropy(inputs.hidden, inputs.table_16, inputs.targets)
+        return loss
+
+    return run
+
+
+def _liger() -> Run:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    fused = LigerFusedLinearCrossEntropyLoss()
+
+    def run(inputs: Inputs, _: Shape) -> Tensor:
+        loss: Tensor = fused(inputs.table_16, inputs.hidden, inputs.targets)
+        return loss
+
+    return run

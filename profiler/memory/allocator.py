@@ -1,0 +1,285 @@
+"""PyTorch's CUDA caching allocator as a model: replays a trace and says what would be reserved.
+
+The rules are those of c10/cuda/CUDACachingAllocator.cpp, in its words: requests are rounded up (kMinBlockSize), small
+ones (kSmallSize) and large ones live in pools of their own, a free block is chosen by best fit, split where enough is
+left, merged with free neighbours when it is freed; where none fits, a segment is taken from the driver, after giving
+free segments back where the cap is reached (one retry). With expandable segments one virtual range per pool grows and
+shrinks by pages instead. One stream, no max_split_size, no garbage collection. Imports no torch.
+
+Fed the traces of tests/measured_model.py, reserved peaks of 24 steps on an H200 come out within 0.1% and fits-or-not
+under 40 caps is always right (tests/test_allocator.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from srsplan.profiler.memory.workspaces import MIB, round_up
+
+MIN_BLOCK_BYTES = 512
+SMALL_BYTES = MIB
+SMALL_SEGMENT_BYTES = 2 * MIB
+LARGE_SEGMENT_BYTES = 20 * MIB
+MIN_LARGE_BYTES = 10 * MIB
+ROUND_LARGE_BYTES = 2 * MIB
+VIRTUAL_RANGE_BYTES = 1 << 46
+
+
+class CapReachedError(Exception):
+    """A request does not fit under the cap, even after giving back what is free."""
+
+
+@dataclass(eq=False)
+class Block:
+    """A piece of a segment: in use, free, or, in an expandable segment, not mapped yet."""
+
+    address: int
+    size: int
+    pool: Pool
+    mapped: bool = True
+    used: bool = False
+    previous: Block | None = None
+    following: Block | None = None
+
+    def cut(self, size: int, mapped: bool = True) -> Block:
+        """Keep the first `size` bytes; the rest becomes the next block."""
+        rest = Block(self.address + size, self.size - size, self.pool, mapped, False, self, self.following)
+        if self.following is not None:
+            self.following.previous = rest
+        self.following, self.size = rest, size
+        return rest
+
+    def swallow(self, neighbour: Block) -> None:
+        """Become one with the block before or after."""
+        if neighbour is self.following:
+            self.following = neighbour.following
+        else:
+            self.address, self.previous = neighbour.address, neighbour.previous
+        self.size += neighbour.size
+        if self.following is not None:
+            self.following.previous = self
+        if self.previous is not None:
+            self.previous.following = self
+
+
+@dataclass(eq=False)
+class Pool:
+    """Free blocks, by size then address; and what of expandable segments is not mapped."""
+
+    small: bool
+    order: list[tuple[int, int]] = field(default_factory=list)
+    at: dict[int, Block] = field(default_factory=dict)
+    unmapped: list[Block] = field(default_factory=list)
+
+    @property
+    def page(self) -> int:
+        """What an expandable segment grows by."""
+        return SMALL_SEGMENT_BYTES if self.small else LARGE_SEGMENT_BYTES
+
+    def add(self, block: Block) -> None:
+        """A block has become free."""
+        insort(self.order, (block.size, block.address))
+        self.at[block.address] = block
+
+    def remove(self, block: Block) -> None:
+        """A free block is taken or merged."""
+        del self.order[bisect_left(self.order, (block.size, block.address))]
+        del self.at[block.address]
+
+    def best_fit(self, size: int, expandable: bool) -> Block | None:
+        """The smallest free block that holds `size`; one that could still grow counts with what it could grow to."""
+        place = bisect_left(self.order, (size, 0))
+        if place == len(self.order):
+            return None
+        if expandable:
+            while place + 1 < len(self.order) and self._reach(place + 1) < self._reach(place):
+                place += 1
+        block = self.at[self.order[place][1]]
+        self.remove(block)
+        return block
+
+    def _reach(self, place: int) -> int:
+        block = self.at[self.order[place][1]]
+        after = block.following
+        return block.size + (after.size if after is not None and not after.mapped else 0)
+
+
+class CachingAllocator:
+    """Allocations by key. `cap_bytes` limits what is reserved, as a process's memory fraction does."""
+
+    def __init__(self, cap_bytes: int | None = None, expandable_segments: bool = False) -> None:
+        self.cap_bytes, self.expandable = cap_bytes, expandable_segments
+        self.reserved = self.peak_reserved = self.allocated = self.peak_allocated = self.retries = 0
+        self.peak_asked = 0
+        """The smallest cap under which nothing would have to be given back: no retries."""
+        self._pools = {True: Pool(small=True), False: Pool(small=False)}
+        self._live: dict[int, Block] = {}
+        self._next_address = 1 << 50
+
+    def allocate(self, key: int, requested: int) -> None:
+        """CapReachedError where the cap leaves no room. Allocated bytes count whole blocks, unsplit rests included."""
+        size = max(MIN_BLOCK_BYTES, round_up(requested, MIN_BLOCK_BYTES))
+        pool = self._pools[size <= SMALL_BYTES]
+        block = pool.best_fit(size, self.expandable) or self._new_segment(pool, size)
+        if block is None:
+            self.empty_cache()
+            self.retries += 1
+            block = self._new_segment(pool, size)
+            if block is None:
+                raise CapReachedError(size)
+        rest = block.size - size
+        if rest >= MIN_BLOCK_BYTES if pool.small or self.expandable else rest > SMALL_BYTES:
+            pool.add(block.cut(size))
+        block.used = True
+        self._live[key] = block
+        self.allocated += block.size
+        self.peak_allocated = max(self.peak_allocated, self.allocated)
+
+    def free(self, key: int) -> None:
+        """The block returns to its pool, merged with free neighbours."""
+        block = self._live.pop(key)
+        block.used = False
+        self.allocated -= block.size
+        self._merge(block)
+        block.pool.add(block)
+
+    def reset_peaks(self) -> None:
+        """As torch.cuda.reset_peak_memory_stats."""
+        self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
+
+    def empty_cache(self) -> None:
+        """Give free segments, or free whole pages of expandable ones, back to the driver."""
+        for pool in self._pools.values():
+            for block in [pool.at[address] for _, address in pool.order]:
+                if self.expandable:
+                    self._unmap(block)
+                elif block.previous is None and block.following is None:
+                    pool.remove(block)
+                    self.reserved -= block.size
+
+    def _unmap(self, block: Block) -> None:
+        pool = block.pool
+        first, last = round_up(block.address, pool.page), (block.address + block.size) // pool.page * pool.page
+        if first >= last:
+            return
+        pool.remove(block)
+        if first > block.address:
+            head, block = block, block.cut(first - block.address)
+            pool.add(head)
+        if block.address + block.size > last:
+            pool.add(block.cut(last - block.address))
+        block.mapped = False
+        self.reserved -= block.size
+        self._merge(block)
+        pool.unmapped.append(block)
+
+    def _merge(self, block: Block) -> None:
+        for neighbour in (block.previous, block.following):
+            if neighbour is None or neighbour.used or neighbour.mapped != block.mapped:
+                continue
+            if neighbour.mapped:
+                block.pool.remove(neighbour)
+            else:
+                block.pool.unmapped.remove(neighbour)
+            block.swallow(neighbour)
+
+    def _new_segment(self, pool: Pool, size: int) -> Block | None:
+        """A block that holds `size`, from the driver; None where the cap forbids it."""
+        segment = SMALL_SEGMENT_BYTES if size <= SMALL_BYTES else LARGE_SEGMENT_BYTES
+        if size >= MIN_LARGE_BYTES:
+            segment = round_up(size, ROUND_LARGE_BYTES)
+        # the cap is asked for the whole segment, even where part of it is mapped already
+        if self.cap_bytes is not None and self.reserved + segment > self.cap_bytes:
+            return None
+        self.peak_asked = max(self.peak_asked, self.reserved + segment)
+        if self.expandable:
+            return self._expand(pool, size)
+        self._grow(segment)
+        block = Block(self._next_address, segment, pool)
+        self._next_address += segment
+        return block
+
+    def _expand(self, pool: Pool, size: int) -> Block:
+        """Map pages after a free tail, or at the start of a new virtual range."""
+        block = self._expandable_tail(pool, size)
+        if block is None:
+            self._next_address = round_up(self._next_address + 2 * VIRTUAL_RANGE_BYTES, LARGE_SEGMENT_BYTES)
+            block = Block(self._next_address, round_up(VIRTUAL_RANGE_BYTES, LARGE_SEGMENT_BYTES), pool, mapped=False)
+            pool.unmapped.append(block)
+        if not block.mapped:
+            block = self._map(block, min(block.size, size))
+        while block.size < size:
+            after = block.following
+            assert after is not None
+            block = self._map(after, min(size - block.size, after.size))
+        pool.remove(block)
+        return block
+
+    @staticmethod
+    def _expandable_tail(pool: Pool, size: int) -> Block | None:
+        """The lowest run of free and unmapped blocks that holds `size`."""
+        for gap in sorted(pool.unmapped, key=lambda block: block.address):
+            first = gap.previous if gap.previous is not None and not gap.previous.used else gap
+            total, block = 0, first
+            at: Block | None = block
+            while total < size and at is not None and not at.used:
+                total, at = total + at.size, at.following
+            if total >= size:
+                return first
+        return None
+
+    def _map(self, block: Block, size: int) -> Block:
+        pool = block.pool
+        size = min(round_up(size, pool.page), block.size)
+        pool.unmapped.remove(block)
+        block.mapped = True
+        if size < block.size:
+            pool.unmapped.append(block.cut(size, mapped=False))
+        self._grow(size)
+        self._merge(block)
+        pool.add(block)
+        return block
+
+    def _grow(self, size: int) -> None:
+        self.reserved += size
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a replay came to."""
+
+    fits: bool
+    reserved_bytes: int
+    """Peak of what was taken from the driver."""
+    allocated_bytes: int
+    retries: int
+    """How often the cap forced free segments to be given back: each costs time."""
+
+
+def replay(
+    sizes: list[int],
+    events: Iterable[int],
+    cap_bytes: int | None = None,
+    expandable_segments: bool = True,
+    first_event: int = 0,
+) -> Outcome:
+    """Play a trace from an empty process: `sizes` of allocations, `events` +index at birth and ~index at death.
+
+    Retries count from `first_event` on.
+    """
+    allocator = CachingAllocator(cap_bytes, expandable_segments)
+    fits, before = True, 0
+    try:
+        for position, event in enumerate(events):
+            if position == first_event:
+                before = allocator.retries
+            if event >= 0:
+                allocator.allocate(event, sizes[event])
+            else:
+                allocator.free(~event)
+    except CapReachedError:
+        fits = False
+    return Outcome(fits, allocator.peak_reserved, allocator.peak_allocated, allocator.retries - before)

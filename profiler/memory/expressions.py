@@ -1,0 +1,140 @@
+"""Sizes as expressions in the knobs, evaluated for whole arrays of configurations at once. Imports no torch.
+
+An expression is a string, so that it ships as data and reads as a formula:
+
+    "4*V*D"                          bytes as a coefficient times powers of variables
+    "512"                            a constant
+    "embedding_backward/11:M*K"      entry 11 of a scratch formula, for so many looked-up tokens
+    "attention_backward/1"           entry 1 of the attention's scratch
+
+Variables: V catalog, D dim, H heads, B batch size, L sequence length, A = L padded to 32, M valid tokens,
+n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk of the full softmax and t of
+the last one, S sets per chunk of the sampled one and s of the last, I rows per block of the table's gradient; for
+evaluation U users ranked at once, Q (user, item) pairs they have seen, C items per chunk and c of the last.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import mul
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srsplan.kernels import chunking
+from srsplan.models.config import Configuration
+from srsplan.profiler.memory import workspaces as scratch
+
+Values = Mapping[str, NDArray[np.int64]]
+
+
+def evaluate(expression: str, values: Values) -> NDArray[np.int64]:
+    """Bytes of an expression for every configuration of `values`."""
+    if "/" not in expression:
+        return _product(expression, values)
+    name, _, rest = expression.partition("/")
+    if name == "cublas":
+        return np.full_like(values["V"], int(rest))
+    entry, _, tokens = rest.partition(":")
+    if name == "embedding_backward":
+        return _embedding(int(entry), _product(tokens, values), values)
+    if name == "attention_backward":
+        sizes = scratch.attention_backward(values["B"], values["H"], values["L"], values["D"] // values["H"])
+        return sizes[int(entry)]
+    raise ValueError(f"unknown formula in {expression!r}")
+
+
+def product(coefficient: int, powers: Mapping[str, int]) -> str:
+    """The expression of a coefficient times powers: product(4, {"V": 1, "D": 1}) is "4*V*D"."""
+    factors = [name for name in sorted(powers) for _ in range(powers[name])]
+    return "*".join([str(coefficient), *factors] if coefficient != 1 or not factors else factors)
+
+
+def variables(expression: str) -> Counter[str]:
+    """How often each variable stands in an expression, as a factor."""
+    factors = expression.rpartition(":")[2] if "/" in expression else expression
+    return Counter(factor for factor in factors.split("*") if factor and not factor[0].isdigit() and "/" not in factor)
+
+
+def attention_rows(seq_len: int) -> int:
+    """Positions that memory-efficient (fp32) attention keeps row sums for."""
+    return scratch.round_up(seq_len, 32)
+
+
+def step_values(configurations: Sequence[Configuration]) -> dict[str, NDArray[np.int64]]:
+    """The variables of training steps, one array element per configuration."""
+    rows = [_step_row(configuration) for configuration in configurations]
+    return {name: np.array([row[name] for row in rows], dtype=np.int64) for name in rows[0]}
+
+
+def evaluation_values(configuration: Configuration, users: int, seen_pairs: int) -> dict[str, NDArray[np.int64]]:
+    """The variables of one evaluation batch."""
+    chunk = chunking.ranking_chunk_items(users, configuration.catalog)
+    last = _last(configuration.catalog, chunk)
+    row = _step_row(configuration) | {"U": users, "Q": seen_pairs, "C": chunk, "c": last}
+    return {name: np.array([value], dtype=np.int64) for name, value in row.items()}
+
+
+def chunks(loss: str, values: Values) -> NDArray[np.int64]:
+    """How many chunks a step of a chunked loss runs, or an evaluation batch; 1 for the other losses."""
+    total, chunk = {
+        "cce": ("M", "T"),
+        "cce-": ("sets", "S"),
+        "evaluation": ("V", "C"),
+    }.get(loss, ("V", "V"))
+    return np.asarray(-(-values[total] // values[chunk]), dtype=np.int64)
+
+
+def program_key(loss: str, configuration: Configuration, many_chunks: bool) -> str:
+    """What a program is called: `loss` is that of a step, or "evaluation", which knows no options of training."""
+    key = f"{loss}/{configuration.precision}/{configuration.architecture.blocks}/{'many' if many_chunks else 'one'}"
+    if loss == "evaluation":
+        return key
+    key += "" if configuration.sampler == "uniform" else f"/{configuration.sampler}"
+    return key + "/recompute" * configuration.recompute + "/parts" * (configuration.micro_batches > 1)
+
+
+def _last(total: int, chunk: int) -> int:
+    """The size of the last chunk."""
+    return (total - 1) % chunk + 1
+
+
+def _step_row(configuration: Configuration) -> dict[str, int]:
+    catalog, tokens, dim = configuration.catalog, configuration.fullest_tokens, configuration.architecture.dim
+    negatives, group = configuration.negatives or 0, configuration.tokens_per_set
+    sets = chunking.set_count(tokens, group)
+    chunk = chunking.softmax_chunk_tokens(tokens, catalog)
+    set_chunk = chunking.sampled_chunk_sets(tokens, max(1, negatives), dim, group)
+    return {
+        "V": catalog,
+        "D": dim,
+        "H": configuration.architecture.heads,
+        "B": configuration.micro_batch_size,
+        "L": configuration.seq_len,
+        "A": attention_rows(configuration.seq_len),
+        "M": tokens,
+        "n": negatives,
+        "K": negatives + 1,
+        "G": group,
+        "P": sets * group,
+        "sets": sets,
+        "T": chunk,
+        "t": _last(tokens, chunk),
+        "S": set_chunk,
+        "s": _last(sets, set_chunk),
+        "I": min(catalog, chunking.ITEM_ROWS),
+    }
+
+
+def _product(expression: str, values: Values) -> NDArray[np.int64]:
+    factors = [np.int64(factor) if factor[0].isdigit() else values[factor] for factor in expression.split("*")]
+    return np.asarray(reduce(mul, factors) + np.zeros_like(values["V"]), dtype=np.int64)
+
+
+def _embedding(entry: int, tokens: NDArray[np.int64], values: Values) -> NDArray[np.int64]:
+    before = scratch.embedding_backward_before(tokens)
+    after = scratch.embedding_backward_after(tokens, values["V"], values["D"])
+    sizes = [*before, *(size for size, _ in after)]
+    return np.asarray(np.where(tokens > scratch.SORTED_LOOKUP, sizes[entry], 0), dtype=np.int64)

@@ -1,0 +1,142 @@
+"""The memory of a configuration from the closed form: no torch, thousands of configurations at once.
+
+The closed form (profiler/derive.py) is the ledger's own trace as a program whose sizes are formulas: what it predicts
+is the allocated peak, to the byte but for rounding. Reserved bytes, which are what runs out, are larger by
+fragmentation, which has no formula: the program is played through the allocator's model (planner/lifetime.py).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
+from math import inf
+
+import numpy as np
+
+from srsplan.models.config import Configuration
+from srsplan.models.errors import InputError
+from srsplan.profiler.memory import expressions
+from srsplan.profiler.memory import reserved as lifetime
+from srsplan.profiler.memory.program import Bytes, Program
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted memory of a configuration, bytes."""
+
+    allocated_bytes: int
+    """Peak of what tensors take during a training step."""
+    reserved_bytes: int
+    """Expected peak of what the process holds of the card, CUDA context excluded."""
+    evaluation_bytes: int
+    """Peak of what tensors take during evaluation."""
+    upper_bytes: int
+    """What must fit: reserved after batches of many shapes and evaluations between them."""
+    basis: str
+    """Where the figures come from."""
+    breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Who holds the allocated peak; adds up to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """Measured reserved bytes as a multiple of the predicted: expected, at worst, and where that is from."""
+
+    reserved: float
+    upper: float
+    basis: str
+
+
+class MemoryModel:
+    """Every closed form that ships, and what a profile corrects about it."""
+
+    def __init__(self, measured: Ratios | None = None) -> None:
+        """`measured` ratios correct the reserved bytes."""
+        self.measured = measured
+        self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved] = {}
+
+    @cached_property
+    def _programs(self) -> dict[str, bytes]:
+        """A line of JSON per program, by key: read where it is asked for."""
+        packed = files("srsplan.profiler.memory.data").joinpath("programs.gz").read_bytes()
+        lines = gzip.decompress(packed).splitlines()
+        return {key.decode(): text for key, _, text in (line.partition(b" ") for line in lines)}
+
+    @cache  # noqa: B019 - one model per process
+    def _program(self, key: str) -> Program:
+        return Program.from_document(json.loads(self._programs[key]))
+
+    def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
+        """The closed form of a loss (or "evaluation"); InputError for a depth that has none."""
+        blocks, key = configuration.architecture.blocks, expressions.program_key(loss, configuration, many_chunks)
+        if key not in self._programs:
+            raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
+        return self._program(key)
+
+    def allocated(self, configurations: Sequence[Configuration]) -> Bytes:
+        """Allocated training peaks of configurations that share loss, precision and depth."""
+        values = expressions.step_values(configurations)
+        return self._peaks(configurations[0].loss, configurations[0], values)
+
+    def evaluation(self, configuration: Configuration, users: int, seen_pairs: int) -> int:
+        """Allocated peak of evaluation with so many users in a batch."""
+        values = expressions.evaluation_values(configuration, users, seen_pairs)
+        return int(self._peaks("evaluation", configuration, values)[0])
+
+    def _peaks(self, loss: str, configuration: Configuration, values: expressions.Values) -> Bytes:
+        """One walk for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""
+        rounds = np.minimum(expressions.chunks(loss, values), 3)
+        peaks = np.zeros_like(rounds)
+        for count in np.unique(rounds):
+            chosen = rounds == count
+            program = self.program(loss, configuration, bool(count > 1))
+            part = {name: array[chosen] for name, array in values.items()}
+            peaks[chosen] = program.peaks(part, max(0, int(count) - 2))
+        return peaks
+
+    def breakdown(self, configuration: Configuration) -> dict[str, int]:
+        """Bytes by tag at the allocated peak of a training step, largest first."""
+        values = expressions.step_values([configuration])
+        chunks = int(expressions.chunks(configuration.loss, values)[0])
+        program = self.program(configuration.loss, configuration, chunks > 1)
+        return program.breakdown(values, min(1, max(0, chunks - 2)))
+
+    def reserved(
+        self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float = inf
+    ) -> lifetime.Reserved:
+        """Peaks of what the process holds of the card, under a cap if it runs there; some 10 milliseconds."""
+        found = self._replayed(configuration, users, seen_pairs, usable_bytes)
+        return found if found.upper <= usable_bytes else self._replayed(configuration, users, seen_pairs, inf)
+
+    def fits(self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: int) -> bool:
+        """Whether the upper bound is within so many bytes; faster than `reserved` where it is not."""
+        return self._replayed(configuration, users, seen_pairs, usable_bytes).upper <= usable_bytes
+
+    def _replayed(
+        self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float
+    ) -> lifetime.Reserved:
+        """Not to the end where it does not run within `usable_bytes`; what was played to the end is remembered."""
+        key = configuration, users, seen_pairs, usable_bytes
+        if key not in self._known:
+            expected, upper = (self.measured.reserved, self.measured.upper) if self.measured else (1.0, 1.0)
+            played = lifetime.reserved(configuration, users, seen_pairs, self.program, usable_bytes / upper)
+            self._known[key] = lifetime.Reserved(int(played.expected * expected), int(played.upper * upper))
+        return self._known[key]
+
+    def predict(self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float = inf) -> Memory:
+        """Everything about one configuration, the breakdown included; `usable_bytes` is the cap it has to run under."""
+        breakdown = self.breakdown(configuration)
+        found = self.reserved(configuration, users, seen_pairs, usable_bytes)
+        basis = "the same step replayed through the allocator's model (simulated)"
+        return Memory(
+            allocated_bytes=sum(breakdown.values()),
+            reserved_bytes=found.expected,
+            evaluation_bytes=self.evaluation(configuration, users, seen_pairs),
+            upper_bytes=found.upper,
+            basis=f"allocated: closed form of the ledger; reserved: {self.measured.basis if self.measured else basis}",
+            breakdown_bytes=breakdown,
+        )

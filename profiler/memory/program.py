@@ -1,0 +1,161 @@
+"""A training step as a program of allocations: sizes are expressions, a nested list is a loop. Imports no torch.
+
+    12          allocate a storage of symbol 12, (tag, expression): see `expressions`
+    -3          free the third newest storage that is live
+    [7, 9, -1]  repeat: once for every chunk between the first and the last
+
+One program answers everything about memory: the running sum of its sizes is the ledger's (allocated bytes, for
+thousands of configurations at once), and played through the allocator's model it gives reserved bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srsplan.profiler.memory import expressions
+from srsplan.profiler.memory.allocator import CachingAllocator
+
+GRANULE_BYTES = 512
+STEADY_CHUNKS = 2
+"""A chunk between the first and the last leaves the allocator as it found it: more of them change nothing."""
+
+Bytes = NDArray[np.int64]
+Code = Sequence[Any]
+"""int or Code."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a process allocates: `setup` once, the `first` step (optimizer states are born), then `step` for ever."""
+
+    symbols: tuple[tuple[str, str], ...]
+    """(tag, expression) of every kind of storage."""
+    setup: Code
+    first: Code
+    step: Code
+    shards: int = 1
+    """The table's rows, their gradient and moments are spread over so many GPUs: this is one of them."""
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Program:
+        """The inverse of `to_document`."""
+        symbols = tuple((tag, text) for tag, text in document["symbols"])
+        return cls(symbols, document["setup"], document["first"], document["step"])
+
+    def to_document(self) -> dict[str, Any]:
+        """Lists and strings only."""
+        return {"symbols": self.symbols, "setup": self.setup, "first": self.first, "step": self.step}
+
+    def sizes(self, values: expressions.Values) -> list[Bytes]:
+        """Bytes requested per symbol, an array over configurations each."""
+        return [-(-expressions.evaluate(text, values) // self._parts(text)) for _, text in self.symbols]
+
+    def _parts(self, expression: str) -> int:
+        factors = expressions.variables(expression)
+        return self.shards if factors["V"] and factors["D"] else 1
+
+    def peaks(self, values: expressions.Values, repeats: int) -> Bytes:
+        """Allocated peak of a later step of every configuration; all have the same number of `repeats`."""
+        walk = self._walk([_rounded(size) for size in self.sizes(values)], repeats)
+        peak = np.zeros_like(values["V"])
+        for _, current in walk:
+            np.maximum(peak, current, out=peak)
+        return peak
+
+    def breakdown(self, values: expressions.Values, repeats: int) -> dict[str, int]:
+        """Bytes by tag at the peak of the first configuration, largest first; they add up to it."""
+        sizes = [_rounded(size[:1]) for size in self.sizes(values)]
+        best, holders = -1, {}
+        for live, current in self._walk(sizes, repeats):
+            if current[0] > best:
+                best, holders = int(current[0]), dict(enumerate(live))
+        sums: dict[str, int] = {}
+        for symbol in holders.values():
+            sums[self.symbols[symbol][0]] = sums.get(self.symbols[symbol][0], 0) + int(sizes[symbol][0])
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def _walk(self, sizes: list[Bytes], repeats: int) -> Iterator[tuple[list[int], Bytes]]:
+        """(live symbols, their sum) after every allocation of a later step. The sum is updated in place."""
+        live: list[int] = []
+        for code in flat([*self.setup, *self.first], repeats):
+            live.append(code) if code >= 0 else live.pop(code)
+        current: Bytes = sum((sizes[symbol] for symbol in live), np.zeros_like(sizes[0]))
+        for code in flat(self.step, repeats):
+            if code < 0:
+                current -= sizes[live.pop(code)]
+            else:
+                live.append(code)
+                current += sizes[code]
+                yield live, current
+
+
+class Process:
+    """A process's allocator while programs run in it, one after another."""
+
+    def __init__(self, cap_bytes: int | None = None, expandable_segments: bool = True) -> None:
+        """CapReachedError from `run` where `cap_bytes` are not enough."""
+        self.allocator = CachingAllocator(cap_bytes, expandable_segments=expandable_segments)
+        self._live: list[int] = []
+        self._next_key = 0
+
+    def run(self, code: Code, sizes: Sequence[int], repeats: int) -> None:
+        """Allocate and free; storages that a part leaves behind stay for the next."""
+        live, allocate, free, key = self._live, self.allocator.allocate, self.allocator.free, self._next_key
+        for each in flat(code, min(repeats, STEADY_CHUNKS)):
+            if each < 0:
+                old = live.pop(each)
+                if old:
+                    free(old)
+            elif sizes[each]:
+                key += 1
+                allocate(key, sizes[each])
+                live.append(key)
+            else:
+                live.append(0)  # nothing is asked of the allocator
+        self._next_key = key
+
+
+def flat(code: Code, repeats: int) -> Iterator[int]:
+    """A program's integers with its loops written out."""
+    for each in code:
+        if isinstance(each, int):
+            yield each
+        else:
+            for _ in range(repeats):
+                yield from flat(each, repeats)
+
+
+def encode(events: Iterable[int], symbol_of: Mapping[int, int], live: list[int]) -> list[int]:
+    """A trace's events (+index at birth, ~index at death) as code; `live` holds the indices alive, and is updated."""
+    code = []
+    for event in events:
+        if event >= 0:
+            live.append(event)
+            code.append(symbol_of[event])
+        else:
+            place = live.index(~event)
+            code.append(place - len(live))
+            del live[place]
+    return code
+
+
+def looped(two: Code, three: Code, four: Code) -> Code:
+    """The code whose loop body runs chunks - 2 times, from the codes of 2, 3 and 4 chunks; ValueError if there is none.
+
+    What three chunks have more than two is one run of integers, whose start is where the two begin to differ.
+    """
+    extra = len(three) - len(two)
+    start = next((at for at, (one, other) in enumerate(zip(two, three, strict=False)) if one != other), len(two))
+    body, head, tail = list(three[start : start + extra]), two[:start], two[start:]
+    if [*head, *body, *tail] != [*three] or [*head, *body, *body, *tail] != [*four]:
+        raise ValueError("the codes of 2, 3 and 4 chunks are not those of one loop")
+    return [*head, body, *tail] if body else two
+
+
+def _rounded(size: Bytes) -> Bytes:
+    return -(-size // GRANULE_BYTES) * GRANULE_BYTES

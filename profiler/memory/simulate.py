@@ -1,0 +1,112 @@
+"""srsplan's own training step and evaluation on meta tensors: what the GPU would allocate, without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from srsplan.kernels.chunking import ranking_chunk_items
+from srsplan.models.config import Configuration
+from srsplan.models.sasrec import SASRec
+from srsplan.models.training.ranking import Seen, rank
+from srsplan.models.training.step import DTYPES, StepInputs, TrainingStep
+from srsplan.profiler.memory.ledger import Ledger, Trace
+from srsplan.profiler.memory.simulated_cuda import SimulatedCuda, fused_optimizers_on_meta
+
+META = torch.device("meta")
+BEST_ITEMS = 100
+"""How many items evaluation ranks: the largest k of the metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSizes:
+    """An evaluation batch: users ranked at once, and the (user, item) pairs they have seen."""
+
+    users: int
+    seen_pairs: int
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A trace and where its steady part begins: the second step, when Adam's moments exist."""
+
+    trace: Trace
+    first_event: int
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Peak of the steady part."""
+        return self.trace.peak(self.first_event).allocated_bytes
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes requested by every allocation."""
+        return [allocation.requested_bytes for allocation in self.trace.allocations]
+
+
+def with_evaluation(training: Simulated, evaluation: Simulated, before_part: int) -> tuple[list[int], list[int]]:
+    """Sizes and events of a training into which an evaluation comes, as `train` does it.
+
+    `before_part`: before which micro-batch, counted from 0 through all steps.
+    """
+    trace, offset = evaluation.trace, len(training.trace.allocations)
+    events = trace.events[trace.start_of("batch") : trace.start_of("idle")]
+    born = [event for event in events if event >= 0]
+    ended = {~event for event in events if event < 0}
+    body = [event + offset if event >= 0 else ~(~event + offset) for event in events]
+    body += [~(event + offset) for event in born if event not in ended]
+    at = training.trace.start_of("forward", before_part)
+    return [*training.sizes, *evaluation.sizes], [*training.trace.events[:at], *body, *training.trace.events[at:]]
+
+
+def simulate_step(configuration: Configuration, steps: int = 2) -> Simulated:
+    """Training steps of the fullest batch; those from the second on count. 0.1 s after torch is imported."""
+    ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
+    with fused_optimizers_on_meta(), ledger:
+        step = TrainingStep(configuration, META, autocast=cuda.autocast)
+        if configuration.recompute:
+            step.model.recompute = cuda.recompute
+        parts, targets = configuration.micro_batches, configuration.micro_batches * configuration.fullest_tokens
+        ledger.phase("batch")
+        batch = _batch(configuration)
+        with cuda:
+            for _ in range(steps):
+                step.run_parts(
+                    (batch if parts == 1 else _batch(configuration) for _ in range(parts)), targets, ledger.phase
+                )
+    return Simulated(ledger.trace, ledger.trace.start_of("forward", parts))
+
+
+def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) -> Simulated:
+    """One evaluation batch beside the model and Adam's moments, as `train` runs it."""
+    ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
+    with fused_optimizers_on_meta(), ledger, torch.no_grad():
+        with META:
+            model = SASRec(configuration.catalog, configuration.seq_len, configuration.architecture).eval()
+        ledger.phase("optimizer")
+        moments = [torch.empty_like(weight) for weight in model.parameters() for _ in range(2)]
+        ledger.phase("batch")
+        inputs = torch.empty(sizes.users, configuration.seq_len, dtype=torch.long, device=META)
+        last = torch.empty(sizes.users, dtype=torch.long, device=META)
+        seen = _seen(configuration.catalog, sizes)
+        with cuda, cuda.autocast():
+            ledger.phase("evaluation")
+            rank(model, inputs, last, seen, min(BEST_ITEMS, configuration.catalog))
+            ledger.phase("idle")
+        del moments
+    return Simulated(ledger.trace, ledger.trace.start_of("evaluation"))
+
+
+def _batch(configuration: Configuration) -> StepInputs:
+    shape = (configuration.micro_batch_size, configuration.seq_len)
+    inputs = torch.empty(shape, dtype=torch.long, device=META)
+    positions, targets = (torch.empty(configuration.fullest_tokens, dtype=torch.long, device=META) for _ in range(2))
+    return StepInputs(inputs, positions, targets)
+
+
+def _seen(catalog: int, sizes: EvaluationSizes) -> Seen:
+    """The worst case: everything the batch has seen falls into the first chunk of items."""
+    chunks = -(-catalog // ranking_chunk_items(sizes.users, catalog))
+    rows, items = (torch.empty(sizes.seen_pairs, dtype=torch.long, device=META) for _ in range(2))
+    return Seen(rows, items, (0, *[sizes.seen_pairs] * chunks))

@@ -1,0 +1,133 @@
+"""A probe on a real card: one child process per configuration, so that nothing of one spoils the next."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from srsplan.models.config import Configuration
+from srsplan.models.errors import SrsplanError
+from srsplan.profiler.probes.probe import EVALUATION_USERS, TIMED_STEPS, installed
+from srsplan.profiler.probes.records import ProbeRecord, Status
+
+CHILD = (sys.executable, "-m", "srsplan.profiler.probes.cuda_child")
+TAIL_LINES, TAIL_CHARACTERS = 5, 2000
+FIGURES = {
+    "allocated_bytes", "reserved_bytes", "evaluation_bytes", "context_bytes", "retries", "step_ms_median", "step_ms_p95"
+}  # fmt: skip
+"""What a child may say beside its status."""
+
+TIMES = {"step_ms_median", "step_ms_p95"}
+
+LOST = (
+    "no cuda-capable device", "no cuda gpus are available", "busy or unavailable", "fallen off the bus",
+    "gpu is lost", "unable to determine the device handle", "driver shutting down",
+)  # fmt: skip
+"""Said by CUDA and its driver of a card that is gone: no later probe would fare better."""
+
+
+class CardLost(SrsplanError):
+    """The card disappeared: not the configuration's fault, so nothing is recorded of the probe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudaProbe:
+    """Runs the training step in a child, under a hard cap where the card stands for a smaller one."""
+
+    gpu: str
+    device: str
+    """The driver's name of the card that is here."""
+    driver: str = ""
+    cap_bytes: int | None = None
+    """Reserved bytes the child may hold: the capacity of a smaller card, so that out-of-memory is real."""
+    timeout_s: float = 300.0
+    steps: int = TIMED_STEPS
+    """After the warm-up, and before the evaluation."""
+    evaluation_users: int = EVALUATION_USERS
+    command: tuple[str, ...] = CHILD
+    torch_device: str = "cuda"
+
+    def blank(self, configuration: Configuration) -> ProbeRecord:
+        """A record without findings."""
+        return ProbeRecord(
+            configuration=configuration, status="failed", basis="measured", gpu=self.gpu, device=self.device,
+            driver=self.driver, cap_bytes=self.cap_bytes, torch=installed("torch"), triton=installed("triton"),
+        )  # fmt: skip
+
+    def run(self, configuration: Configuration) -> ProbeRecord:
+        """Start the child, wait, classify how it ended. A child that hangs is killed with everything it started."""
+        task = {
+            "configuration": configuration.to_dict(), "device": self.torch_device, "cap_bytes": self.cap_bytes,
+            "steps": self.steps, "evaluation_users": self.evaluation_users,
+        }  # fmt: skip
+        environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
+        began = time.perf_counter()
+        child = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            out, err = child.communicate(json.dumps(task), timeout=self.timeout_s)
+        except subprocess.TimeoutExpired:
+            _kill(child)
+            found: dict[str, Any] = {"status": "timeout", "error_tail": f"no answer within {self.timeout_s:g} s"}
+        except BaseException:
+            _kill(child)
+            raise
+        else:
+            found = _outcome(child.returncode, out, err)
+        seconds = round(time.perf_counter() - began, 3)
+        return replace(self.blank(configuration), **found, seconds=seconds)
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
+def _outcome(code: int, out: str, err: str) -> dict[str, Any]:
+    """What the child found, or why it found nothing. CardLost where the card itself is gone."""
+    lines = out.strip().splitlines()
+    if code == 0 and lines:
+        try:
+            return {**_answer(json.loads(lines[-1])), "time_basis": "measured"}
+        except ValueError:
+            return {"status": "failed", "error_tail": f"the child answered {lines[-1][:200]!r}"}
+    tail = "\n".join(err.strip().splitlines()[-TAIL_LINES:])[-TAIL_CHARACTERS:]
+    if any(phrase in err.lower() for phrase in LOST):
+        raise CardLost(
+            f"the card does not answer: {tail.splitlines()[-1]}", "what was probed is kept; start again then"
+        )
+    return {"status": classify(code, err), "error_tail": tail}
+
+
+def _answer(document: Any) -> dict[str, Any]:
+    """A child's answer; ValueError unless it is an object of a status and figures that can be."""
+    if not isinstance(document, dict) or document.get("status") not in get_args(Status):
+        raise ValueError("no status")
+    for name, value in document.items():
+        if name == "status" or value is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        if name not in FIGURES or not number or (name not in TIMES and not isinstance(value, int)):
+            raise ValueError(name)
+    return document
+
+
+def classify(code: int, err: str) -> Status:
+    """A child's end, from its exit code and what it said: out of memory is never guessed from a crash."""
+    said = err.lower()
+    if "illegal memory access" in said or "illegal address" in said:
+        return "illegal_access"
+    if "outofmemoryerror" in said or "cuda out of memory" in said:
+        return "oom_device"
+    if code == -signal.SIGKILL or "memoryerror" in said or "can't allocate memory" in said:
+        return "oom_host"
+    return "failed"

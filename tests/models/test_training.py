@@ -1,0 +1,178 @@
+"""The training loop: what a resumed run may do otherwise, and where it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from srsplan.models.config import Architecture, Configuration
+from srsplan.models.data.interactions import read_interactions
+from srsplan.models.data.splits import split
+from srsplan.models.errors import DeviceOutOfMemory, InputError
+from srsplan.models.training import loop as training
+from srsplan.models.training.loop import Settings, Trainer
+from srsplan.models.training.step import StepInputs, TrainingStep
+
+CPU = torch.device("cpu")
+TINY = Configuration(
+    loss="cce", catalog=40, batch_size=16, seq_len=8, precision="fp32", architecture=Architecture(dim=16, blocks=1)
+)
+ONE = Settings(epochs=1)
+
+
+class Silent:
+    def epoch_begins(self, epoch: int, batches: int) -> None: ...
+
+    def batch_done(self) -> None: ...
+
+    def epoch_done(self, record: dict[str, Any]) -> None: ...
+
+    def smaller(self, sentence: str) -> None: ...
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def smaller(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+class SmallCard(TrainingStep):
+    """Only so many sequences fit at once: PyTorch's own error beyond."""
+
+    fits = 5
+
+    def loss(self, batch: StepInputs, *rest: Any, **options: Any) -> torch.Tensor:
+        if len(batch.inputs) > self.fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().loss(batch, *rest, **options)
+
+
+def walks(path: Path, seed: int) -> Path:
+    """60 users walk through 40 items in order, from starts that the seed draws; every item occurs."""
+    draw = np.random.default_rng(seed)
+    starts = [*range(40), *draw.integers(40, size=20)]
+    rows = [f"u{user},i{(start + step) % 40},{step}" for user, start in enumerate(starts) for step in range(8)]
+    path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    return path
+
+
+def trainer(folder: Path, configuration: Configuration = TINY, settings: Settings = ONE, data: int = 0) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    parts = split(read_interactions(walks(folder.parent / f"walks{data}.csv", data)), "leave-one-out")
+    step = TrainingStep(configuration, CPU, settings)
+    return Trainer(step, parts, settings, folder)
+
+
+OTHERS: list[tuple[str, Configuration, Settings]] = [
+    ("has loss cce, not ce", replace(TINY, loss="ce"), ONE),
+    ("has batch_size 16, not 8", replace(TINY, batch_size=8), ONE),
+    ("has dropout 0.1, not 0.3", replace(TINY, architecture=Architecture(dim=16, blocks=1, dropout=0.3)), ONE),
+    ("has seed 42, not 7", TINY, replace(ONE, seed=7)),
+]
+
+
+@pytest.mark.parametrize(("phrase", "configuration", "settings"), OTHERS, ids=[phrase for phrase, *_ in OTHERS])
+def test_another_run_is_not_resumed(
+    tmp_path: Path, phrase: str, configuration: Configuration, settings: Settings
+) -> None:
+    trainer(tmp_path / "out").run(Silent())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError, match=phrase):
+        trainer(tmp_path / "out", configuration, settings).resume()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_other_data_of_the_same_size_are_not_resumed_on(tmp_path: Path) -> None:
+    trainer(tmp_path / "out").run(Silent())
+    with pytest.raises(InputError, match="trained on other data"):
+        trainer(tmp_path / "out", data=1).resume()
+
+
+def test_the_ways_out_of_divergence_are_allowed_and_told(tmp_path: Path) -> None:
+    trainer(tmp_path / "out").run(Silent())
+    more = trainer(tmp_path / "out", settings=Settings(epochs=2, learning_rate=5e-4, patience=3))
+    more.resume()
+    assert more.changes == ("learning_rate is 0.0005 from here on, it was 0.001",)
+    assert more.run(Silent()).epoch == 2
+
+
+def test_an_end_before_the_first_evaluation_is_evaluated(tmp_path: Path) -> None:
+    rarely = Settings(epochs=4, evaluate_every=4)
+
+    class Interrupts(Silent):
+        def epoch_done(self, record: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "out", settings=rarely).run(Interrupts())
+    shorter = trainer(tmp_path / "out", settings=replace(rarely, epochs=1))
+    shorter.resume()
+    assert shorter.run(Silent()).best_epoch == 1
+    assert (tmp_path / "out" / "best.safetensors").exists()
+
+
+def test_out_of_memory_is_explained_with_bytes() -> None:
+    with (
+        pytest.raises(DeviceOutOfMemory, match=r"bytes allocated .* batch size 16, sequence length 8") as caught,
+        training.out_of_memory_explained(TINY),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    assert isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
+
+
+def on_a_small_card(folder: Path, settings: Settings = ONE) -> Trainer:
+    whole = trainer(folder, replace(TINY, architecture=replace(TINY.architecture, dropout=0.0)), settings)
+    step = SmallCard(whole.step.configuration, CPU, settings)
+    step.model.load_state_dict(whole.step.model.state_dict())
+    return Trainer(step, whole.split, settings, folder)
+
+
+def test_out_of_memory_cuts_the_batch_and_trains_the_same_model(tmp_path: Path) -> None:
+    """16 sequences do not fit, nor do 8; four parts of 4 do, and give the weights of a card that holds them all."""
+    told, small = Told(), on_a_small_card(tmp_path / "small")
+    whole = trainer(tmp_path / "whole", small.step.configuration)
+    whole.step.model.load_state_dict(small.step.model.state_dict())
+    small.run(told)
+    whole.run(Silent())
+    assert small.progress.micro_batches == 4
+    assert [phrase in told.sentences[at] for at, phrase in enumerate(("into 2 parts", "into 4 parts"))] == [True] * 2
+    assert "same batch size 16" in told.sentences[1]
+    for name, weight in whole.step.model.state_dict().items():
+        assert torch.allclose(weight, small.step.model.state_dict()[name], atol=2e-4), name
+
+
+def test_a_resumed_run_remembers_that_it_was_cut(tmp_path: Path) -> None:
+    on_a_small_card(tmp_path / "small").run(Told())
+    told, again = Told(), on_a_small_card(tmp_path / "small", Settings(epochs=2))
+    again.resume()
+    again.run(told)
+    assert again.progress.micro_batches == 4
+    assert not told.sentences
+
+
+def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SmallCard, "fits", 0)
+    with pytest.raises(DeviceOutOfMemory, match="the GPU ran out of memory"):
+        on_a_small_card(tmp_path / "small").run(Told())
+
+
+def test_out_of_memory_in_evaluation_ranks_fewer_users_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked, told = training.evaluate, Told()
+
+    def at_most_ten(step: Any, parts: Any, holdout: Any, ranking: Any) -> dict[str, float]:
+        if ranking.users > 10:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return ranked(step, parts, holdout, ranking)
+
+    monkeypatch.setattr(training, "evaluate", at_most_ten)
+    whole = trainer(tmp_path / "run", settings=Settings(epochs=1, evaluation_batch=64))
+    whole.run(told)
+    assert whole.ranking().users == 8
+    assert "8 users at once" in told.sentences[-1]

@@ -1,0 +1,91 @@
+"""The step-time model: its terms, and its constants from measured steps."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paths import SHARED
+
+from srsplan.models.config import Configuration
+from srsplan.planner.calibration import model_of
+from srsplan.planner.step_time import Rates, cost_ms, step_cost, step_ms
+from srsplan.planner.step_time_fit import FEWEST, Timed, fit_rates
+from srsplan.profiler.memory.derive import random_steps
+from srsplan.profiler.probes.gpus import find_gpu
+from srsplan.profiler.probes.records import ProbeRecord
+
+H200, A100 = find_gpu("h200"), find_gpu("a100-40gb")
+STEPS = [step for loss in ("ce", "ce-", "cce-") for step in random_steps(loss, "fp16", 2, 6, seed=8)]
+
+
+def timed(configuration: Configuration, rates: Rates, factor: float = 1.0) -> Timed:
+    cost = step_cost(configuration)
+    return Timed(cost=cost, gpu=H200, precision="fp16", step_ms=factor * cost_ms(cost, H200, "fp16", rates))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.floats(5, 60))
+def test_constants_are_found_again(products: float, bandwidth: float, launch: float) -> None:
+    rates = Rates(product_efficiency=products, bandwidth_efficiency=bandwidth, launch_us=launch)
+    fit = fit_rates([timed(configuration, rates) for configuration in STEPS])
+    assert fit.rates.bandwidth_efficiency == pytest.approx(bandwidth, rel=1e-3)
+    assert fit.rates.launch_us == pytest.approx(launch, rel=1e-2, abs=0.1)
+    assert max(map(abs, fit.held_out)) < 1e-2
+
+
+def test_a_step_that_is_unlike_the_others_shows_in_the_held_out_error() -> None:
+    steps = [timed(configuration, Rates()) for configuration in STEPS]
+    fit = fit_rates([*steps[:-1], replace(steps[-1], step_ms=3 * steps[-1].step_ms)])
+    assert max(map(abs, fit.held_out)) > 0.4
+
+
+def test_few_steps_are_not_fitted() -> None:
+    with pytest.raises(ValueError, match=f"7 measured steps are fewer than {FEWEST}"):
+        fit_rates([timed(configuration, Rates()) for configuration in STEPS[:7]])
+
+
+def test_probes_give_constants_and_say_what_they_are_worth(tmp_path: Path) -> None:
+    records = [
+        ProbeRecord(
+            configuration=each, status="ok", basis="measured", gpu="h200", device="NVIDIA H200",
+            allocated_bytes=1 << 30, reserved_bytes=2 << 30, step_ms_median=2 * step_ms(each, H200),
+        )
+        for each in STEPS[:9]
+    ]  # fmt: skip
+    path = tmp_path / "probes.jsonl"
+    path.write_text("".join(record.to_line() for record in records))
+    fit = model_of(path)
+    assert fit.rates.launch_us == pytest.approx(2 * Rates().launch_us, rel=0.02)
+    assert "fitted to probes on h200, other cards transferred; each of 9 measured steps held out" in fit.step_basis
+
+
+def test_recomputing_and_parts_take_time() -> None:
+    base = Configuration(loss="cce-", catalog=1_000_000, batch_size=512, seq_len=128, negatives=512, tokens_per_set=32)
+    plain = step_ms(base, A100)
+    assert 1.05 * plain < step_ms(replace(base, recompute=True), A100) < 1.4 * plain
+    assert plain < step_ms(replace(base, micro_batches=4), A100) < 2 * plain
+
+
+@pytest.mark.evidence
+def test_the_constants_are_those_of_the_measured_steps() -> None:
+    """24 steps of another implementation on an H200, as examples/calibrate_step_time.py fits them."""
+    names = {"ce": "ce", "ce_neg": "ce-", "bce": "bce"}
+    steps = []
+    with (SHARED / "measured" / "h200_step_memory.csv").open() as lines:
+        for row in csv.DictReader(lines):
+            negatives = {"ce": None, "ce_neg": int(row["negatives"]), "bce": 1}[row["loss"]]
+            configuration = Configuration(
+                loss=names[row["loss"]], catalog=int(row["catalog"]), batch_size=int(row["batch_size"]),
+                seq_len=int(row["seq_len"]), negatives=negatives,
+            )  # fmt: skip
+            cost = step_cost(configuration, feed_forward=4, foreach=row["adam"] == "foreach")
+            steps.append(Timed(cost=cost, gpu=H200, precision="fp16", step_ms=1e3 * float(row["step_s"])))
+    fit = fit_rates(steps)
+    assert fit.rates.product_efficiency == pytest.approx(Rates().product_efficiency, rel=0.01)
+    assert fit.rates.bandwidth_efficiency == pytest.approx(Rates().bandwidth_efficiency, rel=0.01)
+    assert fit.describe() == "each of 24 measured steps held out: median error 8%, worst 34%"

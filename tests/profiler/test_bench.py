@@ -1,0 +1,291 @@
+"""`srsplan bench`: real runs on a CPU, the ledger where there is no card, and the floor by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import Ended
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from srsplan.models.errors import InputError
+from srsplan.planner.cli.bench import Wishes, _CsvFile, _row, _shapes, _tables, _unsteady, parse_shape
+from srsplan.profiler.bench import losses as bench
+from srsplan.profiler.bench import peers as bench_peers
+from srsplan.profiler.bench.ceilings import Ceilings, floor_ms
+from srsplan.profiler.bench.losses import SHAPES, Contestant, Measurement, Shape
+
+Run = Callable[..., Ended]
+CPU, META = torch.device("cpu"), torch.device("meta")
+TINY = Shape(name="tiny", tokens=96, catalog=700, negatives=20, dim=32)
+GIB = 1 << 30
+
+
+def test_it_runs_and_says_on_what(run: Run, tmp_path: Path) -> None:
+    options = ("--logits", "random", "--repeats", 2, "--peers", "--json", "-o", "bench.csv")
+    done = run("bench", "--shapes", "96x700x32x20", *options)
+    assert done.code == 0, done.err
+    document = done.json
+    assert document["device"].startswith("CPU")
+    assert document["torch"] == torch.__version__
+    assert document["ceilings"]["product_flops_s"] > 1e9
+    by_name = {(row["contestant"], row["tokens_per_set"]): row for row in document["results"]}
+    for name in (("eager ce", 1), ("chunked cce", 1), ("eager ce-", 1), ("chunked cce-", 32)):
+        row = by_name[name]
+        assert row["status"] == "ok"
+        assert row["forward_ms"] > 0
+        assert row["times_the_floor"] > 0
+        assert row["ledger_bytes"] > 4 * 32 * (96 + 700)
+        assert row["repeats"] == 2
+        assert row["fastest_ms"] <= row["total_ms"] <= row["slowest_ms"]
+    assert by_name["eager ce", 1]["value"] == pytest.approx(by_name["chunked cce", 1]["value"], rel=1e-5)
+    assert by_name["eager ce", 1]["loss_error"] == 0
+    assert by_name["chunked cce", 1]["loss_error"] < 1e-5
+    assert by_name["eager ce-", 1]["loss_error"] is None
+    assert by_name["Triton cce", 1]["reason"] == "runs on CUDA"
+    assert any(name.startswith("torch") and row["status"] == "ok" for (name, _), row in by_name.items())
+    with (tmp_path / "bench.csv").open() as lines:
+        kept = list(csv.DictReader(lines))
+    assert [row["contestant"] for row in kept] == [row["contestant"] for row in document["results"]]
+    assert {row["torch"] for row in kept} == {torch.__version__}
+
+
+def test_the_screen_puts_forms_of_one_function_side_by_side(run: Run) -> None:
+    done = run("bench", "--shapes", "64x300x16x8", "--logits", "trained", "--losses", "ce-", "--repeats", 1)
+    assert "64x300x16x8, trained logits, sampled softmax" in done.out
+    assert "full softmax" not in done.out
+    assert "loss off" not in done.out
+    assert "Triton cce-, 32 a set: absent, runs on CUDA" in " ".join(done.out.split())
+
+
+def test_figures_are_whole_on_80_columns_and_tables_in_the_order_asked_for() -> None:
+    ceilings = Ceilings(product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=5e8)
+    figures = {"forward_ms": 123_456.7, "total_ms": 654_321.9, "value": 12.3, "loss_error": 0.0213}
+    rows = [
+        _row(
+            Measurement(
+                shape=SHAPES[name], logits="trained", contestant="torch 2.13.0 linear_cross_entropy", loss="ce",
+                tokens_per_set=1, status="ok", peak_bytes=130 * GIB, **figures
+            ),
+            ceilings,
+        )
+        for name in ("zvuk", "beauty")
+    ]  # fmt: skip
+    screen = Console(width=80, record=True, file=io.StringIO())
+    for table in _tables(rows):
+        screen.print(table)
+    text = screen.export_text()
+    assert "…" not in text
+    assert "130.00 GiB" in text
+    assert text.index("zvuk, trained") < text.index("beauty, trained")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [
+        (["--shapes", "beuty"], "unknown shape 'beuty'"),
+        (["--shapes", "10x20x30"], "unknown shape '10x20x30'"),
+        (["--shapes", "10x20x32x20"], "20 negatives of 20 items"),
+        (["--shapes", "10x20x31x5"], "dim 31 is no multiple of 8"),
+        (["--shapes", "10x-20x32x5"], "-20"),
+        (["--scale", "0"], "--scale 0 is outside"),
+        (["--losses", "ce,bpr"], "unknown --losses 'bpr'"),
+        (["--logits", "sharp"], "unknown --logits 'sharp'"),
+        (["--dtype", "fp8"], "unknown --dtype 'fp8'"),
+        (["--device", "tpu"], "unknown --device 'tpu'"),
+        (["--scale", "-0.5"], "--scale -0.5 is outside"),
+        (["--repeats", "0"], "repeats 0"),
+        (["-o", "no/folder/x.csv"], "no/folder/x.csv"),
+    ],
+)
+def test_bad_input_is_one_clear_message(run: Run, arguments: list[str], phrase: str) -> None:
+    done = run("bench", *arguments)
+    assert done.code == 2
+    assert phrase in done.message
+    assert "Traceback" not in done.err
+
+
+def test_a_file_that_exists_is_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("precious\n")
+    done = run("bench", "--shapes", "64x300x16x8", "-o", "old.csv")
+    assert (done.code, (tmp_path / "old.csv").read_text()) == (2, "precious\n")
+
+
+def test_a_result_is_on_disk_before_the_next_begins(tmp_path: Path) -> None:
+    path = tmp_path / "bench.csv"
+    with _CsvFile(path) as file:
+        for count in (1, 2):
+            file.add({"contestant": "eager ce", "total_ms": count})
+            assert len(path.read_text().splitlines()) == 1 + count
+
+
+def test_times_that_say_little_are_called_so() -> None:
+    steady = {"status": "ok", "fastest_ms": 1.0, "slowest_ms": 1.5}
+    wild, absent = {**steady, "slowest_ms": 9.0}, {"status": "absent", "fastest_ms": None, "slowest_ms": None}
+    assert _unsteady([steady, wild, absent]) == _unsteady([absent]) == ""
+    assert _unsteady([wild, wild, steady]).startswith("repeats of 2 of 3 times differ more than 2-fold")
+
+
+@given(st.integers(1, 10**7), st.integers(2, 10**7), st.integers(1, 128), st.integers(1, 4096))
+def test_shapes_read_back(tokens: int, catalog: int, eighths: int, negatives: int) -> None:
+    text = f"{tokens}x{catalog}x{8 * eighths}x{negatives}"
+    if negatives >= catalog:
+        with pytest.raises(InputError):
+            parse_shape(text)
+    else:
+        expected = Shape(name=text, tokens=tokens, catalog=catalog, negatives=negatives, dim=8 * eighths)
+        assert parse_shape(text) == expected
+
+
+def entrant(run: bench.Run, name: str = "other") -> Contestant:
+    return Contestant(name=name, loss="ce", run=run, ours=False)
+
+
+def broken(*_: object) -> torch.Tensor:
+    raise RuntimeError("no kernel image is available")
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (broken, ("failed", "RuntimeError: no kernel image is available")),
+        (lambda inputs, _: inputs.hidden.sum() * float("nan"), ("failed", "ArithmeticError: the loss is nan")),
+        (lambda *_: torch.empty(1 << 60), ("oom", "out of memory")),
+    ],
+)
+def test_what_fails_is_a_result(run: bench.Run, expected: tuple[str, str]) -> None:
+    inputs = bench.make_inputs(TINY, "random", torch.float32, CPU)
+    found = bench.measure(entrant(run), inputs, TINY, "random", lambda: GIB)
+    assert ((found.status, found.reason), found.total_ms) == (expected, None)
+
+
+def test_what_does_not_fit_is_not_run() -> None:
+    inputs = bench.make_inputs(TINY, "random", torch.float32, CPU)
+    found = bench.measure(bench.contestants(CPU)[0], inputs, TINY, "random", lambda: 1000)
+    assert (found.status, found.total_ms) == ("oom", None)
+    assert found.reason.startswith("needs ")
+
+
+def test_the_others_run_after_a_failure_and_a_wrong_loss_shows() -> None:
+    wrong = entrant(lambda inputs, shape: 1.5 * bench.eager.ce(inputs.hidden, inputs.table, inputs.targets), "wrong")
+    entrants = [entrant(broken), bench.contestants(CPU)[0], wrong]
+    bout = bench.Bout(shapes=[TINY], logits=["random"], entrants=entrants, dtype=torch.float32, device=CPU, repeats=1)
+    announced: list[str] = []
+    failed, eager, off = bench.run_all(bout, lambda: GIB, announced.append)
+    assert [failed.status, eager.status, off.status] == ["failed", "ok", "ok"]
+    assert (failed.loss_error, eager.loss_error, off.loss_error) == (None, 0, pytest.approx(0.5))
+    assert announced == ["tiny: random inputs", "tiny: other", "tiny: eager ce", "tiny: wrong"]
+
+
+def test_inputs_that_cannot_be_made_are_everyones_result() -> None:
+    huge = replace(TINY, tokens=1 << 55)
+    absent = Contestant(name="absent", loss="ce", absent="not here", ours=False)
+    entrants = [entrant(broken), absent]
+    bout = bench.Bout(shapes=[huge, TINY], logits=["random"], entrants=entrants, dtype=torch.float32, device=CPU)
+    found = list(bench.run_all(bout, lambda: GIB, lambda _: None))
+    assert [each.status for each in found] == ["oom", "absent", "failed", "absent"]
+    assert found[0].reason == "making the inputs: out of memory"
+
+
+def test_a_peer_that_is_not_there_says_how_to_get_it() -> None:
+    found = bench_peers._packaged("no-such-package-of-losses", lambda: broken, CPU)
+    assert (found.run, found.absent) == (None, "not installed: pip install 'srsplan[bench]'")
+
+
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="this torch has no chunked form")
+def test_torchs_peer_is_the_chunked_form_not_eager() -> None:
+    """Without options it is eager `ce` under another name; 8,192 x 4,096 logits would be 128 MiB."""
+    sized = Shape(name="", tokens=8192, catalog=4096, negatives=8, dim=16)
+    inputs = bench.make_inputs(sized, "random", torch.float32, CPU)
+    peer = next(each for each in bench_peers.peers(CPU) if each.name.startswith("torch"))
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.nbytes)
+            return out
+
+    assert peer.run is not None
+    with Largest():
+        value = peer.run(inputs, sized)
+    assert largest < 4 * sized.tokens * sized.catalog
+    eager = bench.eager.ce(inputs.hidden, inputs.table, inputs.targets)
+    assert float(value.detach()) == pytest.approx(float(eager.detach()), rel=1e-4)
+
+
+def test_trained_like_logits_are_what_they_say() -> None:
+    """The target has a tenth of the softmax on average; targets are Zipf's: the first of 2,000 items has 12%."""
+    shape = Shape(name="", tokens=4096, catalog=2000, negatives=8, dim=64)
+    inputs = bench.make_inputs(shape, "trained", torch.float32, CPU)
+    with torch.no_grad():
+        share = torch.softmax(inputs.hidden @ inputs.table.T, 1).gather(1, inputs.targets[:, None])
+    assert 0.07 < float(share.mean()) < 0.14
+    assert 0.10 < float((inputs.targets == 0).float().mean()) < 0.15
+    again = bench.make_inputs(shape, "trained", torch.float32, CPU)
+    assert torch.equal(inputs.hidden, again.hidden)
+
+
+def test_the_floor_by_hand() -> None:
+    ceilings = Ceilings(product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=5e8)
+    shape = Shape(name="", tokens=1000, catalog=50_000, negatives=99, dim=256)
+    assert floor_ms(shape, "ce", 1, ceilings) == pytest.approx(1e3 * 8 * 1000 * 50_000 * 256 / 1e12)
+    rows = 1000 * 99
+    assert floor_ms(shape, "ce-", 1, ceilings) == pytest.approx(1e3 * (2 * rows / 1e9 + rows / 5e8))
+    products = 8 * 1000 * 100 * 256 / 1e12
+    assert floor_ms(shape, "ce-", 500, ceilings) == pytest.approx(1e3 * max(products, 2 * (2 * 99 / 1e9 + 99 / 5e8)))
+
+
+def test_the_ledger_knows_what_operators_allocate_inside() -> None:
+    """Of the table's size V D: gradient 4 bytes, copy 2, and 8 more for repeatable sums; M D: the hidden's gradient."""
+    shape = Shape(name="", tokens=4096, catalog=50_000, negatives=512)
+    table, hidden = shape.catalog * shape.dim, 2 * shape.tokens * shape.dim
+    expected = {"Triton cce-": 6, "Triton cce-, repeatable": 14, "Triton cce-, no copy of the table": 4}
+    found = {each.name: each for each in bench.contestants(META) if each.tokens_per_set == 32}
+    for name, bytes_each in expected.items():
+        size = bench.ledger_bytes(found[name], shape, torch.float16)
+        assert size == pytest.approx(bytes_each * table + hidden, rel=0.01), name
+
+
+def test_megamarket_needs_less_than_two_and_a_half_gib() -> None:
+    """The published kernel needs 25."""
+    entrant = next(each for each in bench.contestants(META) if each.name.endswith("no copy of the table"))
+    size = bench.ledger_bytes(entrant, SHAPES["megamarket"], torch.float16)
+    assert size is not None
+    assert size <= 2.5 * GIB
+
+
+def test_scaling_keeps_a_shape_possible() -> None:
+    tiny = parse_shape("10x20x32x5")
+    assert tiny.scaled(1) == tiny
+    assert (tiny.scaled(0.5).tokens, tiny.scaled(0.5).catalog) == (10, 20)
+    small = SHAPES["30music"].scaled(0.001)
+    assert (small.tokens, small.catalog, small.negatives) == (184, 909, 908)
+    assert replace(small, name="") == replace(SHAPES["30music"].scaled(0.001), name="")
+
+
+def wishes(**given: Any) -> Wishes:
+    blank: dict[str, Any] = dict.fromkeys(("shapes", "scale", "dtype", "repeats"))
+    return Wishes(**{**blank, "losses": ("ce",), "logits": ("random",), "peers": False, "device": "cpu", **given})
+
+
+def test_named_shapes_are_a_hundredth_on_a_cpu_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    named, custom = _shapes(wishes(shapes="beauty,96x700x32x20"), on_cpu=True)
+    assert (named.name, named.tokens, named.catalog) == ("beauty x 0.01", 328, 1760)
+    assert custom.tokens == 96
+    assert "on a CPU beauty: 0.01 of the tokens and items; --scale 1 takes all" in capsys.readouterr().err
+    assert _shapes(wishes(shapes="beauty", scale=1.0), on_cpu=True) == [SHAPES["beauty"]]
+    assert _shapes(wishes(), on_cpu=False) == list(SHAPES.values())
+    assert len(_shapes(wishes(), on_cpu=True)) == 2
+    assert capsys.readouterr().err == ""

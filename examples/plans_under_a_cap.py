@@ -19,7 +19,8 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from srsplan.models.config import LOSSES, Architecture
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture
 from srsplan.planner.budget import Budget, make_budget
 from srsplan.planner.confirm import confirm
 from srsplan.planner.search import Choice, Search, Space

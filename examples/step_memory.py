@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from srsplan.models.config import LOSSES, Architecture, Configuration
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import InputError
 from srsplan.planner.cli.profile import find_bench
 from srsplan.profiler.memory import reserved as lifetime

@@ -8,56 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
-from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from srsplan.kernels.losses import LOSSES, SAMPLERS, Loss, Sampler
 from srsplan.models.errors import InputError
 
 Precision = Literal["fp32", "fp16", "bf16"]
-Sampler = Literal["uniform", "popularity", "in-batch"]
-SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 LARGEST_CATALOG = 100_000_000
 LARGEST_DIM = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """What a loss is called and which knobs it has."""
-
-    name: str
-    title: str
-    sampled: bool
-    """Scores `negatives` drawn items instead of the whole catalog."""
-    chunked: bool
-    """Never holds all logits at once: its memory has a term per chunk instead of one per token."""
-    shares_negatives: bool = False
-    """`tokens_per_set` tokens may share one set of negatives."""
-    samplers: tuple[Sampler, ...] = ("uniform",)
-    """How its negatives may be drawn."""
-    fixed_negatives: int | None = None
-    """The only number of negatives it is defined for, where there is one."""
-
-
-LOSSES: Mapping[str, Loss] = MappingProxyType(
-    {
-        loss.name: loss
-        for loss in (
-            Loss(name="ce", title="full softmax, all logits in memory", sampled=False, chunked=False),
-            Loss(name="ce-", title="sampled softmax, eager", sampled=True, chunked=False, samplers=SAMPLERS),
-            Loss(name="cce", title="full softmax in chunks", sampled=False, chunked=True),
-            Loss(
-                name="cce-",
-                title="sampled softmax in chunks",
-                sampled=True,
-                chunked=True,
-                shares_negatives=True,
-                samplers=SAMPLERS,
-            ),
-            Loss(name="bce", title="binary, one negative", sampled=True, chunked=False, fixed_negatives=1),
-        )
-    }
-)
 
 
 def require_positive(**values: object) -> None:
@@ -175,7 +134,7 @@ class Configuration:
             if self.negatives is not None:
                 raise InputError(
                     f"{loss.name!r} scores the whole catalog: negatives {self.negatives} mean nothing",
-                    f"leave negatives out, or use {'ce-' if loss.name == 'ce' else 'cce-'}",
+                    f"leave negatives out, or use {loss.counterpart}",
                 )
             return
         if self.negatives is None:
@@ -189,7 +148,7 @@ class Configuration:
         if self.negatives >= self.catalog:
             raise InputError(
                 f"negatives {self.negatives} are not fewer than the catalog's {self.catalog} items",
-                f"use fewer negatives, or the full softmax {'cce' if loss.chunked else 'ce'}",
+                f"use fewer negatives, or the full softmax {loss.counterpart}",
             )
         if self.tokens_per_set != 1 and not loss.shares_negatives:
             raise InputError(

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from srsplan.models.config import Architecture, Configuration, Sampler
+from srsplan.kernels.losses import Sampler
+from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import InputError
 from srsplan.planner.budget import Budget
 from srsplan.planner.search import Choice, Miss, Outcome

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product as combinations
 
-from srsplan.models.config import LOSSES, SAMPLERS, Architecture, Configuration, Precision, Sampler
+from srsplan.kernels.losses import LOSSES, SAMPLERS, Sampler
+from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.errors import InputError
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import Budget
@@ -309,7 +310,7 @@ class Search:
             return tops[loss].balance, -self._token_ms(tops[loss])
 
         full = [loss for loss in tops if not LOSSES[loss].sampled]
-        sampled = [loss for loss in tops if LOSSES[loss].sampled and loss != "bce"]
+        sampled = [loss for loss in tops if LOSSES[loss].sampled and not LOSSES[loss].baseline]
         if not full or not sampled:
             return max(full or sampled or tops, key=merit)
         full_best, sampled_best = max(full, key=merit), max(sampled, key=merit)

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from srsplan.kernels import chunking
-from srsplan.models.config import LOSSES, Configuration
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from srsplan.kernels import chunking
+from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.profiler.probes.gpus import Gpu
 
@@ -81,10 +82,11 @@ def step_cost(configuration: Configuration, feed_forward: int = 1, foreach: bool
 def _loss_cost(configuration: Configuration, element: int) -> StepCost:
     tokens, dim, catalog = configuration.fullest_tokens, configuration.architecture.dim, configuration.catalog
     negatives, group = configuration.negatives or 0, configuration.tokens_per_set
-    if configuration.loss in ("ce", "cce"):
+    loss = LOSSES[configuration.loss]
+    if not loss.sampled:
         flops = 6.0 * tokens * catalog * dim
         copies = catalog * dim * (4 + element)
-        if configuration.loss == "ce":
+        if not loss.chunked:
             # logits, log-softmax, its fp32 copy, and the gradient of each: written and read
             return StepCost(
                 product_flops=flops, moved_bytes=tokens * catalog * (8 * element + 4 * 4) + copies, launches=20
@@ -93,7 +95,7 @@ def _loss_cost(configuration: Configuration, element: int) -> StepCost:
         blocks = -(-catalog // chunking.ITEM_ROWS)
         traffic = tokens * catalog * 6 * element + chunks * catalog * dim * (2 * 4 + 4 * element)
         return StepCost(product_flops=flops, moved_bytes=traffic + copies, launches=20 + chunks * (20 + 4 * blocks))
-    if configuration.loss == "cce-":
+    if loss.chunked:
         sets = chunking.set_count(tokens, group)
         chunks = -(-sets // chunking.sampled_chunk_sets(tokens, negatives, dim, group))
         # gather and its copy, its gradient in 16 bit, in fp32, scaled, added; logits and shares

@@ -7,7 +7,8 @@ from typing import Annotated, cast
 
 import typer
 
-from srsplan.models.config import Architecture, Configuration, Precision, Sampler, find_loss
+from srsplan.kernels.losses import Sampler
+from srsplan.models.config import Architecture, Configuration, Precision, find_loss
 from srsplan.planner import plan
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import Budget, assumed_gpu, make_budget

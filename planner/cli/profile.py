@@ -13,7 +13,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from srsplan.models.config import LOSSES, Architecture, Configuration, Precision, find_loss, require_positive
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture, Configuration, Precision, find_loss, require_positive
 from srsplan.models.errors import InputError
 from srsplan.planner.cli import console, options
 from srsplan.planner.cli import screens as report

@@ -9,7 +9,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from srsplan.models.config import LOSSES, Architecture, Configuration, Precision, Sampler, find_loss
+from srsplan.kernels.losses import LOSSES, Sampler
+from srsplan.models.config import Architecture, Configuration, Precision, find_loss
 from srsplan.models.errors import InputError, NothingFits
 from srsplan.planner import plan
 from srsplan.planner import step_time as timing

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from srsplan.kernels.losses import DEFAULT_LOSS
 from srsplan.models.config import Architecture, Configuration, find_loss
 from srsplan.models.errors import InputError
 from srsplan.planner.cli import console, options
@@ -139,7 +140,7 @@ def _override(
         if precision is not None:
             changes["precision"] = precision
         return replace(planned, **changes, architecture=replace(planned.architecture, **architecture))
-    kind = find_loss(loss or "cce")
+    kind = find_loss(loss or DEFAULT_LOSS)
     default_negatives = kind.fixed_negatives or 512
     base: dict[str, Any] = {
         "batch_size": 256,

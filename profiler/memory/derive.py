@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import cast
 
 from srsplan.kernels import chunking
-from srsplan.models.config import LOSSES, Architecture, Configuration, Precision, Sampler
+from srsplan.kernels.losses import DEFAULT_LOSS, LOSSES, Sampler
+from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.ledger import GRANULE_BYTES, Allocation
 from srsplan.profiler.memory.program import Code, Program, encode, looped
@@ -92,7 +93,7 @@ class Kind:
 def generic_step(kind: Kind, chunks: int = 1) -> tuple[Configuration, dict[str, tuple[str, int]]]:
     """A configuration of so many chunks whose sizes can be told apart, and the table of its variables."""
     loss, parts = kind.loss, 2 if kind.parts else 1
-    sampled = LOSSES[loss].sampled
+    kind_of, sampled = LOSSES[loss], LOSSES[loss].sampled
     negatives = (LOSSES[loss].fixed_negatives or 61) if sampled else None
     group = 37 if LOSSES[loss].shares_negatives else 1
     architecture = Architecture(dim=8 * 11 * 29, blocks=kind.blocks, heads=11)
@@ -101,9 +102,9 @@ def generic_step(kind: Kind, chunks: int = 1) -> tuple[Configuration, dict[str, 
         range(100_003, 104_000, 2), range(0, 40 * group, group // 5 + 1), batches
     ):
         full = 0
-        if loss == "cce":
+        if kind_of.chunked and not sampled:
             full = chunking.softmax_chunk_tokens(10**9, catalog)
-        if loss == "cce-":
+        if kind_of.chunked and sampled:
             full = group * chunking.sampled_chunk_sets(10**9, negatives or 1, architecture.dim, group)
         tokens = full // 3 + (chunks - 1) * full + extra if LOSSES[loss].chunked else 70_001 + extra
         configuration = Configuration(
@@ -127,10 +128,10 @@ def _step_sizes(configuration: Configuration) -> dict[str, tuple[str, int]]:
         names += ["n", "K"]
     if loss.shares_negatives:
         names += ["S", "G"] if single else ["S", "s", "P", "G"]
-    if configuration.loss == "cce":
+    if loss.chunked and not loss.sampled:
         names += [] if single else ["T", "t"]
     sizes = {name: (name, row[name]) for name in names}
-    if configuration.loss == "cce":
+    if loss.chunked and not loss.sampled:
         sizes |= {"I last": ("I", row["V"] % row["I"]), "I": ("I", row["I"])}
     return sizes
 
@@ -161,7 +162,12 @@ def generic_evaluation(
     ):
         catalog = (chunks - 1) * chunking.ranking_chunk_items(users, 10**9) + rest
         configuration = Configuration(
-            loss="cce", catalog=catalog, batch_size=1, seq_len=SEQ_LEN, architecture=architecture, precision=precision
+            loss=DEFAULT_LOSS,
+            catalog=catalog,
+            batch_size=1,
+            seq_len=SEQ_LEN,
+            architecture=architecture,
+            precision=precision,
         )
         row = expressions.evaluation_values(configuration, users, pairs)
         names = ["V", "D", "H", "L", "A", "U", "Q", *(["C", "c"] if chunks > 1 else [])]
@@ -303,9 +309,10 @@ def random_steps(
 def few_chunks(configuration: Configuration) -> Configuration:
     """Fewer valid tokens where a chunked loss would run thousands of chunks: the peak is that of any chunk."""
     tokens = configuration.fullest_tokens
-    if configuration.loss == "cce":
+    loss = LOSSES[configuration.loss]
+    if loss.chunked and not loss.sampled:
         tokens = min(tokens, 5 * chunking.softmax_chunk_tokens(tokens, configuration.catalog) + 3)
-    if configuration.loss == "cce-" and configuration.negatives:
+    if loss.chunked and configuration.negatives:
         group, dim = configuration.tokens_per_set, configuration.architecture.dim
         sets = chunking.sampled_chunk_sets(tokens, configuration.negatives, dim, group)
         tokens = min(tokens, 5 * sets * group + 3)

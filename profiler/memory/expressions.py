@@ -24,10 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srsplan.kernels import chunking
+from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.profiler.memory import workspaces as scratch
 
 Values = Mapping[str, NDArray[np.int64]]
+
+EVALUATION = "evaluation"
+"""The name of the programs of an evaluation batch, beside those of the losses."""
 
 
 def evaluate(expression: str, values: Values) -> NDArray[np.int64]:
@@ -79,18 +83,19 @@ def evaluation_values(configuration: Configuration, users: int, seen_pairs: int)
 
 def chunks(loss: str, values: Values) -> NDArray[np.int64]:
     """How many chunks a step of a chunked loss runs, or an evaluation batch; 1 for the other losses."""
-    total, chunk = {
-        "cce": ("M", "T"),
-        "cce-": ("sets", "S"),
-        "evaluation": ("V", "C"),
-    }.get(loss, ("V", "V"))
+    if loss == EVALUATION:
+        total, chunk = "V", "C"
+    elif not LOSSES[loss].chunked:
+        total, chunk = "V", "V"
+    else:
+        total, chunk = ("sets", "S") if LOSSES[loss].sampled else ("M", "T")
     return np.asarray(-(-values[total] // values[chunk]), dtype=np.int64)
 
 
 def program_key(loss: str, configuration: Configuration, many_chunks: bool) -> str:
     """What a program is called: `loss` is that of a step, or "evaluation", which knows no options of training."""
     key = f"{loss}/{configuration.precision}/{configuration.architecture.blocks}/{'many' if many_chunks else 'one'}"
-    if loss == "evaluation":
+    if loss == EVALUATION:
         return key
     key += "" if configuration.sampler == "uniform" else f"/{configuration.sampler}"
     return key + "/recompute" * configuration.recompute + "/parts" * (configuration.micro_batches > 1)

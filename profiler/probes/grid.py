@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from srsplan.models.config import LOSSES, Architecture, Configuration, Precision
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture, Configuration, Precision
 
 BATCH_SIZES = (16, 64, 256, 1024, 4096)
 SEQ_LENS = (16, 64, 200, 512)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from srsplan.models.config import LOSSES, Architecture, Configuration
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
 from srsplan.planner.cli.profile import find_bench
 from srsplan.planner.confirm import confirm

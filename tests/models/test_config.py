@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srsplan.models.config import LOSSES, Architecture, Configuration, find_loss
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture, Configuration, find_loss
 from srsplan.models.errors import InputError
 
 GOOD: dict[str, Any] = {"loss": "cce-", "catalog": 1000, "batch_size": 8, "seq_len": 20, "negatives": 64}

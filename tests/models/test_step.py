@@ -12,8 +12,9 @@ import torch
 
 from srsplan.kernels import Sampling, cce_neg, ce_neg
 from srsplan.kernels.dispatch import LossCall
+from srsplan.kernels.losses import LOSSES, SAMPLERS, Sampler
 from srsplan.kernels.samplers.alias import in_batch, popularity
-from srsplan.models.config import LOSSES, SAMPLERS, Architecture, Configuration, Sampler
+from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.batches import Batch, cut
 from srsplan.models.errors import InputError
 from srsplan.models.training.inputs import step_inputs

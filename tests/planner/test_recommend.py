@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import SHARED
 
-from srsplan.models.config import LOSSES, Architecture
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture
 from srsplan.models.errors import InputError
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm_outcome

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srsplan.models.config import LOSSES, Configuration
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
 from srsplan.planner.several_gpus import exchange_bytes, layouts
 from srsplan.profiler.memory import derive, expressions

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srsplan.models.config import LOSSES, Architecture, Configuration
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import InputError, SrsplanError
 from srsplan.models.sasrec import SASRec
 from srsplan.models.training.step import StepInputs, TrainingStep

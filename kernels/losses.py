@@ -1,0 +1,85 @@
+"""The losses: what each is called and what it can do. The only place where a loss's name decides anything. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+Sampler = Literal["uniform", "popularity", "in-batch"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A loss as users name it, and its properties."""
+
+    name: str
+    title: str
+    sampled: bool
+    """It scores `negatives` drawn items instead of the whole catalog."""
+    chunked: bool
+    """It never holds all logits at once: its memory has a term per chunk instead of one per token."""
+    counterpart: str
+    """The same form with negatives where this one scores the whole catalog, and without where it samples."""
+    shares_negatives: bool = False
+    """`tokens_per_set` tokens may share one set of negatives."""
+    samplers: tuple[Sampler, ...] = ("uniform",)
+    """How its negatives may be drawn."""
+    fixed_negatives: int | None = None
+    """The only number of negatives it is defined for, where there is one."""
+    baseline: bool = False
+    """It is there to compare with: a plan never puts it first."""
+
+
+LOSSES: Mapping[str, Loss] = MappingProxyType(
+    {
+        loss.name: loss
+        for loss in (
+            Loss(
+                name="ce",
+                title="full softmax, all logits in memory",
+                sampled=False,
+                chunked=False,
+                counterpart="ce-",
+            ),
+            Loss(
+                name="ce-",
+                title="sampled softmax, eager",
+                sampled=True,
+                chunked=False,
+                counterpart="ce",
+                samplers=SAMPLERS,
+            ),
+            Loss(
+                name="cce",
+                title="full softmax in chunks",
+                sampled=False,
+                chunked=True,
+                counterpart="cce-",
+            ),
+            Loss(
+                name="cce-",
+                title="sampled softmax in chunks",
+                sampled=True,
+                chunked=True,
+                counterpart="cce",
+                shares_negatives=True,
+                samplers=SAMPLERS,
+            ),
+            Loss(
+                name="bce",
+                title="binary, one negative",
+                sampled=True,
+                chunked=False,
+                counterpart="ce",
+                fixed_negatives=1,
+                baseline=True,
+            ),
+        )
+    }
+)
+
+DEFAULT_LOSS = "cce"
+"""What `train` takes where nobody names a loss."""

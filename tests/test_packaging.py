@@ -18,7 +18,8 @@ FOLDERS = ("kernels", "models", "profiler", "planner")
 
 VERBS = {"recommend", "estimate", "gpus", "profile", "train", "analyze", "bench"}
 TORCH_FREE = (
-    "kernels/__init__.py", "kernels/chunking.py", "kernels/losses.py", "models/__init__.py", "models/config.py", "models/errors.py",
+    "kernels/__init__.py", "kernels/chunking.py", "kernels/losses.py", "models/__init__.py", "models/config.py",
+    "models/errors.py",
     "models/files.py", "models/schema.py",
     "profiler/memory/allocator.py", "profiler/memory/expressions.py", "profiler/memory/model.py",
     "profiler/memory/program.py", "profiler/memory/reserved.py", "profiler/memory/workspaces.py",

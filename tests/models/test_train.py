@@ -103,7 +103,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: Run, data: Path, tmp_path: 
 
 
 def test_a_killed_training_loses_at_most_an_epoch(data: Path, tmp_path: Path) -> None:
-    code = "from srsplan.planner.cli import main; main()"
+    code = "from srsplan.planner.cli.app import main; main()"
     arguments = ("train", "--data", data, *TINY, "--epochs", 200, "--patience", 200, "-o", "out")
     command = [sys.executable, "-c", code, *map(str, arguments)]
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -288,7 +288,7 @@ def test_ctrl_c_ends_with_what_is_kept_and_how_to_go_on(data: Path, tmp_path: Pa
     progress = {"train": tmp_path / "out" / "epochs.jsonl", "profile": tmp_path / "probes.jsonl"}[verb]
     # started in the background of a shell, a process ignores Ctrl-C, and so would its children
     listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{listening}; from srsplan.planner.cli import main; main()"
+    code = f"{listening}; from srsplan.planner.cli.app import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments[verb])]
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for _ in range(2400):

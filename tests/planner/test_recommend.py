@@ -90,7 +90,7 @@ def test_the_plan_reads_back_as_it_was_written(run: Run, tmp_path: Path) -> None
 )
 def test_torch_is_not_imported(arguments: list[object], tmp_path: Path) -> None:
     code = (
-        "import sys, atexit; from srsplan.planner.cli import main\n"
+        "import sys, atexit; from srsplan.planner.cli.app import main\n"
         "heavy = {'torch', 'pandas', 'sklearn'}\n"
         "atexit.register(lambda: print('loaded:', sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
         f"sys.argv = ['srsplan', *{[str(argument) for argument in arguments]!r}]\nmain()"

@@ -364,7 +364,7 @@ ARGUMENTS = ("profile", "--gpu", "a100-40gb", "--catalog", "3K,30K", "--probes",
 
 
 def test_a_killed_profile_loses_at_most_the_probe_in_flight(tmp_path: Path) -> None:
-    code = "from srsplan.planner.cli import main; main()"
+    code = "from srsplan.planner.cli.app import main; main()"
     command = [sys.executable, "-c", code, *map(str, ARGUMENTS)]
     path = tmp_path / "probes.jsonl"
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from srsplan.kernels.dispatch import Choice, choose
+from srsplan.kernels.dispatch import LossCall, LossOptions, choose
 from srsplan.models.config import Configuration
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.options import DataOptions
@@ -27,7 +27,7 @@ from srsplan.models.errors import InputError
 from srsplan.models.training.checkpoint import write_whole
 from srsplan.models.training.evaluation import popularity
 from srsplan.models.training.loop import Observer, Progress, Settings, Trainer
-from srsplan.models.training.step import TrainingStep
+from srsplan.models.training.step import DTYPES, TrainingStep
 
 GIB = 1 << 30
 
@@ -62,7 +62,8 @@ class Prepared:
     order: Order
     split: Split
     trainer: Trainer
-    kernel: Choice
+    kernel: LossCall
+    """The call that every step makes; what it says of itself is printed."""
     notes: tuple[str, ...]
 
 
@@ -93,7 +94,7 @@ def prepare(order: Order, overwrite: bool) -> Prepared:
     parts = split(interactions, order.data.strategy, seed=order.settings.seed)
     notes = [*interactions.notes, *parts.notes]
     configuration = _fitted(order, parts.catalog, notes)
-    kernel = _kernel(order, configuration)
+    _check_kernel(order, configuration)
     prepare_folder(order.folder, order.resume, overwrite)
     torch.manual_seed(order.settings.seed)
     step = TrainingStep(configuration, order.device, order.settings, item_counts=parts.item_counts[1:])
@@ -103,12 +104,15 @@ def prepare(order: Order, overwrite: bool) -> Prepared:
         trainer.resume()
     else:
         write_json(order.folder / "config.json", _resolved(order, notes))
-    return Prepared(order=order, split=parts, trainer=trainer, kernel=kernel, notes=tuple(notes))
+    return Prepared(order=order, split=parts, trainer=trainer, kernel=step.loss_call, notes=tuple(notes))
 
 
-def _kernel(order: Order, configuration: Configuration) -> Choice:
+def _check_kernel(order: Order, configuration: Configuration) -> None:
+    """InputError where the loss has no such implementation; before anything is deleted or built."""
+    options = LossOptions(negatives=configuration.negatives, compute_dtype=DTYPES[configuration.precision])
+    dim = configuration.architecture.dim
     try:
-        return choose(configuration.loss, order.device, order.settings.kernel, configuration.architecture.dim)
+        choose(configuration.loss, order.device, order.settings.kernel, options, dim=dim)
     except ValueError as error:
         raise InputError(f"--kernel {order.settings.kernel}: {error}", "leave --kernel out") from error
 
@@ -120,7 +124,7 @@ def finish(prepared: Prepared, observer: Observer) -> dict[str, Any]:
     ranking = trainer.ranking()
     document = {
         "configuration": prepared.order.configuration.to_dict(),
-        "kernel": asdict(prepared.kernel),
+        "kernel": prepared.kernel.description(),
         "test": trainer.ranked(parts.test, observer),
         "popularity": popularity(parts, parts.test, ranking),
         "test_users": len(parts.test),

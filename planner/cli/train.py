@@ -21,8 +21,6 @@ from srsplan.planner.search import TOKENS_PER_SET
 from srsplan.planner.units import format_duration, format_gib
 
 if TYPE_CHECKING:
-    import torch
-
     from srsplan.models.training.run import Order, Prepared
 
 INTERRUPTED = 130
@@ -181,6 +179,7 @@ def _order(
 ) -> Order:
     from srsplan.models.data.formats import Columns
     from srsplan.models.data.options import DataOptions
+    from srsplan.models.training.device import find_device
     from srsplan.models.training.loop import Settings
     from srsplan.models.training.run import Minimums, Order, use_expandable_segments
 
@@ -211,17 +210,6 @@ def _order(
         planned=planned,
         device=chosen,
     )
-
-
-def find_device(name: str) -> torch.device:
-    """auto, cpu or cuda; InputError for another name, and for cuda where there is none."""
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown --device {name!r}", "devices are auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU", "use --device cpu, or install a CUDA build of torch")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _train(order: Order, overwrite: bool, json: bool) -> None:
@@ -346,6 +334,7 @@ def _say_memory(prepared: Prepared, document: Mapping[str, Any]) -> None:
     measured = document["memory"]
     if measured is None:
         return
+    from srsplan.kernels.dispatch import TRITON
     from srsplan.profiler.memory.model import MemoryModel
 
     measured_text = (
@@ -353,7 +342,7 @@ def _say_memory(prepared: Prepared, document: Mapping[str, Any]) -> None:
         f"{format_gib(measured['reserved_bytes'])} reserved"
     )
     users = prepared.trainer.settings.evaluation_batch
-    if prepared.kernel.implementation == "Triton":
+    if prepared.kernel.implementation == TRITON:
         console.out.print(f"{measured_text}; predictions are for the chunked form, not for the Triton kernels")
         return
     configuration = replace(prepared.order.configuration, micro_batches=document["micro_batches"])

@@ -23,7 +23,7 @@ class Result:
 
     measured: Measurement
     times_the_floor: float | None
-    """How many times the device's floor forward and backward took; None where it did not run."""
+    """The time of forward and backward in floors of the device; None where it did not run."""
 
     def row(self) -> dict[str, object]:
         """One flat row, as files and JSON have it."""

@@ -101,9 +101,7 @@ def rank_hidden(hidden: Tensor, item_table: Tensor, seen: Seen | None, best: int
     return torch.where(so_far >> 32 > FILTERED_BITS, LOWER_HALF - (so_far & LOWER_HALF), NOTHING)
 
 
-def _best_of_chunk(
-    hidden: Tensor, table: Tensor, start: int, seen: tuple[Tensor, Tensor] | None, best: int
-) -> Tensor:
+def _best_of_chunk(hidden: Tensor, table: Tensor, start: int, seen: tuple[Tensor, Tensor] | None, best: int) -> Tensor:
     """The largest keys int64 [E, K] of table [C, D], whose first row is item `start`."""
     scores = torch.matmul(hidden, table.t())
     if seen is not None:

@@ -82,7 +82,7 @@ def test_one_user_at_a_time_gives_the_same(case: Case) -> None:
 def test_zeros_of_either_sign_are_equal_and_order_is_that_of_numbers() -> None:
     tiny = 1e-30  # so that the product of two of them is too small for fp32: a zero that keeps its sign
     table = torch.tensor([[-tiny], [0.0], [-2.5], [1e-5], [-1e-5], [torch.inf], [-torch.inf], [3e38]])
-    assert rank_hidden(torch.full((1, 1), tiny), table, None, 8).tolist() == [[5, 7, 3, 0, 1, 4, 2, NOTHING]]
+    assert rank_hidden(torch.full((4, 1), tiny), table, None, 8).tolist() == [[5, 7, 3, 0, 1, 4, 2, NOTHING]] * 4
 
 
 def test_a_user_with_three_unseen_items_gets_three() -> None:

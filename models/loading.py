@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from srsplan.models.config import Configuration, require_positive
 from srsplan.models.data.splits import Holdout, Sequences
 from srsplan.models.errors import InputError
-from srsplan.models.sasrec import SASRec
+from srsplan.models.registry import build_model
 from srsplan.models.schema import shown
+from srsplan.models.sequence_model import SequenceModel
 from srsplan.models.training.checkpoint import best_path, check_tensors, forms, read_state, read_tensors
 from srsplan.models.training.evaluation import Ranking, rank_holdout
 from srsplan.models.training.folder import BEST, CONFIG, ITEMS, RunFolder, read_document
@@ -32,14 +33,13 @@ class TrainedRun:
     """The model of a run with the weights of its best epoch, and the item ids that its rows stand for.
 
     >>> run = srsplan.models.load_run("runs/ml-100k-cce")
-    >>> run.rank([[50, 181, 174]], k=3)
-    [[172, 98, 168]]
+    >>> run.rank([[50, 181, 174], [12]], k=3)  # two users, three item ids for each
     """
 
     folder: Path
     configuration: Configuration
     """Loss, sizes and batch of the training."""
-    model: SASRec
+    model: SequenceModel
     """In evaluation mode, in fp32: item indices int64 [B, L] to hidden states [B, L, D]; `item_table` [V, D]."""
     item_ids: NDArray[Any]
     """[V]: the id in the training file of row i of the item table, at place i."""
@@ -105,7 +105,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> TrainedRun:
     return TrainedRun(folder=folder, configuration=configuration, model=model, item_ids=item_ids)
 
 
-def _load_model(folder: Path, configuration: Configuration) -> SASRec:
+def _load_model(folder: Path, configuration: Configuration) -> SequenceModel:
     """The model with the best weights so far, in evaluation mode and without gradients."""
     state, path = read_state(folder), folder / BEST
     if state is None or state.best is None:
@@ -113,6 +113,6 @@ def _load_model(folder: Path, configuration: Configuration) -> SASRec:
     path = best_path(folder, state.best)
     check_tensors(path, state.best.crc32)
     with torch.device("meta"):  # weights are not drawn, nor held twice
-        model = SASRec(configuration.catalog, configuration.seq_len, configuration.architecture)
+        model = build_model(configuration)
     model.load_state_dict(read_tensors(path, forms(model.state_dict())), assign=True)
     return model.eval().requires_grad_(False)

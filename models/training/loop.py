@@ -15,7 +15,7 @@ from srsplan.models.training import identity, retries
 from srsplan.models.training.callbacks import Callbacks
 from srsplan.models.training.checkpoint import Checkpoints, State
 from srsplan.models.training.epochs_log import EpochRecord, EpochsLog
-from srsplan.models.training.evaluation import Ranking, evaluate, subset
+from srsplan.models.training.evaluation import Evaluation, Ranking, evaluate, subset
 from srsplan.models.training.progress import Progress
 from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import TrainingStep
@@ -68,7 +68,7 @@ class Trainer:
         )
         return ranking if ks is None else replace(ranking, ks=ks)
 
-    def ranked(self, holdout: Holdout, callbacks: Callbacks, ks: tuple[int, ...] | None = None) -> dict[str, float]:
+    def ranked(self, holdout: Holdout, callbacks: Callbacks, ks: tuple[int, ...] | None = None) -> Evaluation:
         """Metrics of the users of a holdout; fewer of them at once where the GPU runs out of memory."""
         return retries.with_fewer_users(
             lambda _: evaluate(self.step, self.split, holdout, self.ranking(ks)), self.progress, callbacks
@@ -112,7 +112,7 @@ class Trainer:
     def _validate(self, callbacks: Callbacks) -> tuple[dict[str, float], bool]:
         """Metrics of the validation users, and whether the epoch is the best so far."""
         self.step.optimizer.zero_grad(set_to_none=True)
-        metrics = self.ranked(self._validation, callbacks, VALIDATION_RANKS)
+        metrics = self.ranked(self._validation, callbacks, VALIDATION_RANKS).all
         return metrics, self.progress.improves(metrics[VALIDATION_METRIC])
 
     def _save(self, *, is_best: bool) -> None:

@@ -172,14 +172,15 @@ def finish(prepared: Prepared, callbacks: Callbacks) -> dict[str, Any]:
     """Train to the end, test, write the files; the document that `--json` prints."""
     trainer, parts = prepared.trainer, prepared.split
     progress = trainer.run(callbacks)
-    test = trainer.ranked(parts.test, callbacks)
-    ranking = trainer.ranking()
+    tested, ranking = trainer.ranked(parts.test, callbacks), trainer.ranking()
+    baseline = popularity(parts, parts.test, ranking)
     document = {
         "configuration": prepared.order.configuration.to_dict(),
         "kernel": asdict(prepared.kernel),
-        "test": test,
-        "popularity": popularity(parts, parts.test, ranking),
-        "test_users": len(parts.test),
+        "test": tested.all,
+        "popularity": baseline.all,
+        "test_users": tested.users,
+        "warm": {"test": tested.warm, "popularity": baseline.warm, "test_users": tested.warm_users},
         "seen_items_filtered": ranking.filter_seen,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
@@ -23,7 +24,7 @@ class Pace:
     """Seconds that parts of a training take on this machine."""
 
     step_seconds: float
-    """The mean of the measured steps; the first one warms up and is left out where there are others."""
+    """The median of the measured steps; the first one warms up and is left out where there are others."""
     steps: int
     """Steps that were measured."""
     epoch_seconds: float
@@ -53,7 +54,7 @@ def measure(order: Order, data: RunData) -> Pace:
         trainer.ranked(some, NoCallbacks())
         user_seconds = (time.perf_counter() - began) / len(some)
     measured = seconds[1:] or seconds
-    step_seconds = sum(measured) / len(measured)
+    step_seconds = median(measured)
     validated = min(len(data.split.validation), settings.validation_users) / settings.evaluate_every
     return Pace(
         step_seconds=step_seconds,

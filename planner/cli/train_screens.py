@@ -113,6 +113,12 @@ def show_results(documents: Sequence[Mapping[str, Any]]) -> None:
 
 def show_result(document: Mapping[str, Any]) -> None:
     """Print the metrics of one run, what they mean, and where its files are."""
+    seen = "left out" if document["seen_items_filtered"] else "kept"
+    console.out.print(
+        f"Test: {document['test_users']:,} users, the whole catalog ranked, seen items {seen}; best epoch "
+        f"{document['best_epoch']} of {document['epochs']}",
+        style="bold", soft_wrap=True,
+    )  # fmt: skip
     console.out.print(result_table(document))
     for sentence in remarks(document):
         console.out.print(sentence, markup=False, soft_wrap=True)
@@ -150,16 +156,11 @@ def _way_out(document: Mapping[str, Any]) -> str:
 
 def result_table(document: Mapping[str, Any]) -> Table:
     """Metrics at several ranks; beside them, at rank 10, those of users with a warm target and those of popularity."""
-    seen = "left out" if document["seen_items_filtered"] else "kept"
-    title = (
-        f"Test: {document['test_users']:,} users, the whole catalog ranked, seen items {seen}; best epoch "
-        f"{document['best_epoch']} of {document['epochs']}"
-    )
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
     for rank in SHOWN_RANKS:
-        table.add_column(f"@{rank}", justify="right")
-    for name in ("warm @10", "popularity @10", "warm"):
+        table.add_column(f"\n@{rank}", justify="right")
+    for name in ("warm\n@10", "popularity\n@10", "popularity\nwarm @10"):
         table.add_column(name, justify="right", style="dim")
     warm = document["warm"]
     for name in SHOWN_METRICS:

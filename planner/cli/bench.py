@@ -119,8 +119,8 @@ def _chosen(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _bout(wishes: Wishes) -> Bout:
-    from srsplan.models.training.step import DTYPES as TORCH_TYPES
     from srsplan.models.training.device import find_device
+    from srsplan.models.training.step import DTYPES as TORCH_TYPES
     from srsplan.profiler.bench import losses as bench
     from srsplan.profiler.bench.peers import peers as all_peers
 

@@ -149,9 +149,10 @@ class Checkpoints:
         step.model.load_state_dict(read_tensors(self.folder / BEST, forms(step.model.state_dict())))
 
     def _tidy(self, weights: str, is_best: bool) -> None:
-        """What state.json knows of gets its name; older weights go."""
+        """Give the best weights that state.json knows of their name; remove weights that it does not know of."""
         if is_best:
             os.replace(self.folder / NEXT_BEST, self.folder / BEST)
+        (self.folder / NEXT_BEST).unlink(missing_ok=True)
         for old in list(self.folder.iterdir()):
             if old.name != weights and WEIGHTS.fullmatch(old.name):
                 old.unlink()

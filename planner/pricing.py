@@ -5,6 +5,7 @@ The figures are those of the data at hand: the fullest batch that they can give,
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 from srsplan.models.config import Configuration
@@ -12,6 +13,9 @@ from srsplan.models.errors import InputError, NothingFits
 from srsplan.planner.units import format_gib
 from srsplan.planner.workload import FromData
 from srsplan.profiler.memory.model import Memory, MemoryModel
+
+COPIES, FP32_BYTES = 4, 4
+"""Of every weight: itself, its gradient and Adam's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,27 @@ def check_memory(
             f"warning: this takes up to {format_gib(needed)} and the GPU has {has}: batches will be cut into parts",
         )
     return ()
+
+
+def check_model_fits(configuration: Configuration, device_bytes: int | None) -> None:
+    """InputError where the model alone, with gradients and moments, is larger than the memory it is to live in."""
+    sizes = configuration.architecture
+    rows = configuration.catalog + configuration.seq_len + 6 * sizes.blocks * sizes.dim  # six D x D matrices a block
+    needed, has = COPIES * FP32_BYTES * rows * sizes.dim, device_bytes or _machine_bytes()
+    if has is not None and needed > has:
+        raise InputError(
+            f"a model of {configuration.catalog:,} items, seq_len {configuration.seq_len:,}, dim {sizes.dim} and "
+            f"{sizes.blocks:,} blocks takes {format_gib(needed)} with its gradients and moments, there are "
+            f"{format_gib(has)}",
+            "give a smaller --dim, --seq-len or --blocks",
+        )
+
+
+def _machine_bytes() -> int | None:
+    """The memory of this machine; None where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def priced(configuration: Configuration, evaluation_batch: int, workload: FromData) -> Memory:

@@ -154,7 +154,7 @@ class Checkpoints:
             os.replace(self.folder / NEXT_BEST, self.folder / BEST)
         (self.folder / NEXT_BEST).unlink(missing_ok=True)
         for old in list(self.folder.iterdir()):
-            if old.name != weights and WEIGHTS.fullmatch(old.name):
+            if old.name != weights and WEIGHTS.fullmatch(old.name) and old.is_file():
                 old.unlink()
 
 

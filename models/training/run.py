@@ -126,14 +126,19 @@ def read_data(order: Order) -> RunData:
 
 
 def fitted(order: Order, data: RunData) -> Order:
-    """The order with the catalog of the data; InputError where a plan is for fewer items than there are."""
+    """The order with the catalog of the data.
+
+    InputError where a plan is for fewer items than there are, and where the loss's implementation cannot run.
+    """
     configuration, catalog = order.configuration, data.split.catalog
     if catalog > configuration.catalog:
         raise InputError(
             f"the plan is for {configuration.catalog:,} items, the data have {catalog:,}: its memory does not hold",
             "plan again with srsplan recommend --data FILE",
         )
-    return replace(order, configuration=replace(configuration, catalog=catalog, valid_tokens=None))
+    order = replace(order, configuration=replace(configuration, catalog=catalog, valid_tokens=None))
+    _kernel(order)
+    return order
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from srsplan.planner.budget import CONTEXT_BYTES
 from srsplan.planner.cli import console
 from srsplan.planner.cli.train_options import TrainOptions
 from srsplan.planner.plan import DEFAULT_PATH
-from srsplan.planner.pricing import Limits, batch_of_all, check_memory
+from srsplan.planner.pricing import Limits, batch_of_all, check_memory, check_model_fits
 from srsplan.planner.train_configuration import (
     EVALUATION_BATCH,
     PlannedChoice,
@@ -59,6 +59,7 @@ def checked(each: RankedOrder, data: RunData) -> tuple[RankedOrder, tuple[str, .
     """The order fitted to the data, and warnings about its memory; an error where it cannot be carried out."""
     order = fitted(each.order, data)
     RunFolder(order.folder).check(order.resume, order.overwrite)
+    check_model_fits(order.configuration, each.limits.device_bytes)
     workload = FromData(order.data.path, data.split.train.lengths, data.split.test.histories.lengths)
     priced = replace(order.configuration, precision=each.planned_precision)
     notes = batch_of_all(priced, workload)

@@ -15,9 +15,9 @@ from srsplan.planner.cli import console
 from srsplan.planner.cli.options import words_of
 from srsplan.planner.cli.train_options import TrainOptions
 from srsplan.planner.cli.train_orders import RankedOrder, checked, orders_of
-from srsplan.planner.cli.train_screens import ProgressBars, introduce, memory_lines
+from srsplan.planner.cli.train_screens import ProgressBars, counted, introduce, memory_lines
 from srsplan.planner.smaller_run import LONG_SECONDS, smaller_run
-from srsplan.planner.units import format_duration
+from srsplan.planner.units import format_duration, format_ms
 
 INTERRUPTED = 130
 
@@ -42,6 +42,9 @@ def _train(options: TrainOptions, each: RankedOrder, data: RunData, notes: tuple
         with opened(order, data, notes) as prepared:
             introduce(prepared)
             document = _finish(options, prepared)
+    if document["stopped_early"]:
+        stale = counted(prepared.trainer.progress.stale, "evaluation")
+        console.err.print(f"stopped early: {stale} without a better NDCG@10")
     for line in memory_lines(prepared.order, prepared.kernel.implementation, document):
         console.err.print(line, markup=False, soft_wrap=True)
     return {"rank": each.rank, **document} if order.planned else document
@@ -62,16 +65,13 @@ def _say_stopped(options: TrainOptions, order: Order, progress: Progress) -> Non
     again = console.command(words_of("train", replace(options, resume=True, overwrite=False)))
     folder = console.markup(order.folder)
     if progress.seconds and progress.epoch:
-        console.err.print(f"stopped; {_epochs(progress.epoch)} saved in {folder}. This goes on:", soft_wrap=True)
+        saved = f"{counted(progress.epoch, 'epoch')} {'is' if progress.epoch == 1 else 'are'} saved"
+        console.err.print(f"stopped; {saved} in {folder}, and this goes on:", soft_wrap=True)
     else:
         console.err.print(
             f"stopped in the first epoch: nothing is saved in {folder} yet. This starts it again:", soft_wrap=True
         )
     console.err.print(again, markup=False, soft_wrap=True)
-
-
-def _epochs(count: int) -> str:
-    return "1 epoch is" if count == 1 else f"{count} epochs are"
 
 
 def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
@@ -80,9 +80,9 @@ def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
     found = pace.measure(order, data)
     seconds = found.run_seconds(epochs)
     console.err.print(
-        f"on this CPU an epoch takes about {format_duration(found.epoch_seconds)}, and {epochs} epochs about "
-        f"{format_duration(seconds)} (measured: {found.steps} steps of {format_duration(found.step_seconds)}); "
-        f"training ends earlier after {options.patience} evaluations without a better one",
+        f"on this CPU an epoch takes about {format_ms(1000 * found.epoch_seconds)}, and {counted(epochs, 'epoch')} about "
+        f"{format_ms(1000 * seconds)} ({counted(found.steps, 'step')} measured, {format_ms(1000 * found.step_seconds)} "
+        f"each); training ends earlier after {counted(options.patience, 'evaluation')} without a better one",
         soft_wrap=True,
     )  # fmt: skip
     smaller = smaller_run(order, data) if seconds > LONG_SECONDS else None

@@ -103,6 +103,11 @@ class ProgressBars:
         self._progress.advance(self._epochs)
 
 
+def counted(count: int, what: str) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def show_results(documents: Sequence[Mapping[str, Any]]) -> None:
     """Print the result of each run, and a comparison where there are several."""
     for document in documents:

@@ -32,7 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("runs")
     data = home / "walks.csv"
     data.write_text("\n".join(["user_id,item_id,timestamp", *(",".join(map(str, row)) for row in rows())]) + "\n")
-    options = [
+    options: tuple[object, ...] = ("--loss", "cce", "--batch-size", 16, "--seq-len", 8, "--dim", 16, "--blocks", 1, "--epochs", 15)
+    options += ("--learning-rate", 0.01, "--split", "leave-one-out")
         "--loss",
         "cce",
         "--batch-size",
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "0.01",
     ]
     with pytest.MonkeyPatch.context() as patch:
-        ended = main(patch, "train", "--data", data, *options, "--split", "leave-one-out", "-o", home / "out")
+        ended = main(patch, "train", "--data", data, *options, "-o", home / "out")
     assert ended == 0
     data.unlink()
     return home / "out"
@@ -117,6 +118,11 @@ def test_wrong_histories(run: TrainedRun, histories: list[list[object]], phrase:
         run.rank(histories)  # type: ignore[arg-type]
 
 
+def reworded(folder: Path, old: str, new: str) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace(old, new))
+
+
 def other_items(folder: Path, index: list[int], column: str = "item_id") -> None:
     pq.write_table(pa.table({"index": index, column: np.arange(len(index))}), folder / "items.parquet")
 
@@ -132,11 +138,11 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         "of another version",
     ),
     "an impossible size": (
-        lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('"dim": 16', '"dim": 17')),
+        lambda f: reworded(f, '"dim": 16', '"dim": 17'),
         "dim 17 is not a multiple of 8",
     ),
     "other sizes": (
-        lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('"dim": 16', '"dim": 32')),
+        lambda f: reworded(f, '"dim": 16', '"dim": 32'),
         "of another model",
     ),
     "no weights": (lambda f: (f / "best.safetensors").unlink(), "no checkpoint at"),

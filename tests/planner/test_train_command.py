@@ -133,7 +133,7 @@ def test_knobs_that_follow_from_the_loss(
 def test_validation_on_a_part_and_an_early_end_are_told(train_on: Run) -> None:
     done = train_on(*TINY, "--epochs", 60, "--patience", 1, "--validation-users", 20, "-o", "out")
     assert "validation ranks 20 of its 60 users, drawn once; the test ranks all of them" in done.message
-    assert "stopped early: 1 evaluations without a better NDCG@10" in done.message
+    assert "stopped early: 1 evaluation without a better NDCG@10" in done.message
 
 
 def test_out_of_memory_in_the_test_is_no_traceback(train_on: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,13 +75,13 @@ def _say_stopped(options: TrainOptions, order: Order, progress: Progress) -> Non
 
 
 def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
-    """How long it will take, before it begins; a smaller run is offered where that is long."""
+    """Say how long it will take, before it begins; offer a smaller run where that is long."""
     order, epochs = each.order, each.order.settings.epochs
     found = pace.measure(order, data)
     seconds = found.run_seconds(epochs)
+    told = f"an epoch takes about {format_ms(1000 * found.epoch_seconds)}, and {counted(epochs, 'epoch')} about"
     console.err.print(
-        f"on this CPU an epoch takes about {format_ms(1000 * found.epoch_seconds)}, and {counted(epochs, 'epoch')} about "
-        f"{format_ms(1000 * seconds)} ({counted(found.steps, 'step')} measured, {format_ms(1000 * found.step_seconds)} "
+        f"on this CPU {told} {format_ms(1000 * seconds)} ({counted(found.steps, 'step')} measured, {format_ms(1000 * found.step_seconds)} "
         f"each); training ends earlier after {counted(options.patience, 'evaluation')} without a better one",
         soft_wrap=True,
     )  # fmt: skip

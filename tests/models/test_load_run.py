@@ -32,23 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("runs")
     data = home / "walks.csv"
     data.write_text("\n".join(["user_id,item_id,timestamp", *(",".join(map(str, row)) for row in rows())]) + "\n")
-    options: tuple[object, ...] = ("--loss", "cce", "--batch-size", 16, "--seq-len", 8, "--dim", 16, "--blocks", 1, "--epochs", 15)
-    options += ("--learning-rate", 0.01, "--split", "leave-one-out")
-        "--loss",
-        "cce",
-        "--batch-size",
-        "16",
-        "--seq-len",
-        "8",
-        "--dim",
-        "16",
-        "--blocks",
-        "1",
-        "--epochs",
-        "15",
-        "--learning-rate",
-        "0.01",
-    ]
+    options: tuple[object, ...] = ("--loss", "cce", "--batch-size", 16, "--seq-len", 8, "--dim", 16, "--blocks", 1)
+    options += ("--epochs", 15, "--learning-rate", 0.01, "--split", "leave-one-out")
     with pytest.MonkeyPatch.context() as patch:
         ended = main(patch, "train", "--data", data, *options, "-o", home / "out")
     assert ended == 0

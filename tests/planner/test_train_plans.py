@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,13 @@ def workload(users: int = 100_000, length: int = 200) -> FromData:
 def test_a_configuration_above_its_budget_is_refused_on_a_gpu() -> None:
     """With both figures, that of the memory model, and a number of micro-batches that does fit."""
     needed = MemoryModel().predict(FULL, 64, 64 * 200).upper_bytes
-    limits = pricing.Limits(budget_bytes=needed // 3, device_bytes=80 << 30)
+    limits = pricing.Limits(budget_bytes=needed // 3, device_bytes=8 << 40)
     with pytest.raises(NothingFits, match=rf"takes up to {needed / 2**30:.2f} GiB, the plan's budget") as caught:
         pricing.check_memory(FULL, 64, workload(), limits)
     parts = int(caught.value.hint.split()[1])
-    cut = Configuration(**{**FULL.__dict__, "micro_batches": parts})
+    cut = replace(FULL, micro_batches=parts)
     assert MemoryModel().predict(cut, 64, 64 * 200).upper_bytes <= needed // 3
-    assert pricing.check_memory(FULL, 64, workload(), pricing.Limits(budget_bytes=needed, device_bytes=80 << 30)) == ()
+    assert pricing.check_memory(FULL, 64, workload(), replace(limits, budget_bytes=needed)) == ()
 
 
 def test_a_smaller_card_and_a_cpu_are_warnings() -> None:
@@ -89,7 +90,7 @@ def test_an_edited_plan_is_priced_again(run: Run, planned: Path, data: Path) -> 
 
 def test_a_model_larger_than_the_machine_is_refused() -> None:
     with pytest.raises(InputError, match=r"seq_len 4,000,000,000,000, dim 64"):
-        pricing.check_model_fits(Configuration(**{**FULL.__dict__, "seq_len": 4 * 10**12}), None)
+        pricing.check_model_fits(replace(FULL, seq_len=4 * 10**12), None)
     pricing.check_model_fits(FULL, 80 << 30)
 
 
@@ -128,10 +129,13 @@ def test_texts_that_are_no_ranks(text: str) -> None:
 
 
 def test_a_result_below_popularity_is_said_in_plain_words(run: Run, tmp_path: Path) -> None:
-    """Everybody ends at the same item: popularity is right, a model of one step is not."""
-    rows = [f"u{user},i{(7 * user + step) % 40 if step < 7 else 99},{step}" for user in range(80) for step in range(9)]
-    rows = [row for row in rows if not row.endswith(",8")]
-    (tmp_path / "same.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, "x,i99,1", "x,i99,2"]) + "\n")
+    """Half of the users begin with the item that the other half ends with: a model of no steps does not know that."""
+    rows = []
+    for user in range(80):
+        walk = [f"i{(7 * user + 3 * step) % 40}" for step in range(6)]
+        walk = ["hit", *walk] if user % 2 else [*walk, "hit"]
+        rows += [f"u{user},{item},{step}" for step, item in enumerate(walk)]
+    (tmp_path / "same.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
     few = ("--loss", "cce", *SMALL, "--learning-rate", 1e-9, "--epochs", 1, "-o", "out")
     done = run("train", "--data", "same.csv", *few)
     assert done.code == 0, done.err

@@ -138,9 +138,10 @@ def test_a_plans_evaluation_batch_is_used(run: Run, train: Run, monkeypatch: pyt
     assert max(sizes) == 7
 
 
-@pytest.mark.parametrize(
-    ("recompute", "flags", "times"), [(True, [], 2), (False, [], 1), (True, ["--no-recompute"], 1)]
-)
+PRICES = [(True, [], 2), (False, [], 1), (True, ["--no-recompute"], 1)]
+
+
+@pytest.mark.parametrize(("recompute", "flags", "times"), PRICES)
 def test_a_plans_recomputation_is_done(
     run: Run, train: Run, monkeypatch: pytest.MonkeyPatch, recompute: bool, flags: list[str], times: int
 ) -> None:
@@ -198,9 +199,8 @@ def test_popularity_is_counted_in_train_and_raised_to_the_exponent(
 
 
 def test_keep_seen_reaches_validation_and_test(train: Run, tmp_path: Path) -> None:
-    kept, left = (
-        train("--loss", "cce", "--epochs", 2, *flags, "--json") for flags in (["--keep-seen"], ["--overwrite"])
-    )
+    kept = train("--loss", "cce", "--epochs", 2, "--json", "--keep-seen")
+    left = train("--loss", "cce", "--epochs", 2, "--json", "--overwrite")
     assert (kept.json["seen_items_filtered"], left.json["seen_items_filtered"]) == (False, True)
     assert kept.json["validation_ndcg_10"] < left.json["validation_ndcg_10"]
     assert kept.json["test"]["NDCG_20"] < left.json["test"]["NDCG_20"]

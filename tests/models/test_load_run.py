@@ -100,7 +100,7 @@ def test_scores_are_those_of_a_model_loaded_by_hand(run: TrainedRun, folder: Pat
 )
 def test_wrong_histories(run: TrainedRun, histories: list[list[object]], phrase: str) -> None:
     with pytest.raises(InputError, match=phrase):
-        run.rank(histories)  # type: ignore[arg-type]
+        run.rank(histories)
 
 
 def reworded(folder: Path, old: str, new: str) -> None:
@@ -113,7 +113,7 @@ def other_items(folder: Path, index: list[int], column: str = "item_id") -> None
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no run": (lambda f: [(f / name).unlink() for name in ("config.json", "state.json")], "not the folder of a run"),
+    "no run": (lambda f: shutil.rmtree(f), "not the folder of a run"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "no configuration at"),
     "half a configuration": (lambda f: (f / "config.json").write_text('{"version": 2'), "is damaged"),
     "a configuration of version 1": (

@@ -12,10 +12,9 @@ from small_runs import CPU, ONE, TINY, contents, resume, trainer
 
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import DeviceOutOfMemory, InputError
-from srsplan.models.training import loop as training
 from srsplan.models.training.callbacks import NoCallbacks
 from srsplan.models.training.epochs_log import EpochRecord
-from srsplan.models.training.evaluation import Evaluation
+from srsplan.models.training.evaluation import Evaluation, evaluate
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.retries import out_of_memory_explained
 from srsplan.models.training.settings import Settings
@@ -135,14 +134,14 @@ def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch:
 
 
 def test_out_of_memory_in_evaluation_ranks_fewer_users_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranked, told = training.evaluate, Told()
+    told = Told()
 
     def at_most_ten(step: Any, parts: Any, holdout: Any, ranking: Any) -> Evaluation:
         if ranking.users > 10:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return ranked(step, parts, holdout, ranking)
+        return evaluate(step, parts, holdout, ranking)
 
-    monkeypatch.setattr(training, "evaluate", at_most_ten)
+    monkeypatch.setattr("srsplan.models.training.loop.evaluate", at_most_ten)
     whole = trainer(tmp_path / "run", settings=Settings(epochs=1, evaluation_batch=64))
     whole.run(told)
     assert whole.ranking().users == 8

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from small_runs import walks
 
+from srsplan.kernels.samplers.alias import popularity
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Holdout, split
 from srsplan.models.sasrec import Block, SASRec
-from srsplan.models.training import step as steps
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.step import StepInputs, TrainingStep
 
@@ -178,17 +178,17 @@ def test_popularity_is_counted_in_train_and_raised_to_the_exponent(
     train: Run, data: Path, monkeypatch: pytest.MonkeyPatch, exponent: float | None
 ) -> None:
     """The sampler's shares are those of a count of the file itself, without each user's last two items."""
-    found, popularity = list[torch.Tensor](), steps.popularity
+    found = list[torch.Tensor]()
 
     def listening(counts: NDArray[np.integer], power: float) -> Any:
         found.append(torch.from_numpy(counts.astype(float) ** power))
         return popularity(counts, power)
 
-    monkeypatch.setattr(steps, "popularity", listening)
+    monkeypatch.setattr("srsplan.models.training.step.popularity", listening)
     given = () if exponent is None else ("--popularity-exponent", exponent)
     assert train("--loss", "cce-", "--negatives", 8, "--sampler", "popularity", "--epochs", 1, *given).code == 0
     users: dict[str, list[str]] = {}
-    for row in csv.DictReader(data.open()):
+    for row in csv.DictReader(data.read_text().splitlines()):
         users.setdefault(row["user_id"], []).append(row["item_id"])
     counts = Counter(item for items in users.values() for item in items[:-2])
     labels = sorted({item for items in users.values() for item in items})

@@ -15,6 +15,7 @@ from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import split
 from srsplan.models.errors import DeviceOutOfMemory, InputError
 from srsplan.models.training import loop as training
+from srsplan.models.training.evaluation import Evaluation
 from srsplan.models.training.loop import Settings, Trainer
 from srsplan.models.training.step import StepInputs, TrainingStep
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import LARGEST_CATALOG, LARGEST_DIM, Architecture, Configuration
 from srsplan.models.errors import InputError
-from srsplan.profiler.memory.allocator import replay
+from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.model import LARGEST_BYTES, MemoryModel, Ratios
+from srsplan.profiler.memory.program import Process
 from srsplan.profiler.memory.reserved import reserved, smallest_cap
-from srsplan.profiler.memory.simulate import simulate_step
 
 MODEL = MemoryModel()
 MODEL_1_5 = MemoryModel(Ratios(reserved=1.2, upper=1.5, basis="a test"))
@@ -55,27 +55,29 @@ def configurations(draw: st.DrawFn, largest: int = 1 << 62) -> Configuration:
     return replace(base, valid_tokens=draw(st.none() | any_size(base.tokens)))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(configuration=configurations(), users=st.sampled_from([1, 64, 1024]), length=st.integers(1, 500))
 def test_every_configuration_has_a_prediction(configuration: Configuration, users: int, length: int) -> None:
     """In two seconds, exact; only what takes more than 8 EiB is refused, and that in words."""
-    began = time.perf_counter()
+    began = time.process_time()
     allocated = int(MODEL.allocated([configuration])[0])
     try:
         found = MODEL.predict(configuration, users, users * length)
     except InputError as error:
-        assert "takes more than 8 EiB" in error.message
-        assert MODEL.reserved(configuration, users, users * length).upper >= LARGEST_BYTES
+        refusal = error.message
     else:
+        refusal = ""
         assert allocated == found.allocated_bytes == sum(found.breakdown_bytes.values())
-        assert max(allocated, found.evaluation_bytes) <= found.upper_bytes < LARGEST_BYTES
+        assert max(allocated, found.evaluation_bytes) <= found.upper_bytes
         assert allocated <= found.reserved_bytes <= found.upper_bytes
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
+    too_large = MODEL.reserved(configuration, users, users * length).upper >= LARGEST_BYTES
+    assert too_large == ("takes more than 8 EiB" in refusal) == bool(refusal)
     # the last block's residual stream alone: one fp32 number for every position and hidden unit
     assert allocated >= 4 * configuration.tokens * configuration.architecture.dim
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(
     configuration=configurations(largest=1 << 12),
     share=st.floats(0.3, 1.2),
@@ -93,7 +95,7 @@ def test_expected_is_at_most_the_upper_bound_and_both_are_within_a_cap_that_fits
 
 
 def test_sizes_beyond_64_bits_are_exact() -> None:
-    """A row of the table, its gradient and two moments: four times 4 D bytes for every further item, whatever N is."""
+    """Every further sequence of a batch takes the same number of bytes, however many there are."""
     large = Configuration(loss="ce-", catalog=1000, batch_size=1 << 40, seq_len=1 << 40, negatives=8)
     longer = replace(large, batch_size=large.batch_size + 1)
     twice = replace(large, batch_size=large.batch_size + 2)
@@ -116,8 +118,8 @@ def test_the_cap_found_for_an_enormous_step_is_found_as_fast() -> None:
 def test_a_measured_ratio_multiplies_both_and_never_crosses_them() -> None:
     configuration = Configuration(loss="ce-", catalog=50_000, batch_size=64, seq_len=64, negatives=64)
     plain, corrected = (model.reserved(configuration, 64, 6400) for model in (MODEL, MODEL_1_5))
-    assert corrected.expected == pytest.approx(1.2 * plain.expected, rel=1e-9)
-    assert corrected.upper == pytest.approx(1.5 * plain.upper, rel=1e-9)
+    assert corrected.expected == pytest.approx(1.2 * plain.expected, abs=1)
+    assert corrected.upper == pytest.approx(1.5 * plain.upper, abs=1)
     for reserved_ratio, upper in ((1.2, 1.1), (0.9, 1.0), (1.0, float("inf")), (float("nan"), 2.0)):
         with pytest.raises(ValueError, match="ratios"):
             Ratios(reserved=reserved_ratio, upper=upper, basis="")
@@ -125,7 +127,9 @@ def test_a_measured_ratio_multiplies_both_and_never_crosses_them() -> None:
 
 def test_an_evaluation_that_needs_more_than_training_is_expected() -> None:
     """1,024 users scored against chunks of 64 Mi scores; the training step is tiny."""
-    configuration = Configuration(loss="cce", catalog=300_000, batch_size=1, seq_len=8)
+    configuration = Configuration(
+        loss="cce", catalog=65_536, batch_size=1, seq_len=8, architecture=Architecture(dim=8, heads=1)
+    )
     evaluation = MODEL.evaluation(configuration, 1024, 1024 * 8)
     assert evaluation > int(MODEL.allocated([configuration])[0]) + (64 << 20)
     found = reserved(configuration, 1024, 1024 * 8, MODEL.program)
@@ -133,14 +137,37 @@ def test_an_evaluation_that_needs_more_than_training_is_expected() -> None:
     assert reserved(configuration, 1, 8, MODEL.program).expected < evaluation
 
 
-def test_batches_of_other_shapes_count() -> None:
-    """Independently: the ledger's traces of a full step and of a fuller mix, each through the allocator alone."""
-    full = Configuration(
-        loss="ce-", catalog=30_000, batch_size=128, seq_len=64, negatives=256, valid_tokens=4000, precision="fp16"
-    )
-    alone = simulate_step(full, steps=4)
-    sizes, events = [allocation.requested_bytes for allocation in alone.trace.allocations], list(alone.trace.events)
-    uniform = replay(sizes, events).reserved_bytes
-    found = reserved(full, 64, 64 * 64, MODEL.program)
-    assert found.expected >= uniform
-    assert found.upper > 1.01 * uniform
+def held_after(batches: list[Configuration]) -> int:
+    """Reserved bytes of a process that trains these batches, one after another, through the allocator alone."""
+    process = Process()
+    for number, batch in enumerate(batches):
+        values = expressions.step_values([batch])
+        chunks = int(expressions.chunks(batch.loss, values)[0])
+        program = MODEL.program(batch.loss, batch, chunks > 1)
+        for code in (program.step,) if number else (program.setup, program.first):
+            process.run(code, [int(size[0]) for size in program.sizes(values)], max(0, chunks - 2))
+    return process.allocator.peak_reserved
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        Configuration(
+            loss="ce-", catalog=2_298_225, batch_size=1484, seq_len=16, negatives=21, valid_tokens=879,
+            architecture=Architecture(dim=128),
+        ),
+        Configuration(
+            loss="bce", catalog=242_056, batch_size=882, seq_len=6, negatives=1, valid_tokens=349,
+            architecture=Architecture(dim=128, heads=1),
+        ),
+    ],
+    ids=lambda full: full.loss,
+)  # fmt: skip
+def test_batches_of_other_shapes_count(full: Configuration) -> None:
+    """They cut the free blocks anew: more is held after them than after full batches alone, and the bound knows it."""
+    others = [replace(full, valid_tokens=full.fullest_tokens * percent // 100) for percent in (93, 81, 97, 88)]
+    last = replace(full, batch_size=full.batch_size // 3, valid_tokens=full.fullest_tokens // 3)
+    alone, mixed = held_after([full] * 8), held_after([full, full, *others, full, last, full])
+    assert mixed > alone
+    found = reserved(full, 1, 8, MODEL.program)
+    assert alone <= found.expected < mixed <= found.upper

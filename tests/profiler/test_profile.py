@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from probe_records import CONFIGURATION, record, stored
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture
 from srsplan.planner.calibration import model_of, scaled_time
+from srsplan.planner.step_time import BASIS, step_ms
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes import device
@@ -146,7 +149,9 @@ def test_times_of_another_card_are_transferred_and_labelled() -> None:
     assert scaled_time(record(5), [other], find_gpu("a100-40gb")).step_ms_median is None
 
 
-ARGUMENTS = ("profile", "--gpu", "a100-40gb", "--catalog", "3K,30K", "--probes", 4, "-o", "probes.jsonl")
+ARGUMENTS = (
+    "profile", "--gpu", "a100-40gb", "--losses", "ce-,bce", "--catalog", "3K,30K", "--probes", 4, "-o", "probes.jsonl"
+)  # fmt: skip
 
 
 def test_a_killed_profile_loses_at_most_the_probe_in_flight(tmp_path: Path) -> None:
@@ -161,11 +166,11 @@ def test_a_killed_profile_loses_at_most_the_probe_in_flight(tmp_path: Path) -> N
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     before = load(path).records
-    assert 3 <= len(before) < 4 * len(LOSSES)
+    assert 3 <= len(before) < 8
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     after = load(path).records
     assert after[: len(before)] == before
-    assert len(after) == len({each.key for each in after}) == 4 * len(LOSSES)
+    assert len(after) == len({each.key for each in after}) == 8
     assert "probes are stored already" in " ".join(done.stderr.split())
     assert "(simulated), step times are not measured" in " ".join(done.stderr.split())
 
@@ -185,6 +190,17 @@ def test_a_profile_leads_to_a_recommendation(run: Run) -> None:
         (["profile", "--gpu", "a100-40gb", "--losses", "cce,foo"], "unknown loss 'foo'"),
         (["profile", "--gpu", "a100-40gb", "--probes", 0], "probes 0"),
         (["profile", "--gpu", "a100-40gb", "--timeout", 0], "--timeout 0"),
+        (["profile", "--gpu", "a100-40gb", "--timeout", "nan"], "--timeout nan"),
+        (["profile", "--gpu", "a100-40gb", "--timeout", "inf"], "--timeout inf"),
+        (["profile", "--gpu", "a100-40gb", "--budget", "1000TB"], "is more than a100-40gb has"),
+        (["profile", "--gpu", "a100-40gb", "--blocks", 3000], "blocks 3000"),
+        (["profile", "--gpu", "'; ls"], "not in the catalogue"),
+        (["profile", "--gpu", "a100-40gb", "-o", ""], "no name that a file can have"),
+        (["profile", "--gpu", "a100-40gb", "-o", "."], "no name that a file can have"),
+        (["profile", "--gpu", "a100-40gb", "-o", "/"], "no name that a file can have"),
+        (["profile", "--gpu", "a100-40gb", "-o", "x" * 300], "no name that a file can have"),
+        (["profile", "--gpu", "a100-40gb", "-o", "/dev/null"], "is a device"),
+        (["profile", "--gpu", "a100-40gb", "-o", "/dev/full", "--fresh"], "is a device"),
         (["profile", "--gpu", "a100-40gb", "--catalog", "90M"], "no probe fits"),
         (["profile", "--gpu", "nope"], "'nope'"),
         (["profile", "--gpu", "a100-40gb", "-o", "no/folder/x.jsonl"], "no/folder"),
@@ -195,3 +211,75 @@ def test_bad_input(run: Run, arguments: list[object], phrase: str) -> None:
     done = run(*arguments)
     assert done.code == 2
     assert phrase in done.message
+
+
+SHORT = ("profile", "--gpu", "a100-40gb", "--losses", "bce", "--catalog", "3K", "--probes", 1)
+
+
+def test_fresh_never_replaces_what_is_no_profile(run: Run, tmp_path: Path) -> None:
+    thesis, pipe = tmp_path / "thesis.txt", tmp_path / "pipe"
+    thesis.write_text("years of work\n")
+    os.mkfifo(pipe)
+    for path in (thesis, pipe):
+        for options in (("--fresh",), ()):
+            done = run(*SHORT, "-o", path, *options)
+            assert done.code == 2
+            assert str(path) in done.message
+    assert thesis.read_text() == "years of work\n"
+    assert pipe.is_fifo()
+    profile = stored(tmp_path / "old.jsonl", record(1))
+    assert run(*SHORT, "--catalog", "1", "-o", profile, "--fresh").code == 2
+    assert load(profile).records == (record(1),)
+    assert run(*SHORT, "-o", profile, "--fresh").code == 0
+    assert [each.configuration.loss for each in load(profile).records] == ["bce"]
+
+
+def test_the_printed_command_is_one_that_a_shell_understands(run: Run, tmp_path: Path) -> None:
+    """Blanks, quotes, semicolons, brackets, control characters: in the name of the file, and of nothing else."""
+    name = "p[red];touch 'X' \x1b[31m.jsonl"
+    done = run(*SHORT, "-o", name)
+    assert done.code == 0
+    printed = done.out.splitlines()[-1]
+    words = shlex.split(printed)
+    assert words[:4] == ["srsplan", "recommend", "--catalog", "3000"]
+    assert words[-2:] == ["--profile", "p[red];touch 'X' \\x1b[31m.jsonl"]
+    assert "\x1b" not in done.out
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.25])
+def test_measured_ratios_and_times_reach_the_recommendation(run: Run, tmp_path: Path, ratio: float) -> None:
+    """What was measured as so many times the prediction is recommended as so many times the prediction."""
+    lines = [f"{user},{item},{item}" for user in range(80) for item in range(user % 7, 40)]
+    (tmp_path / "data.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
+    steady = lifetime.steady(CONFIGURATION, MemoryModel().program)
+    found = {
+        "basis": "measured", "gpu": "h200", "context_bytes": 640 << 20,
+        "reserved_bytes": round(ratio * steady),
+    }  # fmt: skip
+    gpu = find_gpu("h200")
+    times = [3.0 * step_ms(CONFIGURATION, gpu)] * 3
+    stored(
+        tmp_path / "probes.jsonl",
+        *(record(4, **found, step_ms_median=each, seconds=at) for at, each in enumerate(times)),
+    )
+    command = ("recommend", "--data", "data.csv", "--gpu", "h200", "--json")
+    plain, measured = (run(*command, *more).json["choices"] for more in ((), ("--profile", "probes.jsonl")))
+    assert len(plain) == len(measured) > 2
+    same = [(one, other) for one in plain for other in measured if _knobs(one) == _knobs(other)]
+    assert len(same) > 2
+    for before, after in same:
+        for name in ("reserved_bytes", "upper_bytes"):
+            assert after["memory"][name] == pytest.approx(ratio * before["memory"][name], rel=1e-4)
+        assert after["step_ms"] == pytest.approx(3.0 * before["step_ms"], rel=1e-2)
+
+
+def _knobs(choice: dict[str, object]) -> tuple[object, ...]:
+    return tuple(choice[name] for name in ("loss", "batch_size", "seq_len", "negatives"))
+
+
+def test_a_card_outside_the_catalogue_leaves_times_as_calculated(tmp_path: Path) -> None:
+    """Its memory counts; how fast it is at best is not known, so that its times cannot be transferred."""
+    measured = {"basis": "measured", "gpu": "l20", "reserved_bytes": 1 << 30, "step_ms_median": 3.0}
+    fit = model_of(stored(tmp_path / "probes.jsonl", *(record(size, **measured) for size in (4, 5, 6))))
+    assert fit.model.measured is not None
+    assert fit.step_basis == BASIS

@@ -21,7 +21,7 @@ from srsplan.planner.step_time import ASSUMED, Rates
 from srsplan.planner.workload import USERS_PER_BATCH, Workload
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import Memory, MemoryModel
-from srsplan.profiler.probes.gpus import Gpu
+from srsplan.profiler.probes.catalogue import Gpu
 
 BATCH_SIZES: list[int] = sorted(
     size for power in range(4, 14) for size in (2**power, 3 * 2 ** (power - 1)) if size <= 8192

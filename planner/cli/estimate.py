@@ -18,7 +18,8 @@ from srsplan.planner.search import TOKENS_PER_SET, Search, Space
 from srsplan.planner.units import parse_bytes, parse_count
 from srsplan.planner.workload import MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import Gpu, resolve_gpu
+from srsplan.profiler.probes.catalogue import Gpu
+from srsplan.profiler.probes.detect import resolve_gpu
 
 REFERENCE_GPU = "h200"
 

@@ -22,7 +22,8 @@ from srsplan.planner.search import Order, Outcome, Search, Space
 from srsplan.planner.units import format_gib, parse_bytes, parse_count
 from srsplan.planner.workload import MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import Gpu, resolve_gpu
+from srsplan.profiler.probes.catalogue import Gpu
+from srsplan.profiler.probes.detect import resolve_gpu
 
 DATA_OPTION = typer.Option("--data", help="Interactions: their catalog, users and real lengths are used.")
 RUNS_OPTION = typer.Option("--runs", help="A run table: a forest fitted on it re-ranks what fits.")

@@ -23,7 +23,7 @@ from srsplan.planner.plan import read_plan
 from srsplan.planner.search import Search, Space
 from srsplan.planner.workload import MeanLength, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import find_gpu, load_gpus
+from srsplan.profiler.probes.catalogue import find_gpu, load_gpus
 
 Run = Callable[..., Ended]
 ML_100K = SHARED / "data" / "ml-100k.inter"

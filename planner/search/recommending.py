@@ -56,6 +56,6 @@ def _choices(
         *(prices.choice(each, order.why(each, first)) for each in others),
         *(
             prices.choice(each, f"best of {LOSSES[each.loss].title}")
-            for each in sorted(rest, key=balance, reverse=True)
+            for each in sorted(rest, key=lambda each: (balance(each), each.seq_len), reverse=True)
         ),
     )

@@ -18,9 +18,9 @@ from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture
 from srsplan.models.errors import InputError
 from srsplan.planner.budget import make_budget
-from srsplan.planner.confirm import confirm_outcome
+from srsplan.planner.confirm import confirm_first
 from srsplan.planner.plan import read_plan
-from srsplan.planner.search import Search, Space
+from srsplan.planner.search import Prices, Space, recommend
 from srsplan.planner.workload import MeanLength, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.gpus import find_gpu, load_gpus
@@ -308,7 +308,7 @@ def test_a_choice_that_does_not_run_is_left_out() -> None:
     outcome = Search(space, make_budget(16 * 10**9, gpu), gpu, MemoryModel()).run()
     # a budget that the prediction was not made for: as if it had been wrong by this much
     for gigabytes, kept in ((8, True), (2, False)):
-        checked, dropped = confirm_outcome(outcome, make_budget(gigabytes * 10**9, gpu), gpu)
+        checked, dropped = confirm_first(outcome, make_budget(gigabytes * 10**9, gpu), gpu)
         assert dropped
         assert len(checked.choices) + len(dropped) == len(outcome.choices)
         assert bool(checked.choices) == kept

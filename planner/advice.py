@@ -51,7 +51,8 @@ def ways_out(question: Question) -> str:
 
 
 def _other_losses(question: Question) -> Iterator[str]:
-    others = [name for name, loss in LOSSES.items() if name not in question.space.losses and not loss.baseline]
+    useful = sorted((loss for loss in LOSSES.values() if not loss.baseline), key=lambda loss: not loss.chunked)
+    others = [loss.name for loss in useful if loss.name not in question.space.losses]
     fitting = [name for name in others if _fits(question.under(space=replace(question.space, losses=(name,))))]
     if fitting:
         yield f"{' and '.join(fitting)} fit{'s' * (len(fitting) == 1)}: --loss {fitting[0]}"

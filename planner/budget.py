@@ -80,5 +80,5 @@ def make_budget(total: int | None, gpu: Gpu, margin: float = DEFAULT_MARGIN) -> 
         message = f"--budget {format_gb(size)} leaves nothing after CUDA context ({context}) and margin"
         if size < PLAIN_NUMBER:
             raise InputError(message, f"a plain number is bytes: did you mean {size}GB?")
-        raise NothingFits(f"nothing fits: {message}", "give at least 1GB")
+        raise NothingFits(f"nothing fits: {message}", "give several GB: the model comes on top of the context")
     return budget

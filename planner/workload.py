@@ -94,8 +94,8 @@ class MeanLength:
 
     def __post_init__(self) -> None:
         if not 0 < self.mean <= LONGEST_MEAN:
-            bounds = f"above zero, at most {LONGEST_MEAN:,}"
-            raise InputError(f"--mean-length {self.mean:g} is not {bounds}", "give interactions per user, such as 54.9")
+            bounds = f"not above zero and at most {LONGEST_MEAN:,}"
+            raise InputError(f"--mean-length {self.mean:g} is {bounds}", "give interactions per user, such as 54.9")
 
     @property
     def basis(self) -> str:

@@ -26,7 +26,7 @@ from srsplan.planner.confirm import confirm
 from srsplan.planner.search import Choice, Prices, Space, recommend
 from srsplan.planner.workload import WorstCase
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import find_gpu
+from srsplan.profiler.probes.catalogue import find_gpu
 
 CATALOGS = (30_000, 300_000, 1_600_000)
 BUDGETS_GB = (8, 16, 24, 40, 80)

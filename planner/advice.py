@@ -14,7 +14,7 @@ from srsplan.planner.search.order import EVIDENCE_ENDS
 from srsplan.planner.search.recommendation import Choice, Recommendation
 from srsplan.planner.units import format_gib
 from srsplan.planner.words import knobs_of
-from srsplan.profiler.probes.gpus import Gpu, load_gpus
+from srsplan.profiler.probes.catalogue import Gpu, load_gpus
 
 GRANULE_BYTES = 10**7
 """Budgets are advised in hundredths of a GB."""

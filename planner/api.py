@@ -26,7 +26,8 @@ from srsplan.planner.search.recommendation import Recommendation
 from srsplan.planner.search.recommending import recommend
 from srsplan.planner.search.space import Space
 from srsplan.planner.units import format_gib, parse_bytes
-from srsplan.profiler.probes.gpus import Gpu, resolve_gpu
+from srsplan.profiler.probes.catalogue import Gpu
+from srsplan.profiler.probes.detect import resolve_gpu
 
 if TYPE_CHECKING:
     from srsplan.planner.plan.document import Plan

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from srsplan.models.errors import InputError, NothingFits
 from srsplan.planner.units import format_gb, format_gib
-from srsplan.profiler.probes.gpus import Gpu, load_gpus
+from srsplan.profiler.probes.catalogue import Gpu, load_gpus
 
 CONTEXT_BYTES = 640 << 20
 """CUDA context and kernels' code outside the allocator: an assumption until a profile measures it."""

@@ -8,7 +8,7 @@ from srsplan.planner.budget import Budget
 from srsplan.planner.search.recommendation import Choice, Confirmed, Recommendation
 from srsplan.planner.words import knobs_of
 from srsplan.profiler.memory import expressions
-from srsplan.profiler.probes.gpus import Gpu
+from srsplan.profiler.probes.catalogue import Gpu
 
 SIMULATED_STEPS = 6
 SETTLED_STEPS = 2
@@ -39,10 +39,10 @@ def confirm(choice: Choice, budget: Budget, card: Gpu, steps: int = SIMULATED_ST
 
 def _measured(choice: Choice, budget: Budget, card: Gpu, steps: int) -> Confirmed | None:
     """A child process on the card; None where there is none that is large enough."""
-    from srsplan.planner.cli.profile import find_bench
     from srsplan.profiler.probes.cuda_probe import CudaProbe
+    from srsplan.profiler.probes.device import find_device
 
-    probe = find_bench(card, timeout_s=300.0).probe
+    probe = find_device(card, timeout_s=300.0).probe
     if not isinstance(probe, CudaProbe):
         return None
     capped = replace(probe, cap_bytes=budget.usable_bytes, steps=steps, evaluation_users=choice.evaluation_users)

@@ -19,7 +19,8 @@ from srsplan.planner.search.space import Space
 from srsplan.planner.units import parse_bytes, parse_count
 from srsplan.planner.workload import MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import Gpu, resolve_gpu
+from srsplan.profiler.probes.catalogue import Gpu
+from srsplan.profiler.probes.detect import resolve_gpu
 
 if TYPE_CHECKING:
     from srsplan.models.data.splits import Strategy

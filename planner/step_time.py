@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from srsplan.kernels import chunking
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
-from srsplan.profiler.probes.gpus import Gpu
+from srsplan.profiler.probes.catalogue import Gpu
 
 BASIS = "calculated; on 24 steps measured on an H200, each held out in turn, the median error is 8%, the worst 34%"
 """What a step time is worth."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srsplan.planner.step_time import Rates, StepCost
-from srsplan.profiler.probes.gpus import Gpu
+from srsplan.profiler.probes.catalogue import Gpu
 
 FEWEST = 8
 """Three constants want this many steps at least, for a held-out error that says something."""

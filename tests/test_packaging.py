@@ -23,8 +23,9 @@ TORCH_FREE = (
     "models/files.py", "models/schema.py",
     "profiler/memory/allocator.py", "profiler/memory/expressions.py", "profiler/memory/model.py",
     "profiler/memory/program.py", "profiler/memory/reserved.py", "profiler/memory/workspaces.py",
-    "profiler/probes/cuda_probe.py", "profiler/probes/gpus.py", "profiler/probes/grid.py", "profiler/probes/probe.py",
-    "profiler/probes/records.py", "profiler/probes/store.py",
+    "profiler/probes/catalogue.py", "profiler/probes/cuda_probe.py", "profiler/probes/detect.py",
+    "profiler/probes/grid.py", "profiler/probes/probe.py", "profiler/probes/records.py", "profiler/probes/run.py",
+    "profiler/probes/store.py",
 )  # fmt: skip
 
 

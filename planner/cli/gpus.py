@@ -11,7 +11,7 @@ from srsplan.planner.cli import console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from srsplan.profiler.probes.gpus import Gpu
+    from srsplan.profiler.probes.catalogue import Gpu
 
 WIDTH_WITH_TITLES = 104
 
@@ -37,7 +37,7 @@ def gpus_command(
 
 def _matching(text: str | None) -> list[Gpu]:
     """Cards with `text` in a name or in the architecture; InputError where there is none."""
-    from srsplan.profiler.probes.gpus import load_gpus, unknown_gpu
+    from srsplan.profiler.probes.catalogue import load_gpus, unknown_gpu
 
     if text is None:
         return list(load_gpus())

@@ -14,7 +14,7 @@ from srsplan.planner.step_time import ASSUMED, Rates
 from srsplan.planner.workload import Workload
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import Gpu
+from srsplan.profiler.probes.catalogue import Gpu
 
 EVALUATION_USERS = (64, 1024)
 """Evaluation batches: smaller ones waste the GPU, larger ones gain nothing."""

@@ -17,7 +17,7 @@ from srsplan.planner.workload import WorstCase
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.cuda_probe import CudaProbe
-from srsplan.profiler.probes.gpus import detect_gpu
+from srsplan.profiler.probes.detect import detect_gpu
 
 MODEL = MemoryModel()
 

@@ -17,7 +17,7 @@ from srsplan.planner.confirm import confirm_first
 from srsplan.planner.search import Prices, Recommendation, Space, recommend
 from srsplan.planner.workload import FromData, MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import find_gpu, load_gpus
+from srsplan.profiler.probes.catalogue import find_gpu, load_gpus
 
 MODEL = MemoryModel()
 A100 = find_gpu("a100-40gb")

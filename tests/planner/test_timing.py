@@ -16,7 +16,7 @@ from srsplan.planner.calibration import model_of
 from srsplan.planner.step_time import Rates, cost_ms, step_cost, step_ms
 from srsplan.planner.step_time_fit import FEWEST, Timed, fit_rates
 from srsplan.profiler.memory.derive import random_steps
-from srsplan.profiler.probes.gpus import find_gpu
+from srsplan.profiler.probes.catalogue import find_gpu
 from srsplan.profiler.probes.records import ProbeRecord
 
 H200, A100 = find_gpu("h200"), find_gpu("a100-40gb")

@@ -19,7 +19,7 @@ from srsplan.planner.workload import WorstCase
 from srsplan.profiler.memory.allocator import LARGE_SEGMENT_BYTES, Block, CachingAllocator, CapReachedError, replay
 from srsplan.profiler.memory.ledger import Trace
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import find_gpu
+from srsplan.profiler.probes.catalogue import find_gpu
 
 MIB = 1 << 20
 

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from srsplan.models.errors import InputError
 from srsplan.planner.cli import console
 from srsplan.planner.cli.gpus import gpus_command
-from srsplan.profiler.probes import gpus as catalogue
-from srsplan.profiler.probes.gpus import Gpu, detect_gpu, driver_reserve_bytes, find_gpu, load_gpus, resolve_gpu
+from srsplan.profiler.probes import detect
+from srsplan.profiler.probes.catalogue import Gpu, driver_reserve_bytes, find_gpu, load_gpus
+from srsplan.profiler.probes.detect import detect_gpu, resolve_gpu
 
 GPUS = {gpu.name: gpu for gpu in load_gpus()}
 MIB = 2**20
@@ -286,15 +287,15 @@ def test_no_driver_and_a_hanging_driver(fake_driver: FakeDriver, monkeypatch: py
     with pytest.raises(InputError, match="no NVIDIA driver here"):
         detect_gpu()
     fake_driver("exec /bin/sleep 20")
-    monkeypatch.setattr(catalogue, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(detect, "TIMEOUT_S", 0.2)
     with pytest.raises(InputError, match="did not answer"):
         detect_gpu()
 
 
 def test_naming_a_card_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from srsplan.planner import gpus, units, commands; import srsplan.planner.cli.gpus;"
-        "gpus.find_gpu('a100-40gb'); units.parse_bytes('40GB');"
+        "import sys; from srsplan.planner import units; import srsplan.planner.cli.gpus;"
+        "from srsplan.profiler.probes import catalogue; catalogue.find_gpu('a100-40gb'); units.parse_bytes('40GB');"
         "print({'torch', 'numpy', 'pandas', 'pydantic', 'pyarrow', 'rich.table'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ from srsplan.models.config import Architecture, Configuration, Precision, find_l
 from srsplan.planner import advice, commands, question, words
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import DEFAULT_MARGIN, Budget, assumed_gpu, make_budget
-from srsplan.planner.estimates import Estimate, check_sizes
+from srsplan.planner.estimates import Estimate
 from srsplan.planner.question import DataFile, Question, Size
 from srsplan.planner.search.prices import Prices
 from srsplan.planner.search.recommendation import Recommendation
@@ -217,7 +217,6 @@ def estimate(
         micro_batches=micro_batches,
         recompute=recompute,
     )
-    check_sizes(configuration)
     valid = workload.valid_tokens(configuration.micro_batch_size, seq_len)
     configuration = replace(configuration, valid_tokens=min(valid, configuration.tokens))
     card, limit = _card(gpu, budget)

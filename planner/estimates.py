@@ -7,16 +7,11 @@ from functools import cached_property
 from typing import Any
 
 from srsplan.models.config import Configuration
-from srsplan.models.errors import InputError
 from srsplan.planner.budget import Budget
 from srsplan.planner.search.prices import Prices
 from srsplan.planner.search.recommendation import Choice
 from srsplan.planner.several_gpus import Layout
-from srsplan.planner.words import knobs_of
 from srsplan.profiler.memory.model import Memory
-
-LARGEST_STORAGE = 2**58
-"""Elements of the largest tensor that is still counted exactly: more than a million TiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +77,3 @@ class Estimate:
             "smallest_cap_bytes": self.smallest_cap_bytes,
             "several_gpus": [asdict(layout) for layout in self.several_gpus],
         }
-
-
-def check_sizes(configuration: Configuration) -> None:
-    """InputError where a tensor would be larger than what is counted exactly."""
-    catalog, dim, tokens = configuration.catalog, configuration.architecture.dim, configuration.tokens
-    widest = max(catalog, dim * configuration.architecture.heads, ((configuration.negatives or 0) + 1) * dim)
-    if (tokens + catalog) * widest * configuration.architecture.blocks > LARGEST_STORAGE:
-        raise InputError(
-            f"{knobs_of(configuration).strip()} over {catalog:,} items is beyond what any machine can hold",
-            "give sizes such as --batch-size 256 --seq-len 200 --negatives 512",
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from srsplan.models.config import Configuration
 from srsplan.planner import step_time as timing
@@ -41,12 +40,9 @@ class Prices:
         """Everything about one configuration, whether it fits or not."""
         users, known = self.evaluation_users(configuration), self.workload.users
         pairs, usable = self.seen_pairs(users, configuration), self.budget.usable_bytes
-        memory = self.model.predict(configuration, users, pairs, usable)
-        # what must fit is enough: under a cap of that size the process never holds more
-        expected = min(memory.reserved_bytes, memory.upper_bytes)
         return Choice(
             configuration=configuration,
-            memory=replace(memory, reserved_bytes=expected),
+            memory=self.model.predict(configuration, users, pairs, usable),
             evaluation_users=users,
             step_ms=self.step_ms(configuration),
             steps_per_epoch=None if known is None else -(-known // configuration.batch_size),

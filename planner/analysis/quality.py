@@ -129,7 +129,7 @@ class QualityModel:
 def _training_rows(table: RunTable, metric: str) -> tuple[pd.DataFrame, NDArray[np.float64], list[str]]:
     """The usable rows, their metric as standard score within the dataset, and notes on datasets left out."""
     if metric not in table.frame.columns:
-        raise InputError(f"{table.path} has no column {metric}", "name a metric column of the run table")
+        raise InputError(f"{table.source} has no column {metric}", "name a metric column of the run table")
     frame = table.frame[table.frame[metric].notna()]
     by_dataset = frame.groupby("dataset")[metric]
     varies = by_dataset.transform("nunique") > 1
@@ -139,7 +139,7 @@ def _training_rows(table: RunTable, metric: str) -> tuple[pd.DataFrame, NDArray[
     frame, standard = frame[varies], standard[varies]
     if len(frame) < MIN_RUNS:
         raise InputError(
-            f"{table.path} has {len(frame)} runs whose {metric} can be learned from",
+            f"{table.source} has {len(frame)} runs whose {metric} can be learned from",
             f"at least {MIN_RUNS} are needed; without a run table the balance of bs and ns decides",
         )
     return frame, standard.to_numpy(dtype=float), notes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from srsplan.planner.analysis.correlation import Correlation
 from srsplan.planner.analysis.features import AVERAGE, FEATURE_LABELS, FEATURES, LEGEND, METRIC_LABELS, METRICS
-from srsplan.planner.analysis.forests import ForestFit
+from srsplan.planner.analysis.forests import FEW_FORESTS, ForestFit
 from srsplan.planner.analysis.importance import Analysis
 from srsplan.planner.analysis.plots import Format, caption, encode, panels, picture_text, style
 from srsplan.planner.analysis.run_tables import MEMORY, QUALITY, RunTable
@@ -34,8 +34,12 @@ MOST_POINTS = 2_000
 
 
 def draw_all(analysis: Analysis, table: RunTable, image_format: Format = "png", jobs: int = 1) -> dict[str, bytes]:
-    """Draw every picture the table has data for; name -> file, in the order of NAMES."""
-    if jobs < 2:
+    """Draw every picture the table has data for; name to file, in the order of NAMES.
+
+    In `jobs` processes where the analysis has had enough forests to start them.
+    """
+    fits = [fit for found in analysis.datasets.values() for fit in found.forest.values() if fit is not None]
+    if jobs < 2 or len(fits) < FEW_FORESTS:
         drawn = [draw(name, analysis, table, image_format) for name in NAMES]
     else:
         from joblib import Parallel, delayed
@@ -167,7 +171,7 @@ def _annotate(panel: Axes, column: int, row: int, correlation: Correlation | Non
     )
     if correlation.interval:
         low, high = map(_signed, correlation.interval)
-        panel.text(column, row + 0.24, f"{low} to {high}", ha="center", va="center", color=color, fontsize=6.4)
+        panel.text(column, row + 0.24, f"{low} to {high}", ha="center", va="center", color=color, fontsize=6)
 
 
 def _signed(value: float) -> str:

@@ -117,8 +117,8 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     _require_size(path, sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups)))
     table = parquet.read_table(path, read_dictionary=list(schema.names), partitioning=None)
     _require_size(path, sum(map(_decoded_bytes, table.columns)))
-    frame: pd.DataFrame = table.cast(schema).to_pandas(ignore_metadata=True)
-    frame = frame.drop(columns=[name for name in frame.columns if name.startswith(PANDAS_INDEX)])
+    kept = [name for name in schema.names if not name.startswith(PANDAS_INDEX)]
+    frame: pd.DataFrame = table.cast(schema).select(kept).to_pandas(ignore_metadata=True)
     return frame
 
 

@@ -99,9 +99,9 @@ def test_missing_columns_are_named_beside_those_found(tmp_path: Path) -> None:
 
 
 def test_missing_empty_and_unreadable_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.csv does not exist"):
+    with pytest.raises(InputError, match=r"no run table at .*none\.csv"):
         load_runs(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match=r"holds no runs\.csv"):
         load_runs(tmp_path)
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(InputError, match="is empty"):

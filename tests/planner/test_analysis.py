@@ -19,7 +19,7 @@ from srsplan.planner.analysis.forests import ForestOptions
 from srsplan.planner.analysis.importance import Analysis, AnalysisOptions, DatasetAnalysis, analyze
 from srsplan.planner.analysis.run_tables import QUALITY, RunOptions, RunTable, load_runs
 
-QUICK = AnalysisOptions(forests=ForestOptions(trees=40, fold_trees=40, shuffles=5))
+QUICK = AnalysisOptions(forests=ForestOptions(trees=40, fold_trees=20, shuffles=5))
 
 
 @pytest.fixture(scope="module")

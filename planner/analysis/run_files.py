@@ -14,12 +14,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from srsplan.models.data.limits import decoded_bytes
 from srsplan.models.errors import InputError
 from srsplan.models.files import check_input
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 RUN_FILE = "runs.csv"
 """The name under which `srsplan train` leaves its run in the folder of the run."""
@@ -116,21 +116,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     _require_shape(path, metadata.num_rows, len(schema))
     _require_size(path, sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups)))
     table = parquet.read_table(path, read_dictionary=list(schema.names), partitioning=None)
-    _require_size(path, sum(map(_decoded_bytes, table.columns)))
+    _require_size(path, sum(map(decoded_bytes, table.columns)))
     kept = [name for name in schema.names if not name.startswith(PANDAS_INDEX)]
     frame: pd.DataFrame = table.cast(schema).select(kept).to_pandas(ignore_metadata=True)
     return frame
-
-
-def _decoded_bytes(column: pa.ChunkedArray) -> int:
-    """The size of a column once every cell holds its own text."""
-    import pyarrow.compute as pc
-    from pyarrow import types
-
-    if not types.is_dictionary(column.type):
-        return int(column.nbytes)
-    lengths = (pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)) for chunk in column.chunks)
-    return sum(length.as_py() or 0 for length in lengths)
 
 
 def _require_size(path: Path, size_bytes: int) -> None:

@@ -14,7 +14,8 @@ from srsplan.kernels import Sampling, cce, ce, ce_neg
 from srsplan.kernels.chunking import set_count
 from srsplan.kernels.full_softmax.api import cce_triton
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
-from srsplan.kernels.samplers.alias import Distribution, InBatch, in_batch, popularity
+from srsplan.kernels.samplers.alias_table import Distribution, popularity
+from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.profiler.bench.losses import Shape
 from srsplan.profiler.memory.ledger import Ledger
 
@@ -206,8 +207,8 @@ def run(loss: str, shape: Shape, device: torch.device, ledger: Ledger | None = N
 def _loss(name: str, hidden: Tensor, table: Tensor, targets: Tensor, negatives: int) -> Tensor:
     if name == "cce":
         return cce_triton(hidden, table, targets)
-    options = {"deterministic": name.endswith("repeatable"), "copy_table": not name.endswith("no copy")}
-    return cce_neg_triton(hidden, table, targets, negatives, **options)
+    repeatable, copied = name.endswith("repeatable"), not name.endswith("no copy")
+    return cce_neg_triton(hidden, table, targets, negatives, deterministic=repeatable, copy_table=copied)
 
 
 @pytest.mark.parametrize("shape", [(1_700_000, 3000, 64), (3000, 12_000_000, 64)], ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,11 @@ def some_step(loss: str) -> Configuration:
     )  # fmt: skip
 
 
-VARIANTS = {"plain": {}, "recomputed": {"recompute": True}, "in parts": {"micro_batches": 2, "valid_tokens": 1500}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "recomputed": {"recompute": True},
+    "in parts": {"micro_batches": 2, "valid_tokens": 1500},
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

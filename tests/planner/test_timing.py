@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import SHARED
+from random_steps import random_steps
 
 from srsplan.models.config import Configuration
 from srsplan.planner.calibration import model_of
 from srsplan.planner.step_time import Rates, cost_ms, step_cost, step_ms
 from srsplan.planner.step_time_fit import FEWEST, Timed, fit_rates
-from srsplan.profiler.memory.derive import random_steps
 from srsplan.profiler.probes.gpus import find_gpu
 from srsplan.profiler.probes.records import ProbeRecord
 

@@ -11,8 +11,7 @@ Departures from the paper, all of them:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import cast
 
 import torch.nn.functional as F
@@ -21,10 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from srsplan.kernels.lookup import tied_lookup
 from srsplan.models.config import Architecture
+from srsplan.models.sequence_model import SequenceModel
 
 INITIAL_STD = 0.02
-
-Context = Callable[[], AbstractContextManager[object]]
 
 
 class SelfAttention(nn.Module):
@@ -72,7 +70,7 @@ class Block(nn.Module):
         return x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
 
 
-class SASRec(nn.Module):
+class SASRec(SequenceModel):
     """Item ids in, hidden states out; `item_table` [V, D] scores them (equation 7, tied)."""
 
     def __init__(self, catalog: int, seq_len: int, sizes: Architecture) -> None:
@@ -82,8 +80,6 @@ class SASRec(nn.Module):
         self.position_embedding = nn.Embedding(seq_len, sizes.dim)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.blocks))
         self.norm = nn.LayerNorm(sizes.dim)
-        self.recompute: Context | None = None
-        """Where blocks are recomputed in backward: the context (autocast) that they ran in."""
         self.apply(_initialise)
 
     @property

@@ -20,7 +20,7 @@ from srsplan.models.data.batches import Batch, TrainBatches, cut
 from srsplan.models.data.splits import Holdout, Split
 from srsplan.models.errors import DeviceOutOfMemory, InputError, SrsplanError
 from srsplan.models.training import checkpoint
-from srsplan.models.training.evaluation import Ranking, evaluate, subset
+from srsplan.models.training.evaluation import Evaluation, Ranking, evaluate, subset
 from srsplan.models.training.inputs import step_inputs
 from srsplan.models.training.step import StepSettings, TrainingStep
 
@@ -123,7 +123,7 @@ class Trainer:
         users = self.progress.evaluation_batch or self.settings.evaluation_batch
         return Ranking(users=users, seq_len=self.step.configuration.seq_len, **changes)
 
-    def ranked(self, holdout: Holdout, observer: Observer, **changes: Any) -> dict[str, float]:
+    def ranked(self, holdout: Holdout, observer: Observer, **changes: Any) -> Evaluation:
         """Metrics of the users of a holdout; fewer of them at once where the GPU runs out of memory."""
         while True:
             ranking = self.ranking(**changes)
@@ -190,7 +190,7 @@ class Trainer:
 
     def _evaluate(self, observer: Observer) -> dict[str, float]:
         self.step.optimizer.zero_grad(set_to_none=True)
-        metrics = self.ranked(self._validation, observer, ks=(1, 5, 10, 20))
+        metrics = self.ranked(self._validation, observer, ks=(1, 5, 10, 20)).all
         progress = self.progress
         progress.stale += 1
         if metrics[VALIDATION_METRIC] > progress.best:

@@ -118,12 +118,14 @@ def finish(prepared: Prepared, observer: Observer) -> dict[str, Any]:
     trainer, parts = prepared.trainer, prepared.split
     progress = trainer.run(observer)
     ranking = trainer.ranking()
+    tested, baseline = trainer.ranked(parts.test, observer), popularity(parts, parts.test, ranking)
     document = {
         "configuration": prepared.order.configuration.to_dict(),
         "kernel": asdict(prepared.kernel),
-        "test": trainer.ranked(parts.test, observer),
-        "popularity": popularity(parts, parts.test, ranking),
-        "test_users": len(parts.test),
+        "test": tested.all,
+        "popularity": baseline.all,
+        "test_users": tested.users,
+        "warm": {"test": tested.warm, "popularity": baseline.warm, "test_users": tested.warm_users},
         "seen_items_filtered": ranking.filter_seen,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,

@@ -23,10 +23,9 @@ from srsplan.models.data.batches import Batch
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Split, split
 from srsplan.models.errors import InputError, SrsplanError
-from srsplan.models.training import checkpoint, evaluation
+from srsplan.models.training import checkpoint
 from srsplan.models.training.inputs import spread_padding, step_inputs
 from srsplan.models.training.loop import Settings, Trainer
-from srsplan.models.training.metrics import ranking_metrics
 from srsplan.models.training.step import TrainingStep
 from srsplan.planner.analysis.run_tables import load_runs
 
@@ -174,48 +173,6 @@ def test_a_checkpoint_of_another_model_is_refused(data: Path, tmp_path: Path) ->
     (folder / "state.json").write_text("{}")
     with pytest.raises(InputError, match="not a checkpoint of version 1"):
         checkpoint.read_state(folder)
-
-
-def test_evaluation_equals_a_loop_over_users(data: Path, tmp_path: Path) -> None:
-    trainer, parts = trained(tmp_path / "out", data)
-    ranking = trainer.ranking(ks=(1, 10))
-    found = evaluation.evaluate(trainer.step, parts, parts.test, ranking)
-    rows = []
-    for user in range(len(parts.test)):
-        offsets = parts.test.histories.offsets
-        history = parts.test.histories.items[offsets[user] : offsets[user + 1]].astype(np.int64)
-        with torch.no_grad():
-            hidden = trainer.step.model(torch.from_numpy(history[None, -10:] - 1))[0, -1]
-            scores = trainer.step.model.item_table @ hidden
-        scores[history - 1] = -torch.inf
-        rows.append(scores.topk(10).indices.numpy() + 1)
-    expected = ranking_metrics(np.stack(rows), parts.test.targets, parts.users_per_item, len(parts.train), (1, 10))
-    assert found == pytest.approx(expected)
-
-
-def test_popularity_recommends_the_most_frequent_unseen(data: Path, tmp_path: Path) -> None:
-    trainer, parts = trained(tmp_path / "out", data)
-    found = evaluation.popularity(parts, parts.test, trainer.ranking(ks=(5,)))
-    hits = 0.0
-    for user, target in enumerate(parts.test.targets):
-        offsets = parts.test.histories.offsets
-        seen = set(parts.test.histories.items[offsets[user] : offsets[user + 1]].tolist())
-        order = sorted(range(1, parts.catalog + 1), key=lambda item: (-parts.item_counts[item], item))
-        hits += int(target) in [item for item in order if item not in seen][:5]
-    assert found["HitRate_5"] == pytest.approx(hits / len(parts.test), abs=0.05)  # ties may fall either way
-
-
-def test_a_subset_keeps_histories_with_their_targets(data: Path, tmp_path: Path) -> None:
-    _, parts = trained(tmp_path / "out", data)
-    few = evaluation.subset(parts.test, 30, seed=1)
-    assert len(few) == len(few.histories) == 30
-    # on these walks the target follows the last item of the history
-    labels = read_interactions(data).item_ids
-    number = {position: int(str(label)[1:]) for position, label in enumerate(labels, start=1)}
-    last = few.histories.items[few.histories.offsets[1:] - 1]
-    for before, target in zip(last.tolist(), few.targets.tolist(), strict=True):
-        assert number[target] == (number[before] + 1) % 60
-    assert evaluation.subset(parts.test, 10_000, seed=1) is parts.test
 
 
 def test_padding_is_spread_and_never_scored() -> None:

@@ -166,7 +166,7 @@ def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch:
 def test_out_of_memory_in_evaluation_ranks_fewer_users_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranked, told = training.evaluate, Told()
 
-    def at_most_ten(step: Any, parts: Any, holdout: Any, ranking: Any) -> dict[str, float]:
+    def at_most_ten(step: Any, parts: Any, holdout: Any, ranking: Any) -> Evaluation:
         if ranking.users > 10:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return ranked(step, parts, holdout, ranking)

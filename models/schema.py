@@ -40,7 +40,7 @@ def shown(value: object) -> str:
 
 def _place(parts: tuple[int | str, ...]) -> str:
     """Where in a document something stands: `choices.0.memory`, never longer than two lines."""
-    place = ".".join(str(part)[:LONGEST_SHOWN] for part in parts)
+    place = ".".join(map(str, parts))
     return place if len(place) <= 2 * LONGEST_SHOWN else place[: 2 * LONGEST_SHOWN] + "..."
 
 

@@ -169,7 +169,7 @@ def test_a_new_file_gets_what_the_umask_leaves(tmp_path: Path) -> None:
         os.umask(before)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.binary(max_size=2000), max_size=4))
 def test_the_last_content_is_what_is_there(contents: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -69,7 +69,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(anything)
 def test_a_value_is_shown_within_a_line(value: object) -> None:
     assert len(shown(value)) <= 90

@@ -27,8 +27,8 @@ WITH_TORCH = (
     "srsplan.kernels.", "srsplan.models.loading", "srsplan.models.registry", "srsplan.models.sasrec",
     "srsplan.models.sequence_model", "srsplan.models.training.", "srsplan.profiler.bench.",
     "srsplan.profiler.memory.derive", "srsplan.profiler.memory.generic_sizes", "srsplan.profiler.memory.ledger",
-    "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols",
-    "srsplan.profiler.probes.cuda_child",
+    "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols", "srsplan.profiler.probes.cuda_child",
+    "srsplan.planner.cli.train_",
 )  # fmt: skip
 """Modules that may need torch at once; every other one is imported without."""
 WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking")

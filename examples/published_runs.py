@@ -67,7 +67,8 @@ def predicted_bytes(sizes: Dataset, runs: pd.DataFrame, valid: pd.Series[float])
     negatives = runs[NS].where(~full, 0)
     sampled = np.maximum(5.1 * table, 3.2 * table + 12 * (dim + 1) * valid * negatives) + 16 * dim * valid
     softmax = np.maximum(5.1 * table, 3.5 * table + 10.0 * tokens * sizes.catalog)
-    return pd.Series(np.where(full, softmax, sampled) + 65 * dim * tokens, index=runs.index)
+    model: pd.Series[float] = 65.0 * dim * tokens
+    return model + np.where(full, softmax, sampled)
 
 
 def no_padding(runs: pd.DataFrame) -> pd.Series[float]:

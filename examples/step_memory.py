@@ -27,7 +27,7 @@ from srsplan.planner.cli.profile import find_bench
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.cuda_probe import CudaProbe
-from srsplan.profiler.probes.gpus import detect_gpu
+from srsplan.profiler.probes.detect import detect_gpu
 from srsplan.profiler.probes.grid import Wanted, choose_probes
 
 CATALOGS = (30_000, 300_000, 1_600_000)
@@ -66,6 +66,13 @@ def summary(rows: pd.DataFrame) -> Table:
     return table
 
 
+def _stored(output: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run that was stopped; none where there was no such run."""
+    if not output.exists():
+        return []
+    return [{str(name): value for name, value in row.items()} for row in pd.read_csv(output).to_dict("records")]
+
+
 def main(
     output: Annotated[Path, typer.Option("-o", "--output", help="Table of the rows.")] = Path("step_memory.csv"),
     count: Annotated[int, typer.Option(help="Configurations of each loss.")] = 5,
@@ -85,7 +92,7 @@ def main(
         budget_bytes=min(int(fullest * 2**30), card.capacity_bytes), count=count,
     )  # fmt: skip
     steps = choose_probes(wanted, lambda each: [int(size) for size in model.allocated(each)])
-    rows = pd.read_csv(output).to_dict("records") if output.exists() else []
+    rows = _stored(output)
     known = {(row["mode"], *(str(row[name]) for name in KNOBS)) for row in rows}
     pairs = [(configuration, mode) for mode in MODES for configuration in steps]
     for configuration, mode in track(pairs, "steps"):

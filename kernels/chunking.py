@@ -16,6 +16,10 @@ on a chunk's logits therefore grow with the catalog: two buffers of [256, V], in
 LARGEST_TOKEN_CHUNK = 4096
 """More tokens than this do not make the matrix products faster, only the chunk larger."""
 
+RANKING_CHUNK_ELEMENTS = 1 << 24
+"""Scores a chunk of a ranking may hold: 16 Mi. Every score takes 12 bytes at once (its fp32 value and the int64 key
+that it is compared by), 192 MiB in all."""
+
 ITEM_ROWS = 1 << 16
 """Rows of the table's gradient that one 16-bit product fills at a time: the block is [65536, D]."""
 
@@ -34,7 +38,7 @@ def sampled_chunk_sets(tokens: int, negatives: int, dim: int, tokens_per_set: in
 
 def ranking_chunk_items(users: int, catalog: int) -> int:
     """Items per chunk when a catalog is ranked: a chunk's scores are [users, chunk]."""
-    return max(1, min(catalog, CHUNK_ELEMENTS // max(1, users)))
+    return max(1, min(catalog, RANKING_CHUNK_ELEMENTS // max(1, users)))
 
 
 def set_count(tokens: int, tokens_per_set: int) -> int:

@@ -13,6 +13,9 @@ from typing import Literal, get_args
 Sampler = Literal["uniform", "popularity", "in-batch"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
+TOKENS_PER_SET = 32
+"""Tokens that share one set of negatives where nobody says otherwise: as good as sets of their own (docs, losses)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -34,6 +37,11 @@ class Loss:
     """The only number of negatives it is defined for, where there is one."""
     baseline: bool = False
     """It is there to compare with: a plan never puts it first."""
+
+    @property
+    def default_tokens_per_set(self) -> int:
+        """How many tokens share a set of negatives where nobody says otherwise; 1 for losses that cannot share."""
+        return TOKENS_PER_SET if self.shares_negatives else 1
 
 
 CE = Loss(

@@ -1,7 +1,8 @@
 """What can go wrong for a user, and the exit code each kind ends with.
 
-SrsplanError            1
+SrsplanError            1   anything else: a full disk, a fault of srsplan's own
 ├── InputError          2   something the user gave is wrong: repeated in the message, with what to change
+│   └── MissingExtra    2   what was asked for needs a package that a plain install leaves out
 ├── NothingFits         3   an answer, not a fault: no configuration fits the budget
 └── DeviceOutOfMemory   4   the device ran out; carries the measured bytes
 """
@@ -25,6 +26,15 @@ class InputError(SrsplanError):
     """Wrong input: a file, a name, a size, a key."""
 
     exit_code = 2
+
+
+class MissingExtra(InputError):
+    """A package that only some verbs need is not installed; `extra` names the group of packages it comes with."""
+
+    def __init__(self, package: str, extra: str, asked: str) -> None:
+        """`asked` is what needs the package: a verb, or an option of one."""
+        super().__init__(f"{asked} needs {package}, which is not installed here", f"pip install 'srsplan[{extra}]'")
+        self.extra = extra
 
 
 class NothingFits(SrsplanError):

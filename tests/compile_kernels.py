@@ -135,7 +135,7 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
         file.flush()
         name = f"sm_{capability}" + "a" * (capability >= 90)
         assembler = TOOLS / ("ptxas-blackwell" if capability >= 100 else "ptxas")
-        command = [assembler, "-v", "--gpu-name", name, file.name, "-o", "/dev/null"]
+        command = [str(assembler), "-v", "--gpu-name", name, file.name, "-o", "/dev/null"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     find = {"registers": r"Used (\d+) registers", "spilled_bytes": r"(\d+) bytes spill stores"}
     return {key: int(re.search(pattern, said)[1]) for key, pattern in find.items()}  # type: ignore[index]

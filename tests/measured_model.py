@@ -54,7 +54,8 @@ class Model(nn.Module):
         x = F.dropout(self.items(items) + self.positions.weight, DROPOUT)
         for layer in self.layers:
             x = layer(x)
-        return self.norm(x)
+        hidden: Tensor = self.norm(x)
+        return hidden
 
     def loss(self, inputs: Tensor, targets: Tensor, row: Measured) -> Tensor:
         hidden, target, table = self(inputs).reshape(-1, DIM), targets.reshape(-1), self.items.weight

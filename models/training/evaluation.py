@@ -1,6 +1,10 @@
 """Full ranking of a holdout: every item scored for every user, metrics from the best of them.
 
-Letters: H users of the holdout, V items, K ranks. Items are 1 to V here.
+A target is warm where somebody in train has it, and cold otherwise: a cold one has a vector that was never trained, so
+hardly a model can hit it. Other libraries drop users with a cold target without a word, and their figures come out
+higher; here metrics over all users and over those with a warm target stand side by side.
+
+Letters: H users of the holdout, V items, K ranks. Items are 1 to V here, 0 is nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from srsplan.models.training.ranking import Seen, rank, rank_hidden, seen_items
 from srsplan.models.training.step import TrainingStep
 
 Rank = Callable[[Tensor, Tensor, "Seen | None"], Tensor]
-"""(inputs [E, L], last positions [E], what they have seen) -> items int64 [E, K], 0-based."""
+"""(inputs [E, L], last positions [E], what they have seen) -> items int64 [E, K], 0-based, -1 for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,48 +34,72 @@ class Ranking:
     """How a holdout is ranked."""
 
     users: int
-    """Users at once."""
+    """The evaluation batch: users ranked at once."""
     seq_len: int
     """The last items of a history that the model sees."""
     filter_seen: bool = True
-    """Do not recommend what is in the history."""
+    """Do not recommend what is in the history. Without this, ranking takes no more memory than with it."""
     ks: Sequence[int] = RANKS
     """Ranks that metrics are wanted at."""
 
 
-def evaluate(step: TrainingStep, split: Split, holdout: Holdout, ranking: Ranking) -> dict[str, float]:
-    """Metrics of the model on a holdout."""
-    catalog, best = step.configuration.catalog, max(ranking.ks)
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of one ranking of a holdout."""
+
+    all: dict[str, float]
+    """Over all users, keyed NDCG_10, HitRate_10 and so on."""
+    warm: dict[str, float]
+    """Over the users whose target occurs in train; empty where there is none."""
+    users: int
+    """Users of the holdout, H."""
+    warm_users: int
+    """Users whose target occurs in train."""
+
+
+def evaluate(step: TrainingStep, split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
+    """Rank a holdout by the model and measure what it recommends; the model is in evaluation mode afterwards."""
+    best = min(max(ranking.ks), step.configuration.catalog)
     step.model.eval()
 
     def by_model(inputs: Tensor, last: Tensor, seen: Seen | None) -> Tensor:
-        with step.autocast():
-            return rank(step.model, inputs, last, seen, min(best, catalog))
+        return rank(step.model, inputs, last, seen, best, step.autocast)
 
-    top = rank_holdout(by_model, holdout, catalog, step.device, ranking)
-    return metrics_of(top, split, holdout, ranking)
+    top = rank_holdout(by_model, holdout, step.configuration.catalog, step.device, ranking)
+    return measured(top, split, holdout, ranking)
 
 
-def popularity(split: Split, holdout: Holdout, ranking: Ranking) -> dict[str, float]:
-    """The same metrics for recommending what most interactions of train are with."""
-    counts = torch.from_numpy(split.item_counts[1:, None]).float()
+def popularity(split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
+    """Measure the recommendation of what most interactions of train are with, by the rules of `evaluate`."""
+    places = np.unique(split.item_counts[1:], return_inverse=True)[1]  # fewer than counts: exact in fp32
+    table, best = torch.from_numpy(places[:, None]).float(), min(max(ranking.ks), split.catalog)
 
     def by_count(inputs: Tensor, last: Tensor, seen: Seen | None) -> Tensor:
-        return rank_hidden(torch.ones(len(last), 1), counts, seen, min(max(ranking.ks), split.catalog))
+        return rank_hidden(torch.ones(len(last), 1), table, seen, best)
 
     top = rank_holdout(by_count, holdout, split.catalog, torch.device("cpu"), ranking)
-    return metrics_of(top, split, holdout, ranking)
+    return measured(top, split, holdout, ranking)
 
 
-def metrics_of(top: NDArray[np.int64], split: Split, holdout: Holdout, ranking: Ranking) -> dict[str, float]:
-    """Metrics of ranked items [H, K], 1 to V."""
-    return ranking_metrics(top, holdout.targets, split.users_per_item, len(split.train), ranking.ks)
+def measured(top: NDArray[np.int64], split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
+    """Metrics of ranked items [H, K], 1 to V and 0 for nothing, over all users and over those with a warm target."""
+
+    def metrics(rows: NDArray[np.bool_]) -> dict[str, float]:
+        return ranking_metrics(top[rows], holdout.targets[rows], split.users_per_item, len(split.train), ranking.ks)
+
+    warm = split.users_per_item[holdout.targets] > 0
+    return Evaluation(
+        all=metrics(np.ones_like(warm)),
+        warm=metrics(warm) if warm.any() else {},
+        users=len(holdout),
+        warm_users=int(warm.sum()),
+    )
 
 
 def rank_holdout(
     ranked: Rank, holdout: Holdout, catalog: int, device: torch.device, ranking: Ranking
 ) -> NDArray[np.int64]:
-    """The best items of every user, int64 [H, K], 1 to V."""
+    """Rank the items of every user: int64 [H, K], 1 to V, and 0 where fewer than K may be recommended."""
     parts = []
     for rows, inputs, last in history_batches(holdout.histories, ranking.users, ranking.seq_len):
         seen = _seen(holdout.histories, rows, catalog, device) if ranking.filter_seen else None
@@ -81,7 +109,7 @@ def rank_holdout(
 
 
 def subset(holdout: Holdout, users: int, seed: int) -> Holdout:
-    """So many users drawn at random, the same for the same seed; all of them where there are no more."""
+    """Draw so many users at random, the same for the same seed; all of them where there are no more."""
     if len(holdout) <= users:
         return holdout
     rows = np.sort(np.random.default_rng(seed).choice(len(holdout), users, replace=False))

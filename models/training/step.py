@@ -19,7 +19,8 @@ from srsplan.kernels.dispatch import Implementation, LossCall, LossOptions, choo
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.models.config import Configuration
-from srsplan.models.sasrec import Context, SASRec
+from srsplan.models.registry import build_model
+from srsplan.models.sequence_model import Context
 
 PART_SHIFT = 24
 """Parts of a batch draw their negatives as steps do that are 2^24 apart."""
@@ -78,7 +79,7 @@ class TrainingStep:
         """
         self.configuration, self.device = configuration, device
         with device:
-            self.model = SASRec(configuration.catalog, configuration.seq_len, configuration.architecture)
+            self.model = build_model(configuration)
         parameters = self.model.parameters()
         self.optimizer = OPTIMIZERS[settings.optimizer](
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True

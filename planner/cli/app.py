@@ -1,28 +1,132 @@
-"""The command line: one typer application, one edge where errors become exit codes."""
+"""The command line: a verb is imported when it is asked for, and every error becomes one message and an exit code.
+
+The exit codes are those of models/errors.py, and 130 for Ctrl-C, 141 where nobody reads the output any more.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
-from srsplan.models.errors import SrsplanError
-from srsplan.planner.cli import console
-from srsplan.planner.cli.analyze import analyze_command
-from srsplan.planner.cli.bench import bench_command
-from srsplan.planner.cli.estimate import estimate_command
-from srsplan.planner.cli.gpus import gpus_command
-from srsplan.planner.cli.profile import profile_command
-from srsplan.planner.cli.recommend import recommend_command
-from srsplan.planner.cli.train import train_command
+from srsplan.models.errors import InputError, SrsplanError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typer._click import Command, Context, HelpFormatter
+
+
+class Verb(NamedTuple):
+    """Where a verb's function lives, and what `srsplan --help` says about it without importing it."""
+
+    module: str
+    function: str
+    summary: str
+    """The first line of the function's docstring; a test compares them."""
+
+
+VERBS = {
+    "recommend": Verb(
+        "recommend",
+        "recommend_command",
+        "Which loss, batch size, sequence length and negatives fit a budget, which to try first, and why.",
+    ),
+    "estimate": Verb(
+        "estimate", "estimate_command", "The memory and step time of one configuration, with the breakdown of its peak."
+    ),
+    "profile": Verb(
+        "profile",
+        "profile_command",
+        "Try a few configurations, spread up to nearly the whole card; every finished probe is kept.",
+    ),
+    "train": Verb(
+        "train",
+        "train_command",
+        "Train a plan's configuration, test it by full ranking, and keep everything needed to repeat it.",
+    ),
+    "gpus": Verb(
+        "gpus",
+        "gpus_command",
+        "List the GPUs that --gpu knows: memory that CUDA can hand out, bandwidth, peak throughput.",
+    ),
+    "analyze": Verb(
+        "analyze",
+        "analyze_command",
+        "Correlate the three knobs with quality, fit forests, and say which figures to trust.",
+    ),
+    "bench": Verb(
+        "bench",
+        "bench_command",
+        "Time and memory of every form of the losses, beside eager PyTorch, others' kernels and the device's limits.",
+    ),
+}
+
+LONGEST_VERB = 80
+"""So much of an unknown verb is repeated."""
+COMPLETION_VARIABLE = "_SRSPLAN_COMPLETE"
+"""Set by the shell while it completes a command line."""
+INTERRUPTED = 130
+"""128 and SIGINT's number: what shells report for Ctrl-C."""
+UNREAD = 141
+"""128 and SIGPIPE's number: what shells report for a program whose reader has left."""
+EPILOG = """Exit codes: 0 done, 2 something given is wrong, 3 nothing fits, 4 the GPU ran out of memory, 1 anything
+else, 130 stopped by Ctrl-C. Every verb shows examples with `srsplan VERB --help`."""
+
+
+class LazyVerbs(TyperGroup):
+    """The verbs as a group of commands: listed from the table above, imported one at a time."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        """The names, in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        """The command of a verb, made from its function; None for a name that is no verb."""
+        return verb_command(cmd_name) if cmd_name in VERBS else None
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        """The command that the first word names, and its arguments; InputError where it names no verb."""
+        if args[0] in VERBS or args[0].startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = get_close_matches(args[0][:LONGEST_VERB], VERBS, n=1)
+        raise InputError(
+            f"unknown verb {args[0][:LONGEST_VERB]!r}",
+            f"did you mean {near[0]}?" if near else f"verbs are {', '.join(VERBS)}",
+        )
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """The table as a section of the help."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
+
+
+def verb_command(name: str) -> Command:
+    """The command that parses a verb's options and calls its function."""
+    from srsplan.planner.cli.examples import epilog
+
+    verb = VERBS[name]
+    function = getattr(import_module(f"srsplan.planner.cli.{verb.module}"), verb.function)
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_OPTIONS)
+    alone.command(name, epilog=epilog(name))(function)
+    return typer.main.get_command(alone)
+
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="srsplan",
-    help="Plan, measure and train sequential recommenders within a GPU memory budget.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=LazyVerbs,
+    epilog=EPILOG,
+    subcommand_metavar="VERB [OPTIONS]",
+    options_metavar="",
+    rich_markup_mode=None,
+    context_settings=HELP_OPTIONS,
 )
 
 
@@ -43,19 +147,83 @@ def _root(
     """Plan, measure and train sequential recommenders within a GPU memory budget."""
 
 
-app.command("recommend")(recommend_command)
-app.command("estimate")(estimate_command)
-app.command("profile")(profile_command)
-app.command("train")(train_command)
-app.command("gpus")(gpus_command)
-app.command("analyze")(analyze_command)
-app.command("bench")(bench_command)
-
-
 def main() -> None:
-    """Run the command line; translate every srsplan error into one message and its exit code."""
+    """Run the command line and exit with its code; no exception reaches the terminal as a traceback."""
+    _prepare_streams()
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """The exit code of a command line, after its one message where it failed."""
     try:
-        app()
-    except SrsplanError as error:
+        code = _invoke(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _told(INTERRUPTED, "stopped")
+    except BrokenPipeError:
+        return _unread()
+    except Exception as error:
+        from srsplan.planner.cli.failures import explained
+
+        return _report(explained(error, arguments))
+    return code
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    command = typer.main.get_command(app)
+    if COMPLETION_VARIABLE in os.environ:
+        command.main(list(arguments), prog_name="srsplan")
+    try:
+        with command.make_context("srsplan", list(arguments) or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code
+    return 0
+
+
+def _report(error: SrsplanError) -> int:
+    """The error's exit code, after its message; where even that cannot be written, the code has to do."""
+    from srsplan.planner.cli import console
+
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard(sys.stdout)
+    try:
         console.print_error(error)
-        sys.exit(error.exit_code)
+    except OSError:
+        _discard(sys.stderr)
+    return error.exit_code
+
+
+def _told(code: int, sentence: str) -> int:
+    try:
+        print(sentence, file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        _discard(sys.stderr)
+    return code
+
+
+def _unread() -> int:
+    """What was printed has no reader any more (`srsplan gpus | head -1`): nothing is left to be said."""
+    _discard(sys.stdout)
+    _discard(sys.stderr)
+    return UNREAD
+
+
+def _prepare_streams() -> None:
+    """Letters that a terminal cannot show are printed as `?`; output to a closed descriptor is dropped."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _discard(stream: Any) -> None:
+    """Send what a stream still holds to nowhere, so that the interpreter's own flush at its end is quiet."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):
+        return

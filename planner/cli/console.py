@@ -17,8 +17,17 @@ from rich.markup import escape
 
 from srsplan.models.errors import SrsplanError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class Terminal(Console):
+    """A console that leaves it to the caller what a reader who has gone means (`srsplan gpus | head -1`)."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich caught; its own answer is exit code 1."""
+        raise BrokenPipeError
+
+
+out = Terminal(highlight=False)
+err = Terminal(stderr=True, highlight=False)
 
 
 def plain(text: object) -> str:

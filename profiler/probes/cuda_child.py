@@ -68,8 +68,7 @@ def _evaluate(step: TrainingStep, users: int) -> Tensor:
     step.model.eval()
     inputs = torch.randint(configuration.catalog, (users, configuration.seq_len), device=device)
     last = torch.full((users,), configuration.seq_len - 1, device=device)
-    with step.autocast():
-        return rank(step.model, inputs, last, None, min(100, configuration.catalog))
+    return rank(step.model, inputs, last, None, min(100, configuration.catalog), step.autocast)
 
 
 def _timed(step: TrainingStep, parts: list[StepInputs], device: torch.device) -> float:

@@ -207,8 +207,8 @@ def run(loss: str, shape: Shape, device: torch.device, ledger: Ledger | None = N
 def _loss(name: str, hidden: Tensor, table: Tensor, targets: Tensor, negatives: int) -> Tensor:
     if name == "cce":
         return cce_triton(hidden, table, targets)
-    options = {"deterministic": name.endswith("repeatable"), "copy_table": not name.endswith("no copy")}
-    return cce_neg_triton(hidden, table, targets, negatives, **options)
+    repeatable, copied = name.endswith("repeatable"), not name.endswith("no copy")
+    return cce_neg_triton(hidden, table, targets, negatives, deterministic=repeatable, copy_table=copied)
 
 
 @pytest.mark.parametrize("shape", [(1_700_000, 3000, 64), (3000, 12_000_000, 64)], ids=str)

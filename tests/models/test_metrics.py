@@ -1,4 +1,7 @@
-"""Metrics against a slow one, written per row from the definitions, and on cases worked out by hand."""
+"""Metrics against slow ones, written per row from the definitions, and on cases worked out by hand.
+
+Users in train are never as many as users evaluated, and items that nobody has in train are among the recommended.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def slow(top: Rows, targets: list[int], users: list[int], total: int, k: int) ->
         return -math.log(users[item] / total, 2) / math.log(total, 2) if users[item] else 1.0
 
     ranks = [rank(row, target) for row, target in zip(top, targets, strict=True)]
-    recommended = {item for row in top for item in row[:k]} - {0}
+    recommended = {item for row in top for item in row[:k] if users[item]}
     return {
         f"NDCG_{k}": fmean(1 / math.log2(r + 1) for r in ranks),
         f"HitRate_{k}": fmean(float(r <= k) for r in ranks),
@@ -34,17 +37,20 @@ def slow(top: Rows, targets: list[int], users: list[int], total: int, k: int) ->
     }
 
 
-@pytest.mark.parametrize(("users", "items", "best"), [(50, 40, 20), (1, 7, 7), (300, 150, 100), (20, 12, 12)])
-def test_equal_to_the_slow_ones(users: int, items: int, best: int) -> None:
+@pytest.mark.parametrize(
+    ("users", "items", "best", "total"), [(50, 40, 20, 61), (1, 7, 7, 70), (300, 150, 100, 97), (20, 12, 12, 60)]
+)
+def test_equal_to_the_slow_ones(users: int, items: int, best: int, total: int) -> None:
     random = np.random.default_rng(users)
     top = np.array([random.permutation(items)[:best] + 1 for _ in range(users)])
     top[random.random(users) < 0.2, best // 2 :] = 0
     targets = random.integers(1, items + 1, users)
-    per_item = np.append(0, random.integers(0, 60, items))
-    found = ranking_metrics(top, targets, per_item, 60)
+    per_item = np.append(0, random.integers(0, total + 1, items))
+    per_item[1:][random.random(items) < 0.3] = 0
+    found = ranking_metrics(top, targets, per_item, total)
     expected: dict[str, float] = {}
     for k in RANKS:
-        expected |= slow(top.tolist(), targets.tolist(), per_item.tolist(), 60, k)
+        expected |= slow(top.tolist(), targets.tolist(), per_item.tolist(), total, k)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -65,6 +71,21 @@ def test_by_hand() -> None:
             "Surprisal_2": ((0 + 0.5) / 2 + (1 + 0) / 2) / 2,
         }
     )
+
+
+def test_coverage_counts_only_items_that_somebody_has() -> None:
+    """Of the two items with a user one is recommended; the other three recommended ones nobody has."""
+    top = np.array([[3, 4], [5, 1]])
+    found = ranking_metrics(top, np.array([1, 1]), np.array([0, 2, 1, 0, 0, 0]), 9, ks=(1, 2))
+    assert (found["Coverage_1"], found["Coverage_2"]) == (0.0, 0.5)
+
+
+def test_a_target_beside_nothing_is_no_hit() -> None:
+    """A row of fewer items than ranks ends in zeros, and no target is 0."""
+    found = ranking_metrics(np.array([[2, 0, 0], [0, 0, 0]]), np.array([3, 1]), np.array([0, 1, 1, 1]), 4, ks=(3,))
+    assert (found["HitRate_3"], found["NDCG_3"], found["MRR_3"]) == (0, 0, 0)
+    assert found["Coverage_3"] == pytest.approx(1 / 3)
+    assert found["Surprisal_3"] == pytest.approx(1 / 6)
 
 
 def test_fewer_ranks_than_k_hit_nothing_further() -> None:

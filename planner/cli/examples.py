@@ -1,0 +1,39 @@
+"""The examples that end each verb's help; tests parse every one of them."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "recommend": (
+        "srsplan recommend --catalog 1.6M --budget 40GB",
+        "srsplan recommend --catalog 300K --gpu rtx-4090 --mean-length 54.9",
+        "srsplan recommend --data interactions.csv --budget 24GB --loss cce-",
+    ),
+    "estimate": (
+        "srsplan estimate --loss cce- --catalog 1.6M --batch-size 1024 \\\n    --seq-len 200 --negatives 2048",
+        "srsplan estimate --loss ce --catalog 300K --batch-size 64 --seq-len 100 \\\n    --budget 24GB",
+    ),
+    "profile": (
+        "srsplan profile --gpu auto --catalog 300K",
+        "srsplan profile --gpu a100-40gb --losses ce-,cce- --catalog 300K \\\n    --probes 3 -o probes.jsonl",
+    ),
+    "train": (
+        "srsplan train --data interactions.csv --plan srsplan.plan.yaml",
+        "srsplan train --data interactions.csv --loss cce --dim 64 --seq-len 50 \\\n    --epochs 5 -o runs/first",
+        "srsplan train --data interactions.csv -o runs/first --resume",
+    ),
+    "gpus": ("srsplan gpus", "srsplan gpus a100", "srsplan gpus 'rtx 40' --json"),
+    "analyze": (
+        "srsplan analyze runs.csv",
+        "srsplan analyze runs.csv -o analysis --format svg",
+    ),
+    "bench": (
+        "srsplan bench --shapes 512x3Kx64x64",
+        "srsplan bench --shapes beauty --scale 0.1 --peers -o bench.csv",
+    ),
+}
+
+
+def epilog(verb: str) -> str:
+    """The examples of a verb for the end of its help. The control character keeps click from joining the lines."""
+    lines = (line for example in EXAMPLES[verb] for line in example.splitlines())
+    return "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,90 @@
+"""Mistakes in a command line's form (an unknown option, a word for a number), said as every other error is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+
+from srsplan.models.errors import InputError
+
+LONGEST_SHOWN = 80
+
+REASONS = {
+    "valid integer": "is not a whole number",
+    "as an integer": "is not a whole number of a size that makes sense",
+    "valid number": "is not a number",
+    "valid boolean": "is neither true nor false",
+    "range": "is out of range",
+}
+"""Parts of the parser's messages, and what they mean."""
+
+
+def is_usage_error(error: Exception) -> bool:
+    """Whether the parser raised it. Its classes have no public name in every version; typer.BadParameter is one."""
+    kinds = typer.BadParameter.__mro__
+    return isinstance(error, kinds[: kinds.index(Exception)])
+
+
+def usage_error(error: Any, arguments: Sequence[str]) -> InputError:
+    """The parser's error as ours: what was given, what is wrong with it, and where the options are listed."""
+    path = getattr(getattr(error, "ctx", None), "command_path", None) or "srsplan"
+    hint = f"`{path} --help` lists what there is"
+    kind = type(error).__name__
+    if kind == "NoSuchOption":
+        near = get_close_matches(error.option_name, _options(error), n=1)
+        return InputError(f"unknown option {error.option_name}", f"did you mean {near[0]}?" if near else hint)
+    if kind == "MissingParameter":
+        return InputError(f"{_name(error)} is missing", hint)
+    if getattr(error, "param", None) is not None:
+        return _wrong_value(error, arguments, hint)
+    return _other(error, hint)
+
+
+def _options(error: Any) -> list[str]:
+    """Every option of the verb that was asked for."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return []
+    return [option for parameter in context.command.get_params(context) for option in parameter.opts]
+
+
+def _name(error: Any) -> str:
+    """The option or the argument that the parser complains about."""
+    parameter = error.param
+    if parameter is None:
+        return "an option"
+    long = [option for option in parameter.opts if option.startswith("--")]
+    return str((long or parameter.opts or [parameter.name])[0])
+
+
+def _wrong_value(error: Any, arguments: Sequence[str], hint: str) -> InputError:
+    """A value of the wrong type or out of range."""
+    said = str(error.message).rstrip(".")
+    reason = next((words for part, words in REASONS.items() if part in said), None)
+    value = _given(error.param.opts, arguments)
+    if value is None:
+        return InputError(f"{_name(error)}: {said}", hint)
+    return InputError(f"{_name(error)} {_shortened(value)} {reason or 'is not possible'} ({said})", hint)
+
+
+def _given(options: Sequence[str], arguments: Sequence[str]) -> str | None:
+    """The last value that was given for an option."""
+    found = None
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in options:
+            found = value if equals else following
+    return found
+
+
+def _shortened(value: str) -> str:
+    return repr(value if len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + "...")
+
+
+def _other(error: Any, hint: str) -> InputError:
+    """A missing value, an argument too many: the parser's own words are clear."""
+    message = str(error.message).rstrip(".")
+    return InputError(message[:1].lower() + message[1:], hint)

@@ -131,7 +131,7 @@ def test_an_evaluation_that_needs_more_than_training_is_expected() -> None:
         loss="cce", catalog=65_536, batch_size=1, seq_len=8, architecture=Architecture(dim=8, heads=1)
     )
     evaluation = MODEL.evaluation(configuration, 1024, 1024 * 8)
-    assert evaluation > int(MODEL.allocated([configuration])[0]) + (64 << 20)
+    assert evaluation > int(MODEL.allocated([configuration])[0]) + (32 << 20)
     found = reserved(configuration, 1024, 1024 * 8, MODEL.program)
     assert found.expected >= evaluation
     assert reserved(configuration, 1, 8, MODEL.program).expected < evaluation

@@ -98,8 +98,8 @@ OPTIONS = {
     "precision recompute sampler seq-len tokens-per-set",
     "gpus": "json",
     "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
-    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json kernel "
-    "learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan "
+    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json keep-seen "
+    "kernel learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan "
     "popularity-exponent precision rank recompute resume sampler seed seq-len split timestamp-column tokens-per-set "
     "user-column validation-users weight-decay",
     "bench": "device dtype json logits losses output peers repeats scale shapes",

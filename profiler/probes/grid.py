@@ -18,7 +18,6 @@ from srsplan.models.config import Architecture, Configuration, Precision
 BATCH_SIZES = (16, 64, 256, 1024, 4096)
 SEQ_LENS = (16, 64, 200, 512)
 NEGATIVES = (32, 128, 512, 2048)
-TOKENS_PER_SET = 32
 FULLEST = 0.95
 """The largest share of the budget that is predicted for a probe: beyond it every probe would fail."""
 
@@ -88,7 +87,7 @@ def _grid(loss: str, wanted: Wanted) -> Iterator[Configuration]:
                 for negatives in counts:
                     yield Configuration(
                         loss=loss, catalog=catalog, batch_size=batch_size, seq_len=seq_len, negatives=negatives,
-                        tokens_per_set=TOKENS_PER_SET if kind.shares_negatives else 1,
+                        tokens_per_set=kind.default_tokens_per_set,
                         architecture=wanted.architecture, precision=wanted.precision,
                     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import SHARED
+from random_steps import random_steps
 from torch.utils.flop_counter import FlopCounterMode
 
 from srsplan.kernels.losses import LOSSES
@@ -20,7 +21,6 @@ from srsplan.models.training.step import TrainingStep
 from srsplan.planner.calibration import model_of
 from srsplan.planner.step_time import Rates, cost_ms, step_cost, step_ms
 from srsplan.planner.step_time_fit import FEWEST, Timed, fit_rates
-from srsplan.profiler.memory.derive import random_steps
 from srsplan.profiler.probes.catalogue import find_gpu
 from srsplan.profiler.probes.cuda_child import random_batch
 from srsplan.profiler.probes.records import ProbeRecord

@@ -30,8 +30,10 @@ def table(name: str) -> list[dict[str, str]]:
 
 
 def measured(row: dict[str, str]) -> Measured:
-    sizes = (int(row[name]) for name in ("catalog", "batch_size", "seq_len", "negatives"))
-    return Measured(row["loss"], *sizes, row["amp"], row["adam"])
+    return Measured(
+        loss=row["loss"], catalog=int(row["catalog"]), batch_size=int(row["batch_size"]), seq_len=int(row["seq_len"]),
+        negatives=int(row["negatives"]), precision=row["amp"], optimizer=row["adam"],
+    )  # fmt: skip
 
 
 def starts(recorded: Trace) -> list[int]:

@@ -96,7 +96,7 @@ class Pool:
         del self.at[block.address]
 
     def best_fit(self, size: int, expandable: bool) -> Block | None:
-        """Take the smallest free block that holds `size`; one that could still grow counts with what it could grow to."""
+        """Take the smallest free block that holds `size`; one that can grow counts with what it can grow to."""
         place = bisect_left(self.order, (size, 0))
         if place == len(self.order):
             return None

@@ -143,7 +143,7 @@ class MemoryModel:
     def _replayed(
         self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float
     ) -> lifetime.Reserved:
-        """Play the process, not to the end where it does not run within `usable_bytes`; what was played is remembered."""
+        """Play the process as far as it runs within `usable_bytes`; what was played is remembered."""
         key = configuration, users, seen_pairs, usable_bytes
         if key not in self._known:
             played = lifetime.reserved(configuration, users, seen_pairs, self.program, usable_bytes / self._worst)

@@ -111,7 +111,7 @@ def _ratios(measured: Sequence[ProbeRecord], path: Path) -> Ratios:
 
 
 def _times(measured: Sequence[ProbeRecord]) -> tuple[Rates, str]:
-    """Return constants fitted to the probes where there are enough of them, else the assumed ones, scaled; and words."""
+    """Return constants fitted to the probes, or the assumed ones scaled where those are few, and their worth."""
     steps = [
         Timed(
             cost=timing.step_cost(record.configuration), gpu=card,

@@ -125,6 +125,16 @@ def test_a_measured_ratio_multiplies_both_and_never_crosses_them() -> None:
             Ratios(reserved=reserved_ratio, upper=upper, basis="")
 
 
+def test_a_measured_ratio_holds_under_a_cap_as_well() -> None:
+    """Where retries at the beginning make a step fit, one that takes half as much again fits half as much again."""
+    configuration = Configuration(loss="ce-", catalog=30_000, batch_size=64, seq_len=64, negatives=256)
+    free = MODEL.reserved(configuration, 64, 6400)
+    cap = (free.expected + free.upper) // 2
+    assert MODEL.fits(configuration, 64, 6400, cap)
+    assert MODEL_1_5.fits(configuration, 64, 6400, cap * 3 // 2)
+    assert not MODEL_1_5.fits(configuration, 64, 6400, cap)
+
+
 def test_an_evaluation_that_needs_more_than_training_is_expected() -> None:
     """1,024 users scored against chunks of 64 Mi scores; the training step is tiny."""
     configuration = Configuration(

@@ -82,7 +82,8 @@ def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
     told = f"an epoch takes about {format_ms(1000 * found.epoch_seconds)}, and {counted(epochs, 'epoch')} about"
     console.err.print(
         f"on this CPU {told} {format_ms(1000 * seconds)} ({counted(found.steps, 'step')} measured, "
-        f"{format_ms(1000 * found.step_seconds)} each); training ends earlier after {counted(options.patience, 'evaluation')} without a better one",
+        f"{format_ms(1000 * found.step_seconds)} each); training ends earlier after "
+        f"{counted(options.patience, 'evaluation')} without a better one",
         soft_wrap=True,
     )  # fmt: skip
     smaller = smaller_run(order, data) if seconds > LONG_SECONDS else None

@@ -6,7 +6,7 @@ import csv
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_model import Measured, trace
 from paths import SHARED
@@ -96,6 +96,7 @@ def test_which_of_40_caps_fit() -> None:
 SIZES = st.one_of(st.integers(1, 4000), st.integers(1, 3 * MIB), st.integers(1, 90 * MIB))
 
 
+@settings(deadline=None)
 @given(
     steps=st.lists(st.tuples(SIZES, st.integers(0, 5)), max_size=60),
     expandable=st.booleans(),

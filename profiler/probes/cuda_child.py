@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def measure(
     configuration: Configuration, device: torch.device, steps: int = TIMED_STEPS, users: int = EVALUATION_USERS
 ) -> dict[str, Any]:
     """Peaks and times of warm steps, then the peak of one evaluation batch; one step more shows that it goes on."""
-    step = TrainingStep(configuration, device)
+    step = TrainingStep(configuration, device, item_counts=np.ones(configuration.catalog, np.int64))
     parts = [random_batch(configuration, device)] * configuration.micro_batches
     for _ in range(WARM_UP_STEPS):
         _step(step, parts)

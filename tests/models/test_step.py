@@ -162,6 +162,16 @@ def test_recomputed_blocks_give_the_same_bits(dropout: float) -> None:
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_recomputes_its_blocks_where_it_is_told_to(recompute: bool) -> None:
+    configuration = replace(FULL, recompute=recompute)
+    step, runs = TrainingStep(configuration, CPU), []
+    for block in step.model.get_submodule("blocks").children():
+        block.register_forward_hook(lambda *_: runs.append(1))
+    step.run(step_inputs(some_batch(configuration), configuration.catalog, CPU))
+    assert len(runs) == SIZES.blocks * (2 if recompute else 1)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_recomputing_takes_less_memory(loss: str) -> None:
     """Of three blocks only their inputs are kept, and one block at a time: 40 bytes fewer per token and dimension."""

@@ -19,7 +19,7 @@ from srsplan.models.errors import InputError
 from srsplan.planner.several_gpus import exchange_bytes, layouts
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.allocator import replay
-from srsplan.profiler.memory.derive import derive_step
+from srsplan.profiler.memory.derive import derive_evaluation, derive_step
 from srsplan.profiler.memory.generic_sizes import Kind
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.memory.program import Process, Program, flat, looped

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ def measure(
 
     One step more, after the evaluation, shows that training goes on.
     """
-    step = TrainingStep(configuration, device)
+    step = TrainingStep(configuration, device, item_counts=np.ones(configuration.catalog, np.int64))
     parts = [random_batch(configuration, device)] * configuration.micro_batches
     for _ in range(WARM_UP_STEPS):
         _step(step, parts)

@@ -80,11 +80,13 @@ def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
     found = pace.measure(order, data)
     seconds = found.run_seconds(epochs)
     told = f"an epoch takes about {format_ms(1000 * found.epoch_seconds)}, and {counted(epochs, 'epoch')} about"
+    measured = f"{counted(found.steps, 'step')} measured, {format_ms(1000 * found.step_seconds)} each"
+    patience = counted(options.patience, "evaluation")
     console.err.print(
-        f"on this CPU {told} {format_ms(1000 * seconds)} ({counted(found.steps, 'step')} measured, "
-        f"{format_ms(1000 * found.step_seconds)} each); training ends earlier after {counted(options.patience, 'evaluation')} without a better one",
+        f"on this CPU {told} {format_ms(1000 * seconds)} ({measured}); training ends earlier after {patience} without "
+        "a better one",
         soft_wrap=True,
-    )  # fmt: skip
+    )
     smaller = smaller_run(order, data) if seconds > LONG_SECONDS else None
     if smaller is None:
         return

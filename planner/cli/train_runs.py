@@ -77,6 +77,7 @@ def _say_stopped(options: TrainOptions, order: Order, progress: Progress) -> Non
 def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
     """Say how long it will take, before it begins; offer a smaller run where that is long."""
     order, epochs = each.order, each.order.settings.epochs
+    console.err.print("measuring how long this takes on this CPU", style="dim")
     found = pace.measure(order, data)
     seconds = found.run_seconds(epochs)
     told = f"an epoch takes about {format_ms(1000 * found.epoch_seconds)}, and {counted(epochs, 'epoch')} about"
@@ -87,9 +88,9 @@ def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
         "a better one",
         soft_wrap=True,
     )
-    smaller = smaller_run(order, data) if seconds > LONG_SECONDS else None
-    if smaller is None:
+    if seconds <= LONG_SECONDS:
         return
+    smaller = smaller_run(order, data, found)
     sizes = smaller.configuration.architecture
     changed = replace(
         options, rank=str(each.rank), dim=sizes.dim, heads=sizes.heads, seq_len=smaller.configuration.seq_len,

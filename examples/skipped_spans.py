@@ -3,9 +3,9 @@
     srsplan train --data video.txt --loss cce --split leave-one-out -o run
     python examples/skipped_spans.py run
 
-A span is 128 tokens x 256 items (kernels/triton_softmax.py): backward skips those whose largest share of the softmax is
-below a threshold. Prints the fraction of spans below several thresholds for the tokens of one training batch, with the
-items in the order of the table, by popularity (rare items together), and at random.
+A span is 128 tokens x 256 items (kernels/full_softmax/kernel.py): backward skips those whose largest share of the
+softmax is below a threshold. Prints the fraction of spans below several thresholds for the tokens of one training
+batch, with the items in the order of the table, by popularity (rare items together), and at random.
 """
 
 from __future__ import annotations

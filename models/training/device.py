@@ -1,4 +1,4 @@
-"""Which device a training or a benchmark runs on."""
+"""The device that a verb runs on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import torch
 
 from srsplan.models.errors import InputError
 
+DEVICES = ("auto", "cpu", "cuda")
+
 
 def find_device(name: str) -> torch.device:
-    """The device of a `--device` option: auto, cpu or cuda.
-
-    "auto" is CUDA where torch sees a GPU, the CPU otherwise. InputError for another name, and for cuda without a GPU.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown --device {name!r}", "devices are auto, cpu, cuda")
+    """The device of a --device option; InputError for an unknown name, and for cuda where there is none."""
+    if name not in DEVICES:
+        raise InputError(f"unknown --device {name!r}", f"devices are {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU", "use --device cpu, or install a CUDA build of torch")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

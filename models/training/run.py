@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import field_validator
 
-from srsplan.kernels.dispatch import Choice, choose
+from srsplan.kernels.dispatch import LossCall, LossOptions, choose
 from srsplan.models.config import Configuration, reject_unknown_keys
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.options import DataOptions
@@ -38,7 +38,7 @@ from srsplan.models.training.folder import CONFIG, ITEMS, METRICS, ROW, RunFolde
 from srsplan.models.training.items import check_items, write_items
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.settings import Settings
-from srsplan.models.training.step import TrainingStep
+from srsplan.models.training.step import DTYPES, TrainingStep
 
 GIB = 1 << 30
 
@@ -85,7 +85,8 @@ class Prepared:
     order: Order
     split: Split
     trainer: Trainer
-    kernel: Choice
+    kernel: LossCall
+    """The call that every step makes; what it says of itself is printed."""
     notes: tuple[str, ...]
     started_over: bool
     """It should go on, but had been stopped before its first checkpoint: it begins again."""
@@ -137,7 +138,7 @@ def fitted(order: Order, data: RunData) -> Order:
             "plan again with srsplan recommend --data FILE",
         )
     order = replace(order, configuration=replace(configuration, catalog=catalog, valid_tokens=None))
-    _kernel(order)
+    _check_kernel(order)
     return order
 
 
@@ -149,7 +150,6 @@ def opened(order: Order, data: RunData, notes: tuple[str, ...] = ()) -> Iterator
     """
     folder = RunFolder(order.folder)
     folder.check(order.resume, order.overwrite)
-    kernel = _kernel(order)
     trainer = build(order, data.split)
     notes = (*data.notes, *notes)
     with folder.held():
@@ -162,7 +162,12 @@ def opened(order: Order, data: RunData, notes: tuple[str, ...] = ()) -> Iterator
             _begin(folder, order, data, notes)
         started_over = order.resume and state is None
         yield Prepared(
-            order=order, split=data.split, trainer=trainer, kernel=kernel, notes=notes, started_over=started_over
+            order=order,
+            split=data.split,
+            trainer=trainer,
+            kernel=trainer.step.loss_call,
+            notes=notes,
+            started_over=started_over,
         )
 
 
@@ -181,7 +186,7 @@ def finish(prepared: Prepared, callbacks: Callbacks) -> dict[str, Any]:
     baseline = popularity(parts, parts.test, ranking)
     document = {
         "configuration": prepared.order.configuration.to_dict(),
-        "kernel": asdict(prepared.kernel),
+        "kernel": prepared.kernel.description(),
         "test": tested.all,
         "popularity": baseline.all,
         "test_users": tested.users,
@@ -212,10 +217,12 @@ def use_expandable_segments() -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
-def _kernel(order: Order) -> Choice:
+def _check_kernel(order: Order) -> None:
+    """InputError where the loss has no such implementation; before anything is deleted or built."""
     configuration, asked = order.configuration, order.settings.kernel
+    options = LossOptions(negatives=configuration.negatives, compute_dtype=DTYPES[configuration.precision])
     try:
-        return choose(configuration.loss, order.device, asked, configuration.architecture.dim)
+        choose(configuration.loss, order.device, asked, options, dim=configuration.architecture.dim)
     except ValueError as error:
         raise InputError(f"--kernel {asked}: {error}", "leave --kernel out") from error
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from srsplan.kernels.dispatch import TRITON
 from srsplan.models.errors import InputError
 from srsplan.models.training.epochs_log import EpochRecord
 from srsplan.models.training.run import Order, Prepared
@@ -207,7 +208,7 @@ def memory_lines(order: Order, implementation: str, document: Mapping[str, Any])
         f"memory at the peak: {format_gib(measured['allocated_bytes'])} allocated, "
         f"{format_gib(measured['reserved_bytes'])} reserved"
     )
-    if implementation == "Triton":
+    if implementation == TRITON:
         yield f"{told}; predictions are for the chunked form, not for the Triton kernels"
         return
     users = order.settings.evaluation_batch

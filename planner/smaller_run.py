@@ -20,7 +20,7 @@ SIZES = ((64, 50), (32, 50), (32, 20), (16, 20))
 
 @dataclass(frozen=True, kw_only=True)
 class SmallerRun:
-    """What is trained instead, and how long that takes."""
+    """A configuration to train instead, and the time that it takes."""
 
     configuration: Configuration
     epochs: int

@@ -1,4 +1,4 @@
-"""How long a training will take, measured: a few steps and one evaluation batch of the real thing, thrown away."""
+"""The pace of a training, measured on a few of its real steps and one evaluation batch that are thrown away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `srsplan train` does with its orders: all of them are checked before the first is trained."""
+"""The runs of `srsplan train`: all orders are checked before the first is trained."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _finish(options: TrainOptions, prepared: Prepared) -> dict[str, Any]:
 
 
 def _say_stopped(options: TrainOptions, order: Order, progress: Progress) -> None:
-    """What is saved, and the command that goes on, as it is: before the first checkpoint it begins again."""
+    """Say what is saved and which command goes on; before the first checkpoint that command begins again."""
     again = console.command(words_of("train", replace(options, resume=True, overwrite=False)))
     folder = console.markup(order.folder)
     if progress.seconds and progress.epoch:

@@ -83,7 +83,7 @@ def _default(loss: str, architecture: Architecture, knobs: Mapping[str, Any]) ->
 
 
 def _knobs_of(loss: str, planned: Configuration) -> dict[str, Any]:
-    """Change what follows from another loss than the plan's: knobs that it does not have are not the user's to unset."""
+    """Adapt a plan to another loss: knobs that the loss does not have are not the user's to unset."""
     kind = find_loss(loss)
     changes: dict[str, Any] = {"loss": kind.name}
     if not kind.sampled or kind.fixed_negatives:

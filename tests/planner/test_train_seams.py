@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from small_runs import walks
 
-from srsplan.kernels.samplers.alias import popularity
+from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Holdout, split
 from srsplan.models.sasrec import Block, SASRec

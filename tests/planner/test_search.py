@@ -117,7 +117,7 @@ def test_evaluation_takes_as_many_users_as_training_leaves_room_for() -> None:
     space = space_of(30_000, ("cce-",))
     tight, wide = prices_of(space, 0.75), prices_of(space, 40)
     seen = set()
-    for batch_size, seq_len in ((16, 16), (16, 64), (64, 64), (256, 32), (2048, 128)):
+    for batch_size, seq_len in ((1, 512), (16, 16), (16, 64), (64, 64), (256, 32), (2048, 128)):
         configuration = space.configuration("cce-", batch_size, seq_len, 32)
         training = int(MODEL.allocated([configuration])[0])
         for prices, floor in ((tight, 1), (wide, 64)):

@@ -90,14 +90,12 @@ def test_whatever_is_recommended_fits(
     assert found.choices or found.near_misses
 
 
-def test_growth_comes_before_the_order() -> None:
-    """Here the third of the coarse grid overtakes the second when both are grown."""
-    same = [
-        choice.configuration
-        for choice in found_for(space_of(1_600_000), 8).choices
-        if choice.configuration.loss == "cce-"
-    ]
-    assert len({each.balance for each in same}) > 1
+@pytest.mark.parametrize("gigabytes", [8, 8.2])
+def test_growth_comes_before_the_order(gigabytes: float) -> None:
+    """With 8.2 GB the second of the coarse grid overtakes the first when both are grown."""
+    found = found_for(space_of(1_600_000, ("cce-",)), gigabytes)
+    same = [choice.configuration for choice in found.choices]
+    assert len({each.balance for each in same}) == len(same) == 3
     assert in_stated_order(same)
 
 

@@ -12,15 +12,18 @@ from srsplan.models.errors import InputError
 
 LONGEST_SHOWN = 80
 
-Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+Bytes = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 """A size in bytes that a machine can have."""
-Count = Annotated[int, Field(ge=1, lt=2**63)]
-Milliseconds = Annotated[float, Field(gt=0, lt=1e12, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, lt=1e12, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+Milliseconds = Annotated[float, Field(strict=True, gt=0, lt=1e12, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, ge=0, lt=1e12, allow_inf_nan=False)]
 
 
 class Document(BaseModel):
-    """A part of a file: unknown keys, other types, NaN and infinity are refused; values do not change afterwards."""
+    """A part of a file: unknown keys, NaN and infinity are refused; values do not change afterwards.
+
+    Sizes and times are of the types above, which take no text and no truth value for a number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,14 +38,20 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN + 2 else text[:LONGEST_SHOWN] + "..."
 
 
+def _place(parts: tuple[int | str, ...]) -> str:
+    """Where in a document something stands: `choices.0.memory`, never longer than two lines."""
+    place = ".".join(map(str, parts))
+    return place if len(place) <= 2 * LONGEST_SHOWN else place[: 2 * LONGEST_SHOWN] + "..."
+
+
 def explained(error: ValidationError, where: str, known: Iterable[str], way_out: str) -> InputError:
     """The first thing that is wrong: `where` names the file, `known` are keys to suggest, `way_out` is the hint."""
     first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part)[:LONGEST_SHOWN] for part in first["loc"])
+    place = _place(first["loc"])
     if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        near = get_close_matches(key[:LONGEST_SHOWN], list(known), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"remove {key[:LONGEST_SHOWN]!r}"
+        key = _place(first["loc"][-1:])
+        near = get_close_matches(key, list(known), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"remove {key!r}"
         return InputError(f"{where}: unknown key {place!r}", hint)
     if first["type"] == "missing":
         return InputError(f"{where}: {place} is missing", way_out)

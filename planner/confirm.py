@@ -63,8 +63,13 @@ def _simulated(choice: Choice, budget: Budget, steps: int) -> Confirmed:
     taken from the cap beforehand.
     """
     from srsplan.profiler.memory.allocator import replay
-    from srsplan.profiler.memory.derive import few_chunks
-    from srsplan.profiler.memory.simulate import EvaluationSizes, simulate_evaluation, simulate_step, with_evaluation
+    from srsplan.profiler.memory.simulate import (
+        EvaluationSizes,
+        few_chunks,
+        simulate_evaluation,
+        simulate_step,
+        with_evaluation,
+    )
 
     configuration, users = choice.configuration, choice.evaluation_users
     parts = configuration.micro_batches

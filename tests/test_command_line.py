@@ -25,7 +25,8 @@ START = [sys.executable, "-c", "from srsplan.planner.cli.app import main; main()
 
 def started(*arguments: str, **how: object) -> subprocess.CompletedProcess[str]:
     """`srsplan ARGUMENTS` in a process of its own, with streams that a test chooses."""
-    return subprocess.run([*START, *arguments], text=True, timeout=60, check=False, **how)  # type: ignore[call-overload,no-any-return]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run([*START, *arguments], text=True, timeout=60, check=False, env=buffered, **how)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from importlib.resources import files
 from math import inf
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.program import Bytes, Program
 
+PROGRAMS = Path(__file__).parent / "data" / "programs.gz"
 LARGEST_BYTES = 2**63
 """8 EiB: sizes in plans and records are below."""
 
@@ -67,8 +68,7 @@ class Ratios:
 @cache
 def _programs() -> dict[str, bytes]:
     """A line of JSON for every program that ships, by key: read as a whole, parsed where one is asked for."""
-    packed = files("srsplan.profiler.memory.data").joinpath("programs.gz").read_bytes()
-    lines = gzip.decompress(packed).splitlines()
+    lines = gzip.decompress(PROGRAMS.read_bytes()).splitlines()
     return {key.decode(): text for key, _, text in (line.partition(b" ") for line in lines)}
 
 

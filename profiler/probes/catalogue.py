@@ -12,12 +12,14 @@ import csv
 import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from srsplan.models.errors import InputError
 
 CapacityBasis = Literal["driver", "nvidia-smi", "nominal"]
 
+CATALOGUE = Path(__file__).parent / "data" / "gpus.csv"
 SHOWN_CANDIDATES = 8
 LONGEST_NAME = 100
 SILENT_WORDS = frozenset({"nvidia", "geforce", "tesla"})
@@ -91,9 +93,7 @@ def driver_reserve_bytes(total_bytes: int) -> int:
 @cache
 def load_gpus() -> tuple[Gpu, ...]:
     """Return every card of the catalogue, in the order of the file."""
-    from importlib.resources import files
-
-    text = files("srsplan.profiler.probes.data").joinpath("gpus.csv").read_text(encoding="utf-8")
+    text = CATALOGUE.read_text(encoding="utf-8")
     return tuple(_from_row(row) for row in csv.DictReader(text.splitlines()))
 
 
@@ -159,7 +159,7 @@ def unknown_gpu(name: str) -> InputError:
 
 def _candidates(name: str) -> list[Gpu]:
     """Return the cards called exactly that; where there are none, cards with these words in one of their names."""
-    if len(name) > LONGEST_NAME or not SPELLING.fullmatch(name):
+    if not could_name_a_gpu(name):
         return []
     key, words = name_key(name), name_words(name)
     exact = [gpu for gpu in load_gpus() if key in map(name_key, _labels(gpu))]
@@ -170,6 +170,11 @@ def _candidates(name: str) -> list[Gpu]:
 
 def _labels(gpu: Gpu) -> tuple[str, ...]:
     return (gpu.name, gpu.title, *gpu.device_names)
+
+
+def could_name_a_gpu(text: str) -> bool:
+    """Say whether a text is short enough and written with nothing but the letters of cards' names."""
+    return len(text) <= LONGEST_NAME and SPELLING.fullmatch(text) is not None
 
 
 def _is_telling(word: str) -> bool:

@@ -207,6 +207,18 @@ def test_unknown_cards_are_answered_with_the_nearest(typo: str, meant: str) -> N
     assert "srsplan gpus" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "name", ["'; ls", "ls", "$(reboot)", "-", "", "nvidia", "geforce rtx'", "one of four", "edition", "ti", "a100;",
+             "a" * 10_000, "\x1b[31ma100-40gb", "a100-40gb\n", "[bold]a100-40gb", "ａ１００"]
+)  # fmt: skip
+def test_text_that_is_no_cards_name_selects_none(name: str) -> None:
+    for select in (find_gpu, lambda text: run(text)):
+        if name not in ("ls", "one of four", "edition", "ti", "nvidia") or select is find_gpu:  # parts for the filter
+            with pytest.raises(InputError, match="not in the catalogue") as caught:
+                select(name)
+            assert len(caught.value.message) < 300
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_a_card_or_an_input_error(text: str) -> None:
     assert meant_by(text)

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
+from math import prod
 from operator import mul
 
 import numpy as np
@@ -162,8 +163,16 @@ def _integers(numbers: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _product(expression: str, values: Values) -> NDArray[np.int64]:
-    factors = [int(factor) if factor[0].isdigit() else values[factor] for factor in expression.split("*")]
-    return reduce(mul, factors, np.ones_like(values["V"]))
+    numbers, names = _factors(expression)
+    return reduce(mul, (values[name] for name in names), np.full_like(values["V"], numbers))
+
+
+@cache
+def _factors(expression: str) -> tuple[int, tuple[str, ...]]:
+    """The number and the variables of a product."""
+    factors = expression.split("*")
+    number = prod(int(factor) for factor in factors if factor[0].isdigit())
+    return number, tuple(factor for factor in factors if not factor[0].isdigit())
 
 
 def _embedding(entry: int, tokens: NDArray[np.int64], values: Values) -> NDArray[np.int64]:

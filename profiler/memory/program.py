@@ -73,6 +73,8 @@ class Program:
         return [codes[symbol] for symbol in range(len(self.symbols))]
 
     def _parts(self, expression: str) -> int:
+        if self.shards == 1:
+            return 1
         factors = expressions.variables(expression)
         return self.shards if factors["V"] and factors["D"] else 1
 
@@ -123,7 +125,7 @@ class Process:
     def run(self, code: Code, sizes: Sequence[int], repeats: int) -> None:
         """Allocate and free; storages that a part leaves behind stay for the next."""
         live, allocate, free, key = self._live, self.allocator.allocate, self.allocator.free, self._next_key
-        for each in flat(code, min(repeats, STEADY_CHUNKS)):
+        for each in self._written_out(code, min(repeats, STEADY_CHUNKS)):
             if each < 0:
                 old = live.pop(each)
                 if old:
@@ -135,6 +137,18 @@ class Process:
             else:
                 live.append(0)  # nothing is asked of the allocator
         self._next_key = key
+
+    @staticmethod
+    def _written_out(code: Code, repeats: int) -> tuple[int, ...]:
+        """A program's integers with its loops written out; remembered, because a process runs the same code again."""
+        known = _WRITTEN_OUT.get((id(code), repeats))
+        if known is None:
+            known = _WRITTEN_OUT[id(code), repeats] = (code, tuple(flat(code, repeats)))
+        return known[1]
+
+
+_WRITTEN_OUT: dict[tuple[int, int], tuple[Code, tuple[int, ...]]] = {}
+"""By identity of the code, which is kept beside its integers so that it stays the only one of that identity."""
 
 
 def flat(code: Code, repeats: int) -> Iterator[int]:

@@ -128,7 +128,7 @@ class _Life:
     later: Parts
 
     def play(self, cap: float, enough: float = inf) -> _Played:
-        """Run the process under a cap; not played on once it needs more than `enough`."""
+        """Run the process under a cap; not played on once it needs more than `enough`, or retries too often."""
         process = Process(None if cap == inf else int(cap))
         allocator, expected, early_retries = process.allocator, 0, 0
         late_retries: float = inf
@@ -137,6 +137,8 @@ class _Life:
                 process.run(code, part.sizes, part.repeats)
                 if number < len(self.early):
                     expected, early_retries = allocator.peak_reserved, allocator.retries
+                elif allocator.retries - early_retries > LATE_RETRIES:
+                    break
                 if max(allocator.peak_asked, allocator.peak_reserved) > enough:
                     break
             late_retries = allocator.retries - early_retries

@@ -43,7 +43,7 @@ def by_user(found: Interactions) -> Lists:
 
 def as_lists(sequences: Sequences) -> list[list[int]]:
     bounds = sequences.offsets.tolist()
-    return [sequences.items[start:end].tolist() for start, end in pairwise(bounds)]
+    return [sequences.values[start:end].tolist() for start, end in pairwise(bounds)]
 
 
 def pairs(holdout: Holdout) -> list[tuple[list[int], int]]:
@@ -88,10 +88,10 @@ def test_global_time_never_trains_on_what_comes_after_the_cut() -> None:
     )
     share = float((interactions.timestamps <= 80).mean())
     found = split_global_time(marked, time_quantile=share, validation_share=0.3)
-    for part in (found.train.items, found.validation.histories.items, found.validation.targets):
+    for part in (found.train.values, found.validation.histories.values, found.validation.targets):
         assert part.max() <= 25
     assert (found.test.targets > 25).all()
-    assert found.test.histories.items.max() > 25
+    assert found.test.histories.values.max() > 25
 
 
 @pytest.mark.parametrize("validation_users", [None, 7])
@@ -124,7 +124,7 @@ def test_counts_per_item_equal_a_loop() -> None:
 
 def test_notes_count_cold_and_repeated_targets() -> None:
     found = split_global_time(made(6), time_quantile=0.3)
-    known = set(found.train.items.tolist())
+    known = set(found.train.values.tolist())
     cold = sum(target not in known for target in found.test.targets.tolist())
     repeated = sum(target in history for history, target in pairs(found.test))
     text = "\n".join(found.notes)
@@ -165,7 +165,7 @@ def test_movielens_and_video() -> None:
     assert len(found.test) == frame[frame["time"] > cut]["user"].nunique() == 166
     assert len(found.validation) == round(0.05 * (early >= 2).sum())
     assert len(found.train) == (early >= 2).sum() - len(found.validation)
-    assert len(found.train.items) <= early.sum() < 90_100
+    assert len(found.train.values) <= early.sum() < 90_100
     assert untouched(found, movies)
     video = read_interactions(SHARED / "data" / "video.txt")
     found = split(video)

@@ -14,7 +14,7 @@ from pathlib import Path
 from srsplan.models.config import Configuration
 from srsplan.planner.step_time import StepCost, step_cost
 from srsplan.planner.step_time_fit import Timed, fit_rates
-from srsplan.profiler.probes.gpus import find_gpu
+from srsplan.profiler.probes.catalogue import find_gpu
 
 NAMES = {"ce": "ce", "ce_neg": "ce-", "bce": "bce"}
 

@@ -23,10 +23,10 @@ from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture
 from srsplan.planner.budget import Budget, make_budget
 from srsplan.planner.confirm import confirm
-from srsplan.planner.search import Choice, Search, Space
+from srsplan.planner.search import Choice, Prices, Space, recommend
 from srsplan.planner.workload import WorstCase
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import find_gpu
+from srsplan.profiler.probes.catalogue import find_gpu
 
 CATALOGS = (30_000, 300_000, 1_600_000)
 BUDGETS_GB = (8, 16, 24, 40, 80)
@@ -42,9 +42,9 @@ def plans() -> Iterator[tuple[int, str, Budget, Choice]]:
             catalog=catalog, losses=(loss,), architecture=Architecture(), precision="fp16", workload=WorstCase()
         )
         budget = make_budget(gigabytes * 10**9, CARD)
-        outcome = Search(space, budget, CARD, model).run()
-        if outcome.choices:
-            yield gigabytes, loss, budget, outcome.choices[0]
+        found = recommend(space, Prices(space.workload, budget, CARD, model))
+        if found.choices:
+            yield gigabytes, loss, budget, found.choices[0]
 
 
 def main(

@@ -3,9 +3,9 @@
     srsplan train --data video.txt --loss cce --split leave-one-out -o run
     python examples/skipped_spans.py run
 
-A span is 128 tokens x 256 items (kernels/triton_softmax.py): backward skips those whose largest share of the softmax is
-below a threshold. Prints the fraction of spans below several thresholds for the tokens of one training batch, with the
-items in the order of the table, by popularity (rare items together), and at random.
+A span is 128 tokens x 256 items (kernels/full_softmax/kernel.py): backward skips those whose largest share of the
+softmax is below a threshold. Prints the fraction of spans below several thresholds for the tokens of one training
+batch, with the items in the order of the table, by popularity (rare items together), and at random.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from srsplan.models.config import Configuration
+from srsplan.models import load_run
 from srsplan.models.data.batches import TrainBatches
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Split, split
-from srsplan.models.training.checkpoint import load_best
 from srsplan.models.training.inputs import step_inputs
-from srsplan.models.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 TOKENS, ITEMS = 128, 256
@@ -42,15 +40,13 @@ def shares(folder: Path) -> tuple[Tensor, Split]:
         min_item_interactions=run["minimums"]["item"],
     )
     parts = split(interactions, run["split"], seed=run["settings"]["seed"])
-    configuration = Configuration.from_dict(run["configuration"])
-    step = TrainingStep(configuration, CPU)
-    load_best(folder, step)
-    step.model.eval()
+    trained = load_run(folder)
+    configuration, model = trained.configuration, trained.model
     batches = TrainBatches(parts.train, configuration.batch_size, configuration.seq_len, seed=1)
     batch = step_inputs(next(iter(batches.epoch(0))), parts.catalog, CPU)
     with torch.no_grad():
-        hidden = step.model(batch.inputs).flatten(0, 1)[batch.positions]
-        return torch.softmax(hidden @ step.model.item_table.T, 1), parts
+        hidden = model(batch.inputs).flatten(0, 1)[batch.positions]
+        return torch.softmax(hidden @ model.item_table.T, 1), parts
 
 
 def below(share: Tensor, threshold: float) -> float:

@@ -27,7 +27,7 @@ from srsplan.planner.cli.profile import find_bench
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.cuda_probe import CudaProbe
-from srsplan.profiler.probes.gpus import detect_gpu
+from srsplan.profiler.probes.detect import detect_gpu
 from srsplan.profiler.probes.grid import Wanted, choose_probes
 
 CATALOGS = (30_000, 300_000, 1_600_000)

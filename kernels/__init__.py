@@ -1,4 +1,14 @@
-"""Losses over large item catalogs as functions of tensors. Importing the package does not import torch."""
+"""Losses over large item catalogs as functions of tensors. Importing the package does not import torch.
+
+losses.py          the registry: what each loss is called and what it can do
+dispatch.py        which implementation of a loss runs, as a callable that says so
+eager.py           the losses in plain PyTorch: the oracle of all others
+full_softmax/      `cce`: chunked in PyTorch, and on Triton
+sampled_softmax/   `cce_neg`: the same pair
+samplers/          where negatives come from
+launches/          how the Triton kernels are launched
+lookup.py          the embedding of a table that the loss uses as well
+"""
 
 from __future__ import annotations
 
@@ -6,8 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srsplan.kernels.chunked import cce, cce_neg
     from srsplan.kernels.eager import bce, ce, ce_neg
+    from srsplan.kernels.full_softmax.api import cce
+    from srsplan.kernels.sampled_softmax.api import cce_neg
     from srsplan.kernels.samplers.sampling import Sampling
 
 __all__ = ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg"]
@@ -16,8 +27,8 @@ _HOME = {
     "bce": "eager",
     "ce": "eager",
     "ce_neg": "eager",
-    "cce": "chunked",
-    "cce_neg": "chunked",
+    "cce": "full_softmax.api",
+    "cce_neg": "sampled_softmax.api",
     "Sampling": "samplers.sampling",
 }
 

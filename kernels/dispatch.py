@@ -1,110 +1,181 @@
-"""Which implementation of a loss runs where; never silent: the choice carries its reason and is printed."""
+"""Which implementation of a loss runs: one callable that carries its own description.
+
+`choose` returns a `LossCall`. Its `implementation` is both what is printed and what selects the function that a call
+runs, so that the two cannot differ. Nothing is chosen silently: an implementation that cannot run is an error that says
+why.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from srsplan.kernels import chunked, eager
-from srsplan.kernels.samplers.alias import Distribution, in_batch
+from srsplan.kernels import eager
+from srsplan.kernels.full_softmax import api as full_softmax
+from srsplan.kernels.launches.limits import refused_size
+from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, LOSSES, Loss
+from srsplan.kernels.sampled_softmax import api as sampled_softmax
+from srsplan.kernels.samplers.alias_table import Distribution
+from srsplan.kernels.samplers.in_batch import in_batch
 from srsplan.kernels.samplers.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
-EAGER = ("ce", "ce-", "bce")
-"""Losses without a chunked form."""
-SMALLEST_STEP, LARGEST_DIM = 16, 1024
-"""Of hidden sizes that the Triton kernels take."""
+"""What a user may ask for; "auto" leaves it to `choose`."""
+
+EAGER, CHUNKED, TRITON = "eager PyTorch", "chunked PyTorch", "Triton"
+"""The implementations as they are printed."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """An implementation and why it was chosen."""
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """The options of a loss, everything but its tensors."""
 
-    loss: str
+    negatives: int | None = None
+    """Drawn per set; a sampled loss needs them, a full one ignores them."""
+    sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    compute_dtype: torch.dtype | None = None
+    """The type of the matrix products; without one that of autocast, or of the hidden states."""
+    distribution: Distribution | None = None
+    """Negatives are drawn by it; uniformly without one."""
+    in_batch: bool = False
+    """Negatives are drawn from the targets of the call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCall:
+    """A loss that is ready to run, and what it says of itself."""
+
+    loss: Loss
     implementation: str
+    """One of EAGER, CHUNKED, TRITON: what is printed, and the key of the function that runs."""
     reason: str
+    options: LossOptions
+
+    def __post_init__(self) -> None:
+        if self.implementation not in FUNCTIONS[self.loss]:
+            raise ValueError(f"{self.loss.name} has no {self.implementation}: it has {', '.join(FUNCTIONS[self.loss])}")
+        if self.loss.sampled and self.options.negatives is None:
+            raise ValueError(f"{self.loss.name} needs a number of negatives")
+
+    def __call__(self, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M]."""
+        return FUNCTIONS[self.loss][self.implementation](self.options, hidden, item_table, targets)
+
+    def at_step(self, step: int) -> LossCall:
+        """The same call with the negatives of training step `step`."""
+        sampling = replace(self.options.sampling, step=step)
+        return replace(self, options=replace(self.options, sampling=sampling))
+
+    def description(self) -> dict[str, str]:
+        """The loss, its implementation and the reason for it, as a run's files keep them."""
+        return {"loss": self.loss.name, "implementation": self.implementation, "reason": self.reason}
 
 
-def choose(loss: str, device: torch.device, implementation: Implementation = "auto", dim: int | None = None) -> Choice:
-    """The implementation of `loss` ("ce", "ce-", "cce", "cce-", "bce") on `device`; KeyError for another name.
+def choose(
+    loss: str,
+    device: torch.device,
+    implementation: Implementation = "auto",
+    options: LossOptions = LossOptions(),
+    *,
+    dim: int | None = None,
+) -> LossCall:
+    """The call that computes `loss` on `device`; KeyError for a loss that is not in the registry.
 
-    "auto" takes the chunked form: the Triton kernels have not run on a GPU yet. "triton" is a ValueError with the
-    reason where they cannot run; `dim` is the hidden size.
+    "auto" takes eager PyTorch for losses that keep all logits, and the chunked form of the others: the Triton kernels
+    are not measured on a GPU yet. An implementation that the loss does not have, or that cannot run for the device, the
+    hidden size `dim` or the compute type, is a ValueError with the reason; so are missing negatives.
     """
-    if loss not in (*EAGER, "cce", "cce-"):
-        raise KeyError(loss)
+    kind = LOSSES[loss]
     if implementation == "triton":
-        refuse_triton(loss, device, dim)
-        return Choice(loss, "Triton", "asked for; its speed and memory on a GPU are not measured yet")
-    if loss in EAGER:
-        return Choice(loss, "eager PyTorch", "the plain form, all logits in memory")
-    reason = "asked for" if implementation == "chunked" else "Triton is not measured on a GPU yet: ask for it"
-    return Choice(loss, "chunked PyTorch", f"{reason}; same loss and gradients on {device.type}")
+        refuse_triton(kind, device, dim, options.compute_dtype)
+        found = TRITON, "asked for; its speed and memory on a GPU are not measured yet"
+    elif kind.chunked:
+        why = "asked for" if implementation == "chunked" else "Triton is not measured on a GPU yet: ask for it"
+        found = CHUNKED, f"{why}; same loss and gradients on {device.type}"
+    elif implementation == "chunked":
+        raise ValueError(f"{loss} has no chunked form: {_having(CHUNKED)} have")
+    else:
+        found = EAGER, "the plain form, all logits in memory"
+    return LossCall(loss=kind, implementation=found[0], reason=found[1], options=options)
 
 
-def refuse_triton(loss: str, device: torch.device, dim: int | None = None) -> None:
+def refuse_triton(
+    loss: Loss, device: torch.device, dim: int | None = None, compute_dtype: torch.dtype | None = None
+) -> None:
     """ValueError with the reason where the Triton kernels cannot run."""
-    if loss in EAGER:
-        raise ValueError(f"{loss} has no Triton kernel: cce and cce- have")
+    if TRITON not in FUNCTIONS[loss]:
+        raise ValueError(f"{loss.name} has no Triton kernel: {_having(TRITON)} have")
     if find_spec("triton") is None:
         raise ValueError(
             "Triton is not installed (there is none for Windows and macOS): the chunked form runs everywhere"
         )
     if device.type not in ("cuda", "meta"):
         raise ValueError(f"Triton kernels run on CUDA, not on {device.type}: the chunked form runs everywhere")
-    if dim is not None and (dim % SMALLEST_STEP or dim > LARGEST_DIM):
-        raise ValueError(f"hidden size {dim} is no multiple of 16 up to 1024: the chunked form takes any")
+    if dim is not None and (reason := refused_size(dim, compute_dtype)):
+        raise ValueError(f"{reason}: the chunked form takes any")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossCall:
-    """A loss with everything but its tensors decided."""
+def _having(implementation: str) -> str:
+    return " and ".join(loss.name for loss, functions in FUNCTIONS.items() if implementation in functions)
 
-    loss: str
-    negatives: int | None
-    sampling: Sampling
-    compute_dtype: torch.dtype | None = None
-    implementation: Implementation = "auto"
-    distribution: Distribution | None = None
-    """What negatives are drawn by; uniform without."""
-    in_batch: bool = False
-    """Negatives are drawn from the targets of the call."""
 
-    def __call__(self, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M]."""
-        if self.loss not in ("ce", "cce") and self.negatives is None:
-            raise ValueError(f"{self.loss} needs a number of negatives")
-        if self.loss in EAGER and self.implementation == "triton":
-            raise ValueError(f"{self.loss} has no Triton kernel: cce and cce- have")
-        if self.loss == "ce":
-            return eager.ce(hidden, item_table, targets)
-        if self.loss == "bce":
-            return eager.bce(hidden, item_table, targets, self.negatives or 1, sampling=self.sampling)
-        if self.loss == "cce":
-            if self.implementation == "triton":
-                return self._triton(hidden, item_table, targets)
-            return chunked.cce(hidden, item_table, targets, compute_dtype=self.compute_dtype)
-        sampled: dict[str, Any] = {
-            "sampling": self.sampling,
-            "distribution": in_batch(targets, len(item_table)) if self.in_batch else self.distribution,
-        }
-        if self.implementation == "triton":
-            return self._triton(hidden, item_table, targets, **sampled)
-        if self.loss == "ce-":
-            return eager.ce_neg(hidden, item_table, targets, self.negatives or 1, **sampled)
-        sampled["compute_dtype"] = self.compute_dtype
-        return chunked.cce_neg(hidden, item_table, targets, self.negatives or 1, **sampled)
+Function: TypeAlias = Callable[[LossOptions, Tensor, Tensor, Tensor], Tensor]
 
-    def _triton(self, hidden: Tensor, item_table: Tensor, targets: Tensor, **sampled: Any) -> Tensor:
-        """Hidden states are cast here: under autocast a norm leaves them in fp32."""
-        from srsplan.kernels.full_softmax.api import cce_triton
-        from srsplan.kernels.sampled_softmax.api import cce_neg_triton  # Triton is not installed everywhere
 
-        hidden = hidden.to(self.compute_dtype or hidden.dtype)
-        if self.loss == "cce":
-            return cce_triton(hidden, item_table, targets)
-        return cce_neg_triton(hidden, item_table, targets, self.negatives or 1, **sampled)
+def _ce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return eager.ce(hidden, item_table, targets)
+
+
+def _bce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return eager.bce(hidden, item_table, targets, options.negatives or 1, sampling=options.sampling)
+
+
+def _ce_neg(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return eager.ce_neg(hidden, item_table, targets, **_drawn(options, item_table, targets))
+
+
+def _cce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return full_softmax.cce(hidden, item_table, targets, compute_dtype=options.compute_dtype)
+
+
+def _cce_neg(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    drawn = _drawn(options, item_table, targets)
+    return sampled_softmax.cce_neg(hidden, item_table, targets, **drawn, compute_dtype=options.compute_dtype)
+
+
+def _cce_triton(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return full_softmax.cce_triton(_cast(options, hidden), item_table, targets)
+
+
+def _cce_neg_triton(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    drawn = _drawn(options, item_table, targets)
+    return sampled_softmax.cce_neg_triton(_cast(options, hidden), item_table, targets, **drawn)
+
+
+def _drawn(options: LossOptions, item_table: Tensor, targets: Tensor) -> dict[str, Any]:
+    """The arguments that every sampled softmax takes."""
+    return {
+        "negatives": options.negatives,
+        "sampling": options.sampling,
+        "distribution": in_batch(targets, len(item_table)) if options.in_batch else options.distribution,
+    }
+
+
+def _cast(options: LossOptions, hidden: Tensor) -> Tensor:
+    """Hidden states in the compute type: under autocast a norm leaves them in fp32."""
+    return hidden.to(options.compute_dtype or hidden.dtype)
+
+
+FUNCTIONS: Mapping[Loss, Mapping[str, Function]] = {
+    CE: {EAGER: _ce},
+    CE_NEG: {EAGER: _ce_neg},
+    CCE: {CHUNKED: _cce, TRITON: _cce_triton},
+    CCE_NEG: {CHUNKED: _cce_neg, TRITON: _cce_neg_triton},
+    BCE: {EAGER: _bce},
+}
+"""The functions of every loss by implementation: the only place where the registry meets code."""

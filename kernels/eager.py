@@ -8,17 +8,16 @@ and "sum", or fp32 [M] for "none" (0 at ignored targets).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srsplan.kernels.samplers.alias import Distribution, InBatch
-from srsplan.kernels.samplers.sampling import Sampling, correction, draw_items, draw_uniform, given_or_drawn
-
-Reduction = Literal["mean", "sum", "none"]
-IGNORE_INDEX = -100
+from srsplan.kernels.reduction import IGNORE_INDEX, Reduction, reduce_losses
+from srsplan.kernels.samplers.alias_table import Distribution
+from srsplan.kernels.samplers.draw import draw_items, draw_uniform, kind_of
+from srsplan.kernels.samplers.in_batch import InBatch
+from srsplan.kernels.samplers.log_q import log_q_correction
+from srsplan.kernels.samplers.sampling import Sampling
 
 
 def ce(
@@ -51,10 +50,11 @@ def ce_neg(
 ) -> Tensor:
     """Cross-entropy of the target against `negatives` items drawn for every token, or given as int64 [M, ns].
 
-    A negative that equals the target leaves the sum and the count. `distribution` draws by weight (kernels.alias).
+    A negative that equals the target leaves the sum and the count. `distribution` draws by weight, or from
+    the batch's own targets (kernels.samplers).
     Memory: the gathered rows [M, ns + 1, D] in fp32 and in the compute type, kept for backward, and their gradients.
     """
-    given_or_drawn(negatives, distribution)
+    kind_of(negatives, distribution)
     keep = targets != ignore_index
     targets = torch.where(keep, targets, 0)
     if isinstance(negatives, int):
@@ -66,8 +66,8 @@ def ce_neg(
     negative_logits = logits[:, 1:]
     if sampling.log_q:
         kept = negatives.shape[1] - collision.sum(1, keepdim=True)
-        stand_for = correction(negatives, targets[:, None], kept, item_table.shape[0], distribution)
-        negative_logits = negative_logits + stand_for
+        correction = log_q_correction(negatives, targets[:, None], kept, item_table.shape[0], distribution)
+        negative_logits = negative_logits + correction
     logits = torch.cat([logits[:, :1], negative_logits.masked_fill(collision, -torch.inf)], 1)
     losses = torch.logsumexp(logits, 1) - logits[:, 0]
     return reduce_losses(losses, keep, reduction)
@@ -96,13 +96,3 @@ def bce(
     positive, negative = ((F.embedding(items, item_table) * hidden).sum(-1) for items in (targets, negatives[:, 0]))
     negative = negative.masked_fill(negatives[:, 0] == targets, -torch.inf)
     return reduce_losses(F.softplus(-positive) + F.softplus(negative), keep, reduction)
-
-
-def reduce_losses(losses: Tensor, keep: Tensor, reduction: Reduction) -> Tensor:
-    """Ignored tokens count for nothing; the mean of none is 0, so that an empty batch is not NaN."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction {reduction!r} is none of mean, sum, none")
-    losses = torch.where(keep, losses, 0.0)
-    if reduction == "none":
-        return losses
-    return losses.sum() / keep.sum().clamp(min=1) if reduction == "mean" else losses.sum()

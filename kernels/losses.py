@@ -1,4 +1,7 @@
-"""The losses: what each is called and what it can do. The only place where a loss's name decides anything. No torch."""
+"""The registry of losses: what each is called and what it can do. Does not import torch.
+
+Nothing else decides by a loss's name: code asks for its properties, and kernels.dispatch maps the entries to functions.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from typing import Literal, get_args
 
 Sampler = Literal["uniform", "popularity", "in-batch"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+
+TOKENS_PER_SET = 32
+"""Tokens that share one set of negatives where nobody says otherwise: as good as sets of their own (docs, losses)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,60 +32,61 @@ class Loss:
     shares_negatives: bool = False
     """`tokens_per_set` tokens may share one set of negatives."""
     samplers: tuple[Sampler, ...] = ("uniform",)
-    """How its negatives may be drawn."""
+    """The ways in which its negatives may be drawn."""
     fixed_negatives: int | None = None
     """The only number of negatives it is defined for, where there is one."""
     baseline: bool = False
     """It is there to compare with: a plan never puts it first."""
 
+    @property
+    def default_tokens_per_set(self) -> int:
+        """How many tokens share a set of negatives where nobody says otherwise; 1 for losses that cannot share."""
+        return TOKENS_PER_SET if self.shares_negatives else 1
 
-LOSSES: Mapping[str, Loss] = MappingProxyType(
-    {
-        loss.name: loss
-        for loss in (
-            Loss(
-                name="ce",
-                title="full softmax, all logits in memory",
-                sampled=False,
-                chunked=False,
-                counterpart="ce-",
-            ),
-            Loss(
-                name="ce-",
-                title="sampled softmax, eager",
-                sampled=True,
-                chunked=False,
-                counterpart="ce",
-                samplers=SAMPLERS,
-            ),
-            Loss(
-                name="cce",
-                title="full softmax in chunks",
-                sampled=False,
-                chunked=True,
-                counterpart="cce-",
-            ),
-            Loss(
-                name="cce-",
-                title="sampled softmax in chunks",
-                sampled=True,
-                chunked=True,
-                counterpart="cce",
-                shares_negatives=True,
-                samplers=SAMPLERS,
-            ),
-            Loss(
-                name="bce",
-                title="binary, one negative",
-                sampled=True,
-                chunked=False,
-                counterpart="ce",
-                fixed_negatives=1,
-                baseline=True,
-            ),
-        )
-    }
+
+CE = Loss(
+    name="ce",
+    title="full softmax, all logits in memory",
+    sampled=False,
+    chunked=False,
+    counterpart="ce-",
+)
+CE_NEG = Loss(
+    name="ce-",
+    title="sampled softmax, eager",
+    sampled=True,
+    chunked=False,
+    counterpart="ce",
+    samplers=SAMPLERS,
+)
+CCE = Loss(
+    name="cce",
+    title="full softmax in chunks",
+    sampled=False,
+    chunked=True,
+    counterpart="cce-",
+)
+CCE_NEG = Loss(
+    name="cce-",
+    title="sampled softmax in chunks",
+    sampled=True,
+    chunked=True,
+    counterpart="cce",
+    shares_negatives=True,
+    samplers=SAMPLERS,
+)
+BCE = Loss(
+    name="bce",
+    title="binary, one negative",
+    sampled=True,
+    chunked=False,
+    counterpart="ce",
+    fixed_negatives=1,
+    baseline=True,
 )
 
-DEFAULT_LOSS = "cce"
-"""What `train` takes where nobody names a loss."""
+LOSSES: Mapping[str, Loss] = MappingProxyType({loss.name: loss for loss in (CE, CE_NEG, CCE, CCE_NEG, BCE)})
+"""By name, in the order in which they are listed."""
+
+DEFAULT_LOSS = CCE.name
+"""The loss that `train` takes where nobody names one."""

@@ -3,9 +3,39 @@
 Kang and McAuley, 2018, https://arxiv.org/abs/1808.09781. Shape letters: B sequences, L positions, D hidden size,
 H heads, V items.
 
-Departures from the paper, all of them:
-- sequences are padded on the right, so that the causal mask alone keeps padding out and attention can be fused;
-- the lookup's gradient joins the loss's in one buffer (kernels/lookup.py); the sums are the same.
+Departures from the paper, all of them. "The code" is that of its authors, https://github.com/kang205/SASRec, which
+departs from the text as well.
+
+Input (section 3.1)
+- Sequences are padded on the right, not on the left, so that the causal mask alone keeps padding out and attention can
+  be fused. Positions therefore count from the oldest item that is seen; the paper's count back from the newest.
+- Padding is no item of its own with a vector of zeros: any item may stand there, and no state that is scored sees it.
+- An item's vector is multiplied by sqrt(D) before the position's is added: the code does so, the text does not.
+
+Attention (3.2)
+- Two heads by default; the paper has one. An output projection follows, and all projections have biases: the text has
+  neither, the code has biases only.
+- Queries, keys and values come from the normalised input, as in the text; the code normalises the queries alone.
+- Attention weights are dropped out, as in the code; the text does not mention it.
+
+Blocks (3.3)
+- Dropout stands on the embedding and on the output of both sub-layers, as in the text; the code has one more between
+  the two layers of the point-wise network, and its residual connection adds the normalised input.
+- The last block is followed by a layer normalisation, as in the code; the text has none. Its epsilon is 1e-5, the
+  code's 1e-8.
+
+Training (3.5 and 4.4)
+- Weights begin as a normal distribution of deviation 0.02, cut at two deviations, and biases as 0; the code's weights
+  are Glorot's uniform ones.
+- The loss is any of kernels/losses.py; the paper's is bce. Its negative is drawn from all items and skipped where it is
+  the target; the paper draws from the items that the user never had. The mean is over valid targets, as in the code.
+- Adam's betas are 0.9 and 0.999; the code's are 0.9 and 0.98.
+- Precision, sizes and dropout are options with other defaults: the paper has D = 50, 128 sequences a batch, and a
+  dropout of 0.2 on MovieLens-1M and 0.5 elsewhere.
+- The lookup's gradient joins the loss's in one buffer (kernels/lookup.py); the sums are the same.
+
+Evaluation (4.3)
+- Every item is ranked; the paper ranks the target among 100 items drawn at random.
 """
 
 from __future__ import annotations

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from srsplan.models.errors import InputError
+from srsplan.models.errors import InputError, NothingFits
 from srsplan.planner.units import format_gb, format_gib
-from srsplan.profiler.probes.gpus import Gpu, load_gpus
+from srsplan.profiler.probes.catalogue import Gpu, load_gpus
 
 CONTEXT_BYTES = 640 << 20
 """CUDA context and kernels' code outside the allocator: an assumption until a profile measures it."""
 
 DEFAULT_MARGIN = 0.02
 """Share of the budget kept free: the upper bound of a prediction already holds the worst measured fragmentation."""
+
+PLAIN_NUMBER = 10**6
+"""Below this many bytes somebody wrote gigabytes without their unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,11 @@ class Budget:
     def usable_bytes(self) -> int:
         """What the allocator may reserve."""
         return self.bytes - self.context_bytes - self.margin_bytes
+
+    def for_usable(self, usable_bytes: int) -> int:
+        """The smallest budget, in bytes, of which at least `usable_bytes` are left after context and margin."""
+        share = self.margin_bytes / self.bytes
+        return math.ceil((usable_bytes + self.context_bytes) / (1 - share)) + 1
 
     def describe(self) -> str:
         """One line, both units."""
@@ -53,7 +62,10 @@ def assumed_gpu(total: int) -> Gpu:
 
 
 def make_budget(total: int | None, gpu: Gpu, margin: float = DEFAULT_MARGIN) -> Budget:
-    """The budget of `total` bytes, or of the whole card; InputError where the card has less or nothing is left."""
+    """The budget of `total` bytes, or of the whole card.
+
+    InputError where the card has less, NothingFits where nothing is left for a training process.
+    """
     if not 0 <= margin < 0.5:
         raise InputError(f"--margin {margin} is outside [0, 0.5)", "0.02 keeps 2% of the budget free")
     size = gpu.capacity_bytes if total is None else total
@@ -64,8 +76,9 @@ def make_budget(total: int | None, gpu: Gpu, margin: float = DEFAULT_MARGIN) -> 
         )
     budget = Budget(bytes=size, margin_bytes=int(size * margin), gpu=gpu.name)
     if budget.usable_bytes <= 0:
-        raise InputError(
-            f"--budget {format_gb(size)} leaves nothing after CUDA context ({format_gib(CONTEXT_BYTES)}) and margin",
-            "give at least 1GB" if size >= 10**6 else f"a plain number is bytes: did you mean {size}GB?",
-        )
+        context = format_gib(CONTEXT_BYTES)
+        message = f"--budget {format_gb(size)} leaves nothing after CUDA context ({context}) and margin"
+        if size < PLAIN_NUMBER:
+            raise InputError(message, f"a plain number is bytes: did you mean {size}GB?")
+        raise NothingFits(f"nothing fits: {message}", "give several GB: the model comes on top of the context")
     return budget

@@ -1,9 +1,13 @@
-"""What a profile changes in the planner: the ratios of reserved to predicted bytes, and step times."""
+"""What a profile changes in a plan: ratios of reserved to predicted bytes, the CUDA context, and step times.
+
+It stands in the planner and not beside the probes: it relates records to what is predicted without them, and the
+prediction of step times is the planner's. The probes know nothing of it; `scaled_time` is handed to their loop.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -12,9 +16,10 @@ from srsplan.planner import step_time as timing
 from srsplan.planner.step_time import Rates
 from srsplan.planner.step_time_fit import FEWEST as FEWEST_TIMES
 from srsplan.planner.step_time_fit import Timed, fit_rates
+from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel, Ratios
-from srsplan.profiler.probes.gpus import Gpu, find_gpu
+from srsplan.profiler.probes.catalogue import Gpu, load_gpus
 from srsplan.profiler.probes.records import ProbeRecord
 from srsplan.profiler.probes.store import load
 
@@ -31,11 +36,11 @@ class Fit:
     step_basis: str
     sentence: str
     context_bytes: int | None = None
-    """Measured beside reserved bytes."""
+    """CUDA context as the probes measured it, None where they did not."""
 
 
 def model_of(path: Path) -> Fit:
-    """The fit of a profile's records; InputError where the file holds none that ran."""
+    """Return the fit of a profile's records; InputError where the file is no profile or holds no probe that ran."""
     records = [record for record in load(path).records if record.allocated_bytes is not None]
     if not records:
         raise InputError(f"{path} holds no probe that ran", "run srsplan profile again, with smaller catalogs")
@@ -54,35 +59,53 @@ def model_of(path: Path) -> Fit:
 
 
 def scaled_time(record: ProbeRecord, others: Sequence[ProbeRecord], gpu: Gpu) -> ProbeRecord:
-    """A simulated record with the time of the same configuration measured on another card, transferred."""
+    """Return a record without a time with that of the same configuration measured on another card, transferred.
+
+    `gpu` is the card of the record. The factor is that between the calculated times of both cards. The record comes
+    back as it is where it has a time, or nothing of the kind was measured.
+    """
+    if record.step_ms_median is not None:
+        return record
     for other in others:
-        if (
-            other.basis == "measured"
-            and other.step_ms_median is not None
-            and other.configuration == record.configuration
-        ):
-            here, there = (timing.step_ms(record.configuration, card) for card in (gpu, find_gpu(other.gpu)))
-            factor = here / there
-            return replace(
-                record,
-                step_ms_median=other.step_ms_median * factor,
-                step_ms_p95=None if other.step_ms_p95 is None else other.step_ms_p95 * factor,
-                time_basis=f"scaled from {other.gpu}",
-            )
+        card = _catalogued(other.gpu)
+        if _has_time(other) and card is not None and other.configuration == record.configuration:
+            factor = timing.step_ms(record.configuration, gpu) / timing.step_ms(record.configuration, card)
+            times = {
+                name: None if value is None else value * factor
+                for name, value in (("step_ms_median", other.step_ms_median), ("step_ms_p95", other.step_ms_p95))
+            }
+            return record.changed(**times, time_basis=f"scaled from {other.gpu}")
     return record
 
 
-def _predicted(record: ProbeRecord) -> int:
-    return int(MemoryModel().allocated([record.configuration])[0])
+def _has_time(record: ProbeRecord) -> bool:
+    return record.basis == "measured" and record.step_ms_median is not None
+
+
+def _catalogued(name: str) -> Gpu | None:
+    """The card of that name; None for one that is outside the catalogue, whose speed is not known."""
+    return next((gpu for gpu in load_gpus() if gpu.name == name), None)
 
 
 def _worst_error(records: Sequence[ProbeRecord]) -> float:
-    return max(abs(_predicted(record) / (record.allocated_bytes or 1) - 1) for record in records)
+    """The largest relative error of predicted allocated bytes; configurations of one form are predicted together."""
+    model = MemoryModel()
+    groups: dict[str, list[ProbeRecord]] = {}
+    for record in records:
+        form = expressions.program_key(record.configuration.loss, record.configuration, many_chunks=False)
+        groups.setdefault(form, []).append(record)
+    return max(
+        abs(int(predicted) / (record.allocated_bytes or 1) - 1)
+        for group in groups.values()
+        for record, predicted in zip(group, model.allocated([each.configuration for each in group]), strict=True)
+    )
 
 
 def _ratios(measured: Sequence[ProbeRecord], path: Path) -> Ratios:
+    """Measured reserved bytes over predicted ones; an expected ratio below 1 is not trusted."""
     model = MemoryModel()
-    found = [(each.reserved_bytes or 0) / lifetime.steady(each.configuration, model.program) for each in measured]
+    steady = {each: lifetime.steady(each, model.program) for each in {record.configuration for record in measured}}
+    found = [(each.reserved_bytes or 0) / steady[each.configuration] for each in measured]
     basis = f"{len(found)} probes of {path}"
     return Ratios(reserved=max(1.0, median(found)), upper=max(1.0, max(found)), basis=basis)
 
@@ -91,11 +114,11 @@ def _times(measured: Sequence[ProbeRecord]) -> tuple[Rates, str]:
     """Constants fitted to the probes where there are enough of them, else the assumed ones, scaled; and their worth."""
     steps = [
         Timed(
-            cost=timing.step_cost(record.configuration), gpu=find_gpu(record.gpu),
+            cost=timing.step_cost(record.configuration), gpu=card,
             precision=record.configuration.precision, step_ms=record.step_ms_median,
         )
         for record in measured
-        if record.step_ms_median is not None
+        if record.step_ms_median is not None and (card := _catalogued(record.gpu)) is not None
     ]  # fmt: skip
     cards = ", ".join(sorted({step.gpu.name for step in steps}))
     if len(steps) >= FEWEST_TIMES:

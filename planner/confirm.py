@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from srsplan.planner.budget import Budget
-from srsplan.planner.search import Choice, Confirmed, Outcome
+from srsplan.planner.search.recommendation import Choice, Confirmed, Recommendation
+from srsplan.planner.words import knobs_of
 from srsplan.profiler.memory import expressions
-from srsplan.profiler.probes.gpus import Gpu
+from srsplan.profiler.probes.catalogue import Gpu
 
 SIMULATED_STEPS = 6
 SETTLED_STEPS = 2
@@ -17,18 +18,17 @@ MOST_CHUNKS = 100
 """Traced in a second or two."""
 
 
-def confirm_outcome(outcome: Outcome, budget: Budget, card: Gpu) -> tuple[Outcome, list[str]]:
-    """The outcome with its first choice checked; choices that do not run are dropped, each with a sentence."""
+def confirm_first(found: Recommendation, budget: Budget, card: Gpu) -> tuple[Recommendation, list[str]]:
+    """The recommendation with its first choice checked; choices that do not run are dropped, each with a sentence."""
     dropped: list[str] = []
-    choices = list(outcome.choices)
+    choices = list(found.choices)
     while choices:
         confirmed = confirm(choices[0], budget, card)
         if confirmed.fits:
             choices[0] = replace(choices[0], confirmed=confirmed)
             break
-        each = choices.pop(0).configuration
-        dropped.append(f"{each.loss} bs {each.batch_size} sl {each.seq_len} ns {each.negatives} does not run: left out")
-    return replace(outcome, choices=tuple(choices)), dropped
+        dropped.append(f"{knobs_of(choices.pop(0).configuration)} does not run: left out")
+    return replace(found, choices=tuple(choices)), dropped
 
 
 def confirm(choice: Choice, budget: Budget, card: Gpu, steps: int = SIMULATED_STEPS) -> Confirmed:
@@ -39,10 +39,10 @@ def confirm(choice: Choice, budget: Budget, card: Gpu, steps: int = SIMULATED_ST
 
 def _measured(choice: Choice, budget: Budget, card: Gpu, steps: int) -> Confirmed | None:
     """A child process on the card; None where there is none that is large enough."""
-    from srsplan.planner.cli.profile import find_bench
     from srsplan.profiler.probes.cuda_probe import CudaProbe
+    from srsplan.profiler.probes.device import find_device
 
-    probe = find_bench(card, timeout_s=300.0).probe
+    probe = find_device(card, timeout_s=300.0).probe
     if not isinstance(probe, CudaProbe):
         return None
     capped = replace(probe, cap_bytes=budget.usable_bytes, steps=steps, evaluation_users=choice.evaluation_users)
@@ -63,8 +63,13 @@ def _simulated(choice: Choice, budget: Budget, steps: int) -> Confirmed:
     taken from the cap beforehand.
     """
     from srsplan.profiler.memory.allocator import replay
-    from srsplan.profiler.memory.derive import few_chunks
-    from srsplan.profiler.memory.simulate import EvaluationSizes, simulate_evaluation, simulate_step, with_evaluation
+    from srsplan.profiler.memory.simulate import (
+        EvaluationSizes,
+        few_chunks,
+        simulate_evaluation,
+        simulate_step,
+        with_evaluation,
+    )
 
     configuration, users = choice.configuration, choice.evaluation_users
     parts = configuration.micro_batches

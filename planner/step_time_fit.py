@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srsplan.planner.step_time import Rates, StepCost
-from srsplan.profiler.probes.gpus import Gpu
+from srsplan.profiler.probes.catalogue import Gpu
 
 FEWEST = 8
-"""Three constants want this many steps at least, for a held-out error that says something."""
+"""The fewest steps that three constants are fitted to: with fewer the held-out error says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """A measured step: what it does, where, in which precision, how long."""
+    """A measured step: its counted work, the card, the precision, and how long it took."""
 
     cost: StepCost
     gpu: Gpu
@@ -28,20 +28,20 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeFit:
-    """Constants, and what they are worth."""
+    """Fitted constants and how well they predict."""
 
     rates: Rates
     held_out: tuple[float, ...]
-    """Relative error of every step when the constants come from the others."""
+    """The relative error of every step where the constants come from the others."""
 
     def describe(self) -> str:
-        """For people."""
+        """Return the held-out errors as a sentence."""
         sizes = [abs(error) for error in self.held_out]
         return f"each of {len(sizes)} measured steps held out: median error {median(sizes):.0%}, worst {max(sizes):.0%}"
 
 
 def fit_rates(steps: Sequence[Timed]) -> TimeFit:
-    """Fitted to all steps; ValueError for fewer than `FEWEST`."""
+    """Return constants fitted to all steps, and held-out errors; ValueError for fewer than `FEWEST` steps."""
     if len(steps) < FEWEST:
         raise ValueError(f"{len(steps)} measured steps are fewer than {FEWEST}")
     shares = np.array([_terms(step) for step in steps]) / np.array([[step.step_ms] for step in steps])
@@ -54,7 +54,7 @@ def fit_rates(steps: Sequence[Timed]) -> TimeFit:
 
 
 def _terms(step: Timed) -> tuple[float, float, float]:
-    """Milliseconds at the datasheet's rates, and at one microsecond a launch."""
+    """Return milliseconds of products and traffic at the datasheet's rates, and of launches of a microsecond each."""
     products = step.cost.product_flops / (step.gpu.tflops(step.precision) * 1e12)
     return 1e3 * products, 1e3 * step.cost.moved_bytes / step.gpu.bandwidth_bytes_s, 1e-3 * step.cost.launches
 
@@ -67,5 +67,5 @@ def _factors(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _inverse(factor: float) -> float:
-    """A term that explains nothing costs nothing."""
+    """Return the efficiency of a factor; infinite where the term explains nothing and so costs nothing."""
     return float(1 / factor) if factor else float("inf")

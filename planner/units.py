@@ -1,6 +1,8 @@
 """Sizes and counts as people write them, and back. GB is 10^9 and GiB is 2^30, everywhere.
 
 Parsing is exact: the number is a fraction until it is multiplied out, so "1.6M" is 1_600_000 and nothing near it.
+pydantic's ByteSize does not do for this (2.14): it takes "1,024 B" for 1 byte and "1.e3" for 1, loses the last digit of
+"9007199254740993B" in a binary float, refuses "12 bytes", and shows one decimal of a GiB.
 """
 
 from __future__ import annotations
@@ -69,19 +71,19 @@ def _positive(text: str, what: str, suffixes: dict[str, int], kind: str, hint: s
 
 
 def format_gib(size_bytes: float) -> str:
-    """`13.35 GiB`; `512.0 MiB` or smaller units below one GiB."""
-    return _format_size(size_bytes, 1024, ("bytes", "KiB", "MiB", "GiB"))
+    """`13.35 GiB`; `512.0 MiB` or smaller units below one GiB, `1.40 TiB` from one TiB on."""
+    return _format_size(size_bytes, 1024, ("bytes", "KiB", "MiB", "GiB", "TiB"))
 
 
 def format_gb(size_bytes: float) -> str:
-    """`42.30 GB`, decimal; `512.0 MB` or smaller units below one GB."""
-    return _format_size(size_bytes, 1000, ("bytes", "KB", "MB", "GB"))
+    """`42.30 GB`, decimal; `512.0 MB` or smaller units below one GB, `1.50 TB` from one TB on."""
+    return _format_size(size_bytes, 1000, ("bytes", "KB", "MB", "GB", "TB"))
 
 
 def _format_size(size_bytes: float, base: int, names: tuple[str, ...]) -> str:
     value = float(size_bytes)
     for power, name in enumerate(names[:-1]):
-        decimals = 1 if power else 0
+        decimals = (0, 1, 1)[power] if power < 3 else 2
         if round(abs(value), decimals) < base:
             return f"{value:.{decimals}f} {name}"
         value /= base

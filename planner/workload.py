@@ -7,7 +7,7 @@ padding at all: the worst case. The plan says which.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,19 @@ from numpy.typing import NDArray
 from srsplan.models.errors import InputError
 
 BOUND = "fullest batch bounded (Chernoff, e^-18 a batch)"
-"""How the fullest of an epoch's random batches is bounded; models/batches.py has the reasons."""
+"""How the fullest of an epoch's random batches is bounded; models/data/batches.py has the reasons."""
 
 QUANTILES = 2000
 """An assumed distribution of lengths is represented by so many of its quantiles."""
+
+POPULATION = 8
+"""At least so many times the users of a batch are assumed: a batch must never be all there are."""
+
+LARGEST_DRAWN = 16_384
+"""The bound of larger batches is that of so many users, in proportion: the excess over the mean only shrinks."""
+
+LONGEST_MEAN = 10**6
+"""Nobody has more interactions; far larger numbers would not be exact."""
 
 LONGEST_SEQ_LEN = 1024
 SEQ_LEN_QUANTILE = 0.95
@@ -59,7 +68,7 @@ class Workload(Protocol):
 class WorstCase:
     """Nothing is known: every position of every batch is a target."""
 
-    basis: str = "no padding (worst case): every position is a target; --data or --mean-length gives the real figure"
+    basis: str = "no padding (worst case); --data or --mean-length gives the real figure"
     users: int | None = None
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
@@ -81,12 +90,12 @@ class MeanLength:
 
     mean: float
     users: int | None = None
+    _fullest: dict[tuple[int, int], int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and self.mean > 0):
-            raise InputError(
-                f"--mean-length {self.mean:g} is not above zero", "give interactions per user, such as 54.9"
-            )
+        if not 0 < self.mean <= LONGEST_MEAN:
+            bounds = f"not above zero and at most {LONGEST_MEAN:,}"
+            raise InputError(f"--mean-length {self.mean:g} is {bounds}", "give interactions per user, such as 54.9")
 
     @property
     def basis(self) -> str:
@@ -94,10 +103,18 @@ class MeanLength:
         return f"mean length {self.mean:g}, lengths assumed exponentially distributed; {BOUND}"
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """The bound of models.batches for the assumed lengths."""
+        """The bound of models.data.batches for the assumed lengths."""
+        if (batch_size, seq_len) not in self._fullest:
+            self._fullest[batch_size, seq_len] = self._bound(batch_size, seq_len)
+        return self._fullest[batch_size, seq_len]
+
+    def _bound(self, batch_size: int, seq_len: int) -> int:
         from srsplan.models.data.batches import fullest_batch_tokens
 
-        return max(1, min(batch_size * seq_len, fullest_batch_tokens(self._lengths, batch_size, seq_len).fullest))
+        largest = min(batch_size, LARGEST_DRAWN)
+        lengths = np.repeat(self._lengths, -(-POPULATION * largest // QUANTILES))
+        fullest = fullest_batch_tokens(lengths, largest, seq_len).fullest
+        return max(1, min(batch_size * seq_len, math.ceil(fullest * batch_size / largest)))
 
     @cached_property
     def _lengths(self) -> NDArray[np.int64]:
@@ -121,16 +138,20 @@ class FromData:
         """`lengths` of the training sequences, `histories` of the users that are ranked; both in items."""
         self.lengths, self.histories = lengths, histories
         self.users = len(lengths)
+        self._fullest: dict[tuple[int, int], int] = {}
         self.basis = (
             f"{path}: {len(lengths):,} training sequences, mean length {lengths.mean():.1f}, "
             f"longest {int(lengths.max()):,}; {BOUND}"
         )
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """The bound of models.batches for these lengths."""
+        """The bound of models.data.batches for these lengths."""
         from srsplan.models.data.batches import fullest_batch_tokens
 
-        return max(1, fullest_batch_tokens(self.lengths, batch_size, seq_len).fullest)
+        if (batch_size, seq_len) not in self._fullest:
+            fullest = fullest_batch_tokens(self.lengths, batch_size, seq_len).fullest
+            self._fullest[batch_size, seq_len] = max(1, fullest)
+        return self._fullest[batch_size, seq_len]
 
     def seen_pairs(self, users: int) -> int | None:
         """The longest histories together."""

@@ -31,13 +31,14 @@ from srsplan.kernels.launches.table import (
     softmax_table,
 )
 from srsplan.kernels.sampled_softmax import kernel as sampled
+from srsplan.kernels.samplers.kind import SamplerKind
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 TYPES = {
     "hidden": "*fp16", "table": "*fp16", "targets": "*i64", "losses": "*fp32", "shifts": "*fp32", "log_prob": "*fp32",
     "weights": "*fp32", "scale": "*fp32", "grad_hidden": "*fp16", "grad_table": "*fp32", "seed": "i64", "step": "i64",
     "catalog": "i32", "negatives": "i32", "prob": "*fp32", "alias": "*i32", "indices": "*i64", "count": "i32",
-    "sets": "i32", "ignore_index": "i64", "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "sums": "*fp32",
+    "sets": "i32", "ignore_index": "i64", "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "lse": "*fp32",
     "split_items": "i32", "span_count": "i32", "threshold": "fp32", "state": "*fp32", "live_spans": "*i64",
     "sparse_limit": "i32", "padded": "i32", "parts": "*fp32", "splits": "i32", "out": "*fp16",
 }  # fmt: skip
@@ -68,12 +69,12 @@ SMALL_LAUNCH = Launch(8, 64, 4, 3)
 
 @dataclass(frozen=True)
 class Variant:
-    """What a kernel is compiled for beside its launch. `ones`: all of its NUMBERS are 1."""
+    """The options a kernel is compiled with beside its launch. `ones`: all of its NUMBERS are 1."""
 
     name: str = ""
     hidden: str = "fp16"
     table: str = "fp16"
-    sampler: int = sampled.UNIFORM
+    sampler: SamplerKind = SamplerKind.UNIFORM
     log_q: bool = True
     deterministic: bool = False
     sparse: bool = False
@@ -83,8 +84,8 @@ class Variant:
 
 DEFAULT = Variant()
 VARIANTS = (
-    Variant("weighted", sampler=sampled.WEIGHTED), Variant("explicit", sampler=sampled.EXPLICIT),
-    Variant("in-batch", sampler=sampled.IN_BATCH), Variant("no log-Q", log_q=False),
+    Variant("weighted", sampler=SamplerKind.WEIGHTED), Variant("given", sampler=SamplerKind.GIVEN),
+    Variant("in-batch", sampler=SamplerKind.IN_BATCH), Variant("no log-Q", log_q=False),
     Variant("repeatable", deterministic=True), Variant("fp32 table", table="fp32"),
     Variant("bf16", hidden="bf16", table="bf16"), Variant("bf16, fp32 table", hidden="bf16", table="fp32"),
     Variant("fp32", hidden="fp32", table="fp32"), Variant("sparse", sparse=True),
@@ -98,10 +99,10 @@ def compiled(capability: int, dim: int, name: str, variant: Variant = DEFAULT) -
     kernel = (SAMPLED | SOFTMAX | SMALL)[name]
     launch = SMALL_LAUNCH if name in SMALL else launch_for(tables(name, capability, variant), dim)
     values: dict[str, Any] = {
-        "DIM": dim, "WIDTH": dim, "SET": launch.tokens, "ROWS": launch.tokens, "TILE": launch.tile,
-        "SPAN_TILES": SPAN_ITEMS // launch.tile, "SPAN_ROWS": max(128, launch.tokens), "SPARSE": variant.sparse,
+        "DIM": dim, "BLOCK_D": dim, "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n,
+        "SPAN_TILES": SPAN_ITEMS // launch.block_n, "SPAN_ROWS": max(128, launch.block_m), "SPARSE": variant.sparse,
         "SPLIT": variant.split, "GRAD": name != "softmax_forward_loss", "FP32": variant.hidden == "fp32",
-        "SAMPLER": variant.sampler, "LOG_Q": variant.log_q,
+        "SAMPLER": int(variant.sampler), "LOG_Q": variant.log_q,
         "COMPUTE": COMPUTE[variant.hidden], "PRECISION": "ieee",
         "FIXED": sampled.FIXED_POINT if variant.deterministic else 0.0,
     }  # fmt: skip
@@ -122,13 +123,13 @@ def compiled(capability: int, dim: int, name: str, variant: Variant = DEFAULT) -
     done = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": launch.warps, "num_stages": launch.stages},
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
     )
     return {"shared_bytes": done.metadata.shared, **resources(done.asm["ptx"], capability)}
 
 
 def resources(ptx: str, capability: int) -> dict[str, int]:
-    """What the assembler says of a kernel."""
+    """The registers and spilled bytes of a kernel, as the assembler reports them."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()

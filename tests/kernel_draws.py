@@ -7,7 +7,9 @@ from torch import Tensor
 
 from srsplan.kernels import Sampling
 from srsplan.kernels.sampled_softmax import kernel as kernels
-from srsplan.kernels.samplers.alias import Distribution, InBatch
+from srsplan.kernels.samplers.alias_table import Distribution
+from srsplan.kernels.samplers.draw import kind_of
+from srsplan.kernels.samplers.in_batch import InBatch
 
 
 def kernel_draws(
@@ -19,13 +21,13 @@ def kernel_draws(
 ) -> Tensor:
     """int64 [sets, ns]"""
     items = torch.full(shape, -1, device=device)
-    sampler, pair, indices, size = kernels.UNIFORM, (items, items), items, catalog
+    sampler, pair, indices, size = kind_of(shape[1], drawn_by), (items, items), items, catalog
     if isinstance(drawn_by, InBatch):
-        sampler, indices, size = kernels.IN_BATCH, drawn_by.slots, len(drawn_by.slots)
+        indices, size = drawn_by.slots, len(drawn_by.slots)
     elif drawn_by is not None:
-        sampler, pair = kernels.WEIGHTED, (drawn_by.prob, drawn_by.alias)
+        pair = (drawn_by.prob, drawn_by.alias)
     tile = 64 if shape[1] <= 64 else 1024
     kernels.sample[(shape[0], -(-shape[1] // tile))](
-        items, sampling.seed, sampling.step, size, shape[1], *pair, indices, SAMPLER=sampler, TILE=tile
+        items, sampling.seed, sampling.step, size, shape[1], *pair, indices, SAMPLER=int(sampler), BLOCK_N=tile
     )
     return items

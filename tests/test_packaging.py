@@ -24,9 +24,11 @@ FOLDERS = ("kernels", "models", "profiler", "planner")
 """In the order of the arrows: a folder may import itself and those before it."""
 
 WITH_TORCH = (
-    "srsplan.kernels.", "srsplan.models.sasrec", "srsplan.models.training.", "srsplan.profiler.bench.",
-    "srsplan.profiler.memory.derive", "srsplan.profiler.memory.ledger", "srsplan.profiler.memory.simulate",
-    "srsplan.profiler.probes.cuda_child",
+    "srsplan.kernels.", "srsplan.models.loading", "srsplan.models.registry", "srsplan.models.sasrec",
+    "srsplan.models.sequence_model", "srsplan.models.training.", "srsplan.profiler.bench.",
+    "srsplan.profiler.memory.derive", "srsplan.profiler.memory.generic_sizes", "srsplan.profiler.memory.ledger",
+    "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols", "srsplan.profiler.probes.cuda_child",
+    "srsplan.planner.cli.train_", "srsplan.planner.smaller_run",
 )  # fmt: skip
 """Modules that may need torch at once; every other one is imported without."""
 WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking")
@@ -170,14 +172,14 @@ def test_the_verbs() -> None:
 
 
 OPTIONS = {
-    "recommend": "blocks budget catalog check data dim gpu gpus heads item-column json loss margin mean-length output "
-    "precision profile recompute runs sampler split timestamp-column user-column",
+    "recommend": "all blocks budget catalog check data dim gpu gpus heads item-column json loss margin mean-length "
+    "no-plan output overwrite precision profile recompute runs sampler split timestamp-column user-column users",
     "estimate": "batch-size blocks budget catalog dim gpu gpus heads json loss mean-length micro-batches negatives "
     "precision recompute sampler seq-len tokens-per-set",
     "gpus": "json",
     "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
-    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json kernel "
-    "learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan "
+    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json keep-seen "
+    "kernel learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan "
     "popularity-exponent precision rank recompute resume sampler seed seq-len split timestamp-column tokens-per-set "
     "user-column validation-users weight-decay",
     "bench": "device dtype json logits losses output peers repeats scale shapes",

@@ -1,6 +1,6 @@
-"""`cce` on Triton: the same function and signature as the chunked form, without a row of logits in memory.
+"""Cross-entropy over the whole catalog without [M, V] in memory: one function on plain PyTorch, one on Triton.
 
-Shape letters: M tokens, V items, D hidden size.
+Shape letters: M tokens, V items, D hidden size, T tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -10,13 +10,41 @@ import math
 import torch
 from torch import Tensor
 
-from srsplan.kernels.eager import IGNORE_INDEX, Reduction, reduce_losses
-from srsplan.kernels.full_softmax.operators import full_softmax
-from srsplan.kernels.sampled_softmax.api import check_inputs
+from srsplan.kernels import chunking
+from srsplan.kernels.chunked_autograd import LossesAndGradients, Tokens, chunked_loss, product_dtype
+from srsplan.kernels.full_softmax.chunked import softmax_chunks
+from srsplan.kernels.launches.limits import check_inputs
+from srsplan.kernels.reduction import IGNORE_INDEX, Reduction, reduce_losses
 
 FORMAT_FILTER = {torch.float16: 2.0**-35, torch.bfloat16: 2.0**-40, torch.float32: 2.0**-40}
 """Shares below this are lost anyway: in fp16 they round to zero after the lift of 1024, in the others they are below
 the rounding of a sum that has a share of 1 in it."""
+
+
+def cce(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    *,
+    reduction: Reduction = "mean",
+    ignore_index: int = IGNORE_INDEX,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross-entropy over the whole catalog, a chunk of tokens at a time; equal to `eager.ce` to rounding.
+
+    Arguments and result are those of `eager.ce`. `compute_dtype` is that of the matrix products; None takes autocast's
+    where it is on, else `hidden`'s. Gradients accumulate in fp32. ValueError for an unknown reduction.
+
+    Memory above the inputs: two [T, V] buffers in the compute type, one [V, D] gradient in fp32, the gradient of
+    `hidden`, and in 16 bit a [V, D] copy of the table and one [65536, D] block. Never [M, V].
+    """
+    dtype = product_dtype(hidden, compute_dtype)
+
+    def run(tokens: Tokens, weights: Tensor | None) -> LossesAndGradients:
+        return softmax_chunks(tokens, item_table.detach(), weights, dtype)
+
+    chunk = chunking.softmax_chunk_tokens(max(1, targets.shape[0]), item_table.shape[0])
+    return chunked_loss(hidden, item_table, Tokens(hidden.detach(), targets, ignore_index, chunk), run, reduction)
 
 
 def cce_triton(
@@ -28,11 +56,12 @@ def cce_triton(
     ignore_index: int = IGNORE_INDEX,
     filter_eps: float | None = None,
 ) -> Tensor:
-    """Cross-entropy over the whole catalog; arguments and result are those of `chunked.cce`. Bitwise repeatable.
+    """Cross-entropy over the whole catalog by Triton kernels; arguments and result are those of `cce`.
 
-    The gradient of the table skips spans of items whose largest share of the softmax is below `filter_eps`: None takes
-    what the format cannot represent, 0 skips nothing, up to 1e-4 is published to keep quality. Products run in
-    `hidden`'s type (fp16, bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside 16-bit hidden states.
+    Runs are bitwise repeatable. The gradient of the table skips spans of items whose largest share of the softmax is
+    below `filter_eps`: None takes what the format cannot represent, 0 skips nothing, up to 1e-4 is published to keep
+    quality. Products run in `hidden`'s type (fp16, bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside
+    16-bit hidden states.
 
     Memory above the inputs: 8 bytes a token, one byte per 128 tokens (fewer above D 256 and in fp32) x 256 items, and
     hidden's gradient but for its weights, [M, D] in hidden's type, from forward on; with fewer tokens than keep a card
@@ -41,6 +70,8 @@ def cce_triton(
     ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
     not go together.
     """
+    from srsplan.kernels.full_softmax.operators import full_softmax  # Triton is not installed everywhere
+
     check_inputs(hidden, item_table, targets)
     if filter_eps is not None and not 0 <= filter_eps < 1:
         raise ValueError(f"filter_eps {filter_eps} is outside [0, 1)")

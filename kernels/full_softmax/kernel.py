@@ -2,6 +2,8 @@
 
 Wijmans et al., 2024, Cut your losses in large-vocabulary language models, https://arxiv.org/abs/2411.09009.
 Shape letters: M tokens, V items, D hidden size, R rows (tokens) of a block, B items of a tile.
+Names are FlashAttention's: m_i running maximum, l_i running sum, acc running product with the values, lse log-sum-exp,
+BLOCK_M tokens and BLOCK_N items of a program's tiles; BLOCK_D is D rounded up to a power of two.
 
 A program keeps its block in shared memory and walks over the other side a tile at a time, so that a byte that is read
 serves a whole block, and products are large enough for the widest tensor-core instruction (64 rows and more on Hopper).
@@ -23,13 +25,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from srsplan.kernels.sampled_softmax.kernel import LOWEST, log_sum, surplus_of
+from srsplan.kernels.triton_math import LOWEST, log_add_exp, surplus_of
 
 LOW = tl.constexpr(-1e20)
 """Where a running maximum begins: above LOWEST, which stands for an excluded entry, and below every logit."""
 
 SPARSE_SHARE = 0.4
-"""Of spans that matter: below it, looking at each is worth more than overlapping copies."""
+"""Share of spans that matter below which looking at each is worth more than overlapping copies."""
 
 LIFT = tl.constexpr(1024.0)
 """Shares are lifted before they are rounded to 16 bit: fp16 then holds shares down to 6e-11 instead of 6e-8."""
@@ -49,15 +51,15 @@ def exp_of(logits, shift, FP32: tl.constexpr):
 
 @triton.jit
 def shift_of(logits, FP32: tl.constexpr):
-    """A logit as `exp_of` takes it away."""
+    """The form of a logit that `exp_of` subtracts."""
     return logits if FP32 else logits * LOG2_E
 
 
 @triton.jit
-def load_block(base, first, offsets, columns, end, DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows first + offsets [R] of a [*, D] matrix as [R, WIDTH]; 0 from row `end` on and beyond column D."""
+def load_block(base, first, offsets, columns, end, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows first + offsets [R] of a [*, D] matrix as [R, BLOCK_D]; 0 from row `end` on and beyond column D."""
     place = base + tl.cast(first, tl.int64) * DIM + (offsets[:, None] * DIM + columns[None, :])
-    if WIDTH == DIM:
+    if BLOCK_D == DIM:
         block = tl.load(place, mask=(offsets < end - first)[:, None], other=0.0)
     else:
         block = tl.load(place, mask=(offsets < end - first)[:, None] & (columns < DIM)[None, :], other=0.0)
@@ -66,130 +68,132 @@ def load_block(base, first, offsets, columns, end, DIM: tl.constexpr, WIDTH: tl.
 
 @triton.jit
 def forward_tile(
-    rows, table, start, catalog, target, live, positive, threshold, largest, total, weighted, matters, columns,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, GRAD: tl.constexpr,
+    rows, table, start, catalog, target, live, positive, threshold, m_i, l_i, acc, matters, columns,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """One tile on: largest logit, LIFT x sum of exp (logit - largest), the same sum of rows [R, D], what matters."""
+    """Take one tile into m_i (the largest logit), l_i (LIFT x sum of exp (logit - m_i)), acc (that sum of rows [R, D])
+    and what matters."""
     FP32: tl.constexpr = rows.dtype == tl.float32
-    offsets = tl.arange(0, TILE)
-    scored = load_block(table, start, offsets, columns, catalog, DIM, WIDTH).to(rows.dtype)
+    offsets = tl.arange(0, BLOCK_N)
+    scored = load_block(table, start, offsets, columns, catalog, DIM, BLOCK_D).to(rows.dtype)
     logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
     logits = tl.where(offsets[None, :] != (target - start)[:, None], logits, LOWEST)
-    if start + TILE > catalog:
+    if start + BLOCK_N > catalog:
         logits = tl.where((offsets < catalog - start)[None, :], logits, LOWEST)
-    tile_largest = tl.max(logits, 1)
-    above = tl.maximum(largest, tile_largest)
-    shrink = tl.exp2((largest - above) * LOG2_E)
-    shares = exp_of(logits, shift_of(above - LOG_LIFT, FP32)[:, None], FP32)
-    total = total * shrink + tl.sum(shares, 1)
+    tile_max = tl.max(logits, 1)
+    m_new = tl.maximum(m_i, tile_max)
+    alpha = tl.exp2((m_i - m_new) * LOG2_E)
+    p = exp_of(logits, shift_of(m_new - LOG_LIFT, FP32)[:, None], FP32)
+    l_i = l_i * alpha + tl.sum(p, 1)
     if GRAD:
-        weighted = tl.dot(shares.to(rows.dtype), scored, weighted * shrink[:, None], input_precision=PRECISION)
-    known = tl.maximum(positive, above + tl.log(tl.maximum(total, 1e-37) / LIFT))
-    own = (target >= start) & (target < start + TILE)
-    matters = matters | (live & (own | (tile_largest - known > threshold))).to(tl.int32)
-    return above, total, weighted, matters
+        acc = tl.dot(p.to(rows.dtype), scored, acc * alpha[:, None], input_precision=PRECISION)
+    known = tl.maximum(positive, m_new + tl.log(tl.maximum(l_i, 1e-37) / LIFT))
+    own = (target >= start) & (target < start + BLOCK_N)
+    matters = matters | (live & (own | (tile_max - known > threshold))).to(tl.int32)
+    return m_new, l_i, acc, matters
 
 
 @triton.jit(do_not_specialize=["count"])
 def softmax_forward(
-    hidden, table, targets, losses, sums, row_grads, partials, positives, spans, count, catalog, split_items,
+    hidden, table, targets, losses, lse, row_grads, partials, positives, spans, count, catalog, split_items,
     span_count, threshold, ignore_index,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SPAN_TILES: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPAN_TILES: tl.constexpr,
     PRECISION: tl.constexpr, GRAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """losses and log-sum-exps [M], and with GRAD row_grads [M, D]: (softmax - one-hot) times the table.
+    """Store losses and log-sum-exps [M], and with GRAD row_grads [M, D]: (softmax - one-hot) times the table.
 
-    Of a SPLIT of the catalog: partials [splits, M], log-sum-exp of its items without the target, row_grads
-    [splits, M, D], mean of its rows by their softmax, and positives [M]; `softmax_join` makes the rest of them.
+    With SPLIT a program sees one part of the catalog and stores partials [splits, M] (log-sum-exp of its items without
+    the target), row_grads [splits, M, D] (mean of its rows by their softmax) and positives [M]; `softmax_join` adds
+    them up.
     """
     block, split = tl.program_id(0), tl.program_id(1)
-    offsets = tl.arange(0, ROWS)
-    tokens = block * ROWS + offsets
-    columns = tl.arange(0, WIDTH)
+    offsets = tl.arange(0, BLOCK_M)
+    tokens = block * BLOCK_M + offsets
+    columns = tl.arange(0, BLOCK_D)
     inside = tokens < count
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
     live = target != ignore_index
     target = tl.where(live, target, -1).to(tl.int32)
-    rows = load_block(hidden, block * ROWS, offsets, columns, count, DIM, WIDTH)
+    rows = load_block(hidden, block * BLOCK_M, offsets, columns, count, DIM, BLOCK_D)
     goal = table + tl.maximum(target, 0).to(tl.int64)[:, None] * DIM + columns[None, :]
     known = live[:, None] & (columns < DIM)[None, :]
     positive = tl.sum(rows.to(tl.float32) * tl.load(goal, mask=known, other=0.0).to(tl.float32), 1)
-    largest = tl.full((ROWS,), LOW, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    matters = tl.zeros((ROWS,), tl.int32)
-    weighted = tl.zeros((ROWS, WIDTH if GRAD else 1), tl.float32)
+    m_i = tl.full((BLOCK_M,), LOW, tl.float32)
+    l_i = tl.zeros((BLOCK_M,), tl.float32)
+    matters = tl.zeros((BLOCK_M,), tl.int32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D if GRAD else 1), tl.float32)
     first = split * split_items
     last = tl.minimum(first + split_items, catalog)
-    span = spans + block.to(tl.int64) * span_count + first // (TILE * SPAN_TILES)
-    for start in range(first, last, TILE):
-        largest, total, weighted, matters = forward_tile(
-            rows, table, start, catalog, target, live, positive, threshold, largest, total, weighted, matters, columns,
-            DIM, WIDTH, TILE, PRECISION, GRAD,
+    span = spans + block.to(tl.int64) * span_count + first // (BLOCK_N * SPAN_TILES)
+    for start in range(first, last, BLOCK_N):
+        m_i, l_i, acc, matters = forward_tile(
+            rows, table, start, catalog, target, live, positive, threshold, m_i, l_i, acc, matters, columns,
+            DIM, BLOCK_D, BLOCK_N, PRECISION, GRAD,
         )  # fmt: skip
-        if ((start // TILE + 1) % SPAN_TILES == 0) | (start + TILE >= last):
+        if ((start // BLOCK_N + 1) % SPAN_TILES == 0) | (start + BLOCK_N >= last):
             tl.store(span, tl.max(matters, 0).to(tl.int8))
             span += 1
-            matters = tl.zeros((ROWS,), tl.int32)
-    others = tl.where(total > 0, largest + tl.log(tl.maximum(total, 1e-37) / LIFT), LOWEST)
+            matters = tl.zeros((BLOCK_M,), tl.int32)
+    others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37) / LIFT), LOWEST)
     if SPLIT:
         place = split.to(tl.int64) * count + tokens
         tl.store(partials + place, others, mask=inside)
         tl.store(positives + tokens, positive, mask=inside & (split == 0))
-        scale = 1.0 / tl.maximum(total, 1e-37)
+        scale = 1.0 / tl.maximum(l_i, 1e-37)
     else:
         place = tokens.to(tl.int64)
-        log_sum_exp = log_sum(others, positive)
-        loss = tl.where(live, log_sum_exp - positive, 0.0)
+        lse_i = log_add_exp(others, positive)
+        loss = tl.where(live, lse_i - positive, 0.0)
         tl.store(losses + tokens, loss, mask=inside)
-        tl.store(sums + tokens, log_sum_exp, mask=inside)
-        scale = tl.where(live, tl.exp(others - log_sum_exp) / tl.maximum(total, 1e-37), 0.0)
+        tl.store(lse + tokens, lse_i, mask=inside)
+        scale = tl.where(live, tl.exp(others - lse_i) / tl.maximum(l_i, 1e-37), 0.0)
     if GRAD:
-        weighted = weighted * scale[:, None]
+        acc = acc * scale[:, None]
         if not SPLIT:
-            weighted += surplus_of(loss)[:, None] * tl.load(goal, mask=known, other=0.0).to(tl.float32)
+            acc += surplus_of(loss)[:, None] * tl.load(goal, mask=known, other=0.0).to(tl.float32)
         tl.store(
-            row_grads + place[:, None] * DIM + columns[None, :], weighted.to(row_grads.dtype.element_ty),
+            row_grads + place[:, None] * DIM + columns[None, :], acc.to(row_grads.dtype.element_ty),
             mask=inside[:, None] & (columns < DIM)[None, :],
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count", "splits"])
 def softmax_join(
-    table, targets, partials, positives, parts, losses, sums, row_grads, count, splits, ignore_index,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GRAD: tl.constexpr,
+    table, targets, partials, positives, parts, losses, lse, row_grads, count, splits, ignore_index,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """What `softmax_forward` of several splits comes to: parts fp32 [splits, M, D] become row_grads [M, D]."""
-    tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, WIDTH)
+    """Join the splits of `softmax_forward`: parts fp32 [splits, M, D] become row_grads [M, D]."""
+    tokens = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_D)
     inside = tokens < count
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
     live = target != ignore_index
     positive = tl.load(positives + tokens, mask=inside, other=0.0)
-    log_sum_exp = positive
+    lse_i = positive
     for split in range(splits):
         place = tl.cast(split, tl.int64) * count + tokens
-        log_sum_exp = log_sum(log_sum_exp, tl.load(partials + place, mask=inside, other=LOWEST))
-    loss = tl.where(live, log_sum_exp - positive, 0.0)
+        lse_i = log_add_exp(lse_i, tl.load(partials + place, mask=inside, other=LOWEST))
+    loss = tl.where(live, lse_i - positive, 0.0)
     tl.store(losses + tokens, loss, mask=inside)
-    tl.store(sums + tokens, log_sum_exp, mask=inside)
+    tl.store(lse + tokens, lse_i, mask=inside)
     if GRAD:
         mask = inside[:, None] & (columns < DIM)[None, :]
         goal = table + tl.where(live, target, 0)[:, None] * DIM + columns[None, :]
-        grad = surplus_of(loss)[:, None] * tl.load(goal, mask=mask, other=0.0).to(tl.float32)
+        acc = surplus_of(loss)[:, None] * tl.load(goal, mask=mask, other=0.0).to(tl.float32)
         for split in range(splits):
             place = tl.cast(split, tl.int64) * count + tokens
-            share = tl.exp(tl.load(partials + place, mask=inside, other=LOWEST) - log_sum_exp)
-            grad += share[:, None] * tl.load(parts + place[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
-        grad = tl.where(live[:, None], grad, 0.0)
+            p = tl.exp(tl.load(partials + place, mask=inside, other=LOWEST) - lse_i)
+            acc += p[:, None] * tl.load(parts + place[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
+        acc = tl.where(live[:, None], acc, 0.0)
         place = row_grads + tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
-        tl.store(place, grad.to(row_grads.dtype.element_ty), mask=mask)
+        tl.store(place, acc.to(row_grads.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["count"])
-def scale_rows(row_grads, weights, out, count, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """out [M, D] is row_grads times weights [M]; 0 where the weight is."""
-    tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, WIDTH)
+def scale_rows(row_grads, weights, out, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Store row_grads times weights [M] in out [M, D]; 0 where the weight is 0."""
+    tokens = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_D)
     mask = (tokens < count)[:, None] & (columns < DIM)[None, :]
     weight = tl.load(weights + tokens, mask=tokens < count, other=0.0)[:, None]
     place = tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
@@ -199,15 +203,15 @@ def scale_rows(row_grads, weights, out, count, DIM: tl.constexpr, WIDTH: tl.cons
 
 @triton.jit(do_not_specialize=["count"])
 def softmax_state(
-    targets, losses, sums, weights, scale, state, count, padded, ignore_index, ROWS: tl.constexpr, FP32: tl.constexpr
+    targets, losses, lse, weights, scale, state, count, padded, ignore_index, BLOCK_M: tl.constexpr, FP32: tl.constexpr
 ):
-    """state fp32 [4, padded]: of a token the bits of its target, and three numbers that make its shares.
+    """Store state fp32 [4, padded]: for each token the bits of its target, and three numbers that make its shares.
 
     A share of the softmax is exp_of(logit, state[1]) x state[3], the target's own is state[2]: (softmax - one-hot) x
     weight / scale, lifted; the target's without cancellation for a loss near 0. 0 for ignored tokens and
     beyond M.
     """
-    tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tokens = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = tokens < count
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
     live = target != ignore_index
@@ -216,14 +220,14 @@ def softmax_state(
     loss = tl.load(losses + tokens, mask=inside, other=0.0)
     place, step = state + tokens, tl.cast(padded, tl.int64)
     tl.store(place, tl.where(live, target, -1).to(tl.int32).to(tl.float32, bitcast=True))
-    tl.store(place + step, shift_of(tl.load(sums + tokens, mask=inside, other=0.0), FP32))
+    tl.store(place + step, shift_of(tl.load(lse + tokens, mask=inside, other=0.0), FP32))
     tl.store(place + 2 * step, surplus_of(loss) * weight)
     tl.store(place + 3 * step, weight)
 
 
 @triton.jit
 def load_state(state, tokens, padded):
-    """(target, shift, own share, weight) of tokens [R]."""
+    """Load (target, shift, own share, weight) of tokens [R]."""
     place, step = state + tokens, tl.cast(padded, tl.int64)
     target = tl.load(place).to(tl.int32, bitcast=True)
     return target, tl.load(place + step), tl.load(place + 2 * step), tl.load(place + 3 * step)
@@ -231,50 +235,62 @@ def load_state(state, tokens, padded):
 
 @triton.jit
 def table_tile(
-    grad, scored, hidden, state, start, count, padded, items, columns,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    acc, scored, hidden, state, start, count, padded, items, columns,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad [B, D] and what a tile of tokens adds to it. Tokens beyond M have a weight of 0."""
-    offsets = tl.arange(0, ROWS)
-    rows = load_block(hidden, start, offsets, columns, count, DIM, WIDTH)
+    """Add what a tile of tokens gives to acc [B, D]. Tokens beyond M have a weight of 0."""
+    offsets = tl.arange(0, BLOCK_M)
+    rows = load_block(hidden, start, offsets, columns, count, DIM, BLOCK_D)
     target, shift, own, weight = load_state(state, start + offsets, padded)
     if rows.dtype == tl.float32:  # rounded as forward's are
         logits = tl.trans(tl.dot(rows, tl.trans(scored), input_precision=PRECISION))
     else:
         logits = tl.dot(scored, tl.trans(rows), input_precision=PRECISION)
-    share = exp_of(logits, shift[None, :], rows.dtype == tl.float32) * weight[None, :]
-    share = tl.where(items[:, None] == target[None, :], own[None, :], share)
-    return tl.dot(share.to(rows.dtype), rows, grad, input_precision=PRECISION)
+    p = exp_of(logits, shift[None, :], rows.dtype == tl.float32) * weight[None, :]
+    p = tl.where(items[:, None] == target[None, :], own[None, :], p)
+    return tl.dot(p.to(rows.dtype), rows, acc, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["count", "sparse_limit"])
 def softmax_backward_table(
     hidden, table, state, scale, spans, live_spans, sparse_limit, grad_table, count, padded, catalog, span_count,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SPAN_ROWS: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPAN_ROWS: tl.constexpr,
     SPAN_TILES: tl.constexpr, PRECISION: tl.constexpr, SPARSE: tl.constexpr,
 ):  # fmt: skip
-    """grad_table [V, D]: a program makes the sum over the tokens for one tile of items."""
+    """Store grad_table [V, D]: a program makes the sum over the tokens for one tile of items."""
     if (tl.load(live_spans) < sparse_limit) != SPARSE:
         return
-    first = tl.program_id(0) * TILE
-    offsets = tl.arange(0, TILE)
+    first = tl.program_id(0) * BLOCK_N
+    offsets = tl.arange(0, BLOCK_N)
     items = first + offsets
-    columns = tl.arange(0, WIDTH)
-    scored = load_block(table, first, offsets, columns, catalog, DIM, WIDTH).to(hidden.dtype.element_ty)
-    grad = tl.zeros((TILE, WIDTH), tl.float32)
+    columns = tl.arange(0, BLOCK_D)
+    scored = load_block(table, first, offsets, columns, catalog, DIM, BLOCK_D).to(hidden.dtype.element_ty)
+    acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     if SPARSE:
-        span = spans + first // (TILE * SPAN_TILES)
+        span = spans + first // (BLOCK_N * SPAN_TILES)
         for start in range(0, count, SPAN_ROWS):
             if tl.load(span) != 0:
-                for tile in range(start, tl.minimum(start + SPAN_ROWS, count), ROWS):
-                    grad = table_tile(
-                        grad, scored, hidden, state, tile, count, padded, items, columns, DIM, WIDTH, ROWS, PRECISION
+                for tile in range(start, tl.minimum(start + SPAN_ROWS, count), BLOCK_M):
+                    acc = table_tile(
+                        acc,
+                        scored,
+                        hidden,
+                        state,
+                        tile,
+                        count,
+                        padded,
+                        items,
+                        columns,
+                        DIM,
+                        BLOCK_D,
+                        BLOCK_M,
+                        PRECISION,
                     )
             span += span_count
     else:
-        for start in range(0, count, ROWS):
-            grad = table_tile(
-                grad, scored, hidden, state, start, count, padded, items, columns, DIM, WIDTH, ROWS, PRECISION
+        for start in range(0, count, BLOCK_M):
+            acc = table_tile(
+                acc, scored, hidden, state, start, count, padded, items, columns, DIM, BLOCK_D, BLOCK_M, PRECISION
             )
     place = grad_table + first.to(tl.int64) * DIM + (offsets[:, None] * DIM + columns[None, :])
-    tl.store(place, grad * (tl.load(scale) / LIFT), mask=(items < catalog)[:, None] & (columns < DIM)[None, :])
+    tl.store(place, acc * (tl.load(scale) / LIFT), mask=(items < catalog)[:, None] & (columns < DIM)[None, :])

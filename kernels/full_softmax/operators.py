@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from srsplan.kernels.full_softmax import kernel as kernels
-from srsplan.kernels.launches.autotune import Key, launch_on
+from srsplan.kernels.launches.call import launch_options, row_options, tuned_launch
 from srsplan.kernels.launches.table import SPAN_ITEMS, Launch, capability_of, launch_for, softmax_table
 
 MOST_SPLITS = 16
@@ -27,13 +27,13 @@ SPLIT_ELEMENTS = 1 << 24
 WAVE = 132
 """Programs that run at once: multiprocessors of an H200; other cards have about as many."""
 BUSY = 0.9
-"""Share of the multiprocessors that have work, averaged over waves: less, and the catalog is split."""
+"""Share of the multiprocessors that have work, averaged over waves, below which the catalog is split."""
 STATE_ROWS = 128
 """Tokens of a program that prepares backward; no block of rows is larger."""
 JOIN_ROWS = 8
 """Tokens of a program that joins splits or scales rows."""
-TILES = {"softmax_forward": (32, 64, 128), "softmax_backward_table": (64, 128)}
-"""What autotuning tries."""
+TUNED_BLOCK_N = {"softmax_forward": (32, 64, 128), "softmax_backward_table": (64, 128)}
+"""Items of a tile that autotuning tries."""
 
 
 @torch.library.custom_op("srsplan::full_softmax", mutates_args=())
@@ -45,20 +45,20 @@ def full_softmax(
     log_filter: float,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """losses and log-sum-exps, fp32 [M]; which spans matter, int8 [blocks, spans]; (softmax - one-hot) times the table.
+    """Return losses and log-sum-exps, fp32 [M]; which spans matter, int8 [blocks, spans]; and row gradients.
 
-    The last is [M, D] in hidden's type with `with_grad`, otherwise [0, D].
+    Row gradients, (softmax - one-hot) times the table, are [M, D] in hidden's type with `with_grad`, otherwise [0, D].
     """
     call = _Call(hidden, item_table, with_grad)
-    losses, sums, spans, row_grads = call.outputs()
+    losses, lse, spans, row_grads = call.outputs()
     if not len(hidden):
-        return losses.zero_(), sums.zero_(), spans, row_grads
+        return losses.zero_(), lse.zero_(), spans, row_grads
     partials, positives, parts = call.split_outputs(losses, row_grads)
     table = item_table.to(hidden.dtype)
 
     def run(launch: Launch) -> None:
         kernels.softmax_forward[(call.blocks, call.splits)](
-            hidden, table, targets, losses, sums, parts, partials, positives, spans, len(hidden), call.catalog,
+            hidden, table, targets, losses, lse, parts, partials, positives, spans, len(hidden), call.catalog,
             call.split_items, call.spans, log_filter, ignore_index,
             GRAD=with_grad, SPLIT=call.splits > 1, **call.options(launch),
         )  # fmt: skip
@@ -67,10 +67,10 @@ def full_softmax(
         run(call.launch(call.forward, run))
         if call.splits > 1:
             kernels.softmax_join[(triton.cdiv(len(hidden), JOIN_ROWS),)](
-                table, targets, partials, positives, parts, losses, sums, row_grads, len(hidden), call.splits,
+                table, targets, partials, positives, parts, losses, lse, row_grads, len(hidden), call.splits,
                 ignore_index, GRAD=with_grad, **call.rows_options(),
             )  # fmt: skip
-    return losses, sums, spans, row_grads
+    return losses, lse, spans, row_grads
 
 
 @full_softmax.register_fake
@@ -82,13 +82,13 @@ def full_softmax_fake(
     log_filter: float,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Allocates what the operator does, in its order, and keeps it as long."""
+    """Allocate what the operator does, in its order, and keep it as long."""
     call = _Call(hidden, item_table, with_grad)
-    losses, sums, spans, row_grads = call.outputs()
+    losses, lse, spans, row_grads = call.outputs()
     during = call.split_outputs(losses, row_grads)
     table = item_table.to(hidden.dtype)
     del during, table
-    return losses, sums, spans, row_grads
+    return losses, lse, spans, row_grads
 
 
 @torch.library.custom_op("srsplan::full_softmax_backward", mutates_args=())
@@ -97,19 +97,19 @@ def full_softmax_backward(
     item_table: Tensor,
     targets: Tensor,
     losses: Tensor,
-    sums: Tensor,
+    lse: Tensor,
     spans: Tensor,
     row_grads: Tensor,
     weights: Tensor,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of sum(weights x losses): of hidden, from those of its rows, and of the table, fp32 [V, D]."""
+    """Return the gradients of sum(weights x losses): of hidden, from its rows', and of the table, fp32 [V, D]."""
     call = _Call(hidden, item_table, len(row_grads) > 0)
     grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
     if not len(hidden):
         return torch.empty_like(row_grads), grad_table.zero_()
     with torch.cuda.device_of(hidden):
-        _fill_grad_table(call, grad_table, hidden, item_table, (targets, losses, sums, weights), spans, ignore_index)
+        _fill_grad_table(call, grad_table, hidden, item_table, (targets, losses, lse, weights), spans, ignore_index)
         grad_hidden = torch.empty_like(row_grads)
         if len(row_grads):
             kernels.scale_rows[(triton.cdiv(len(hidden), JOIN_ROWS),)](
@@ -122,19 +122,19 @@ def _fill_grad_table(
     call: _Call, grad_table: Tensor, hidden: Tensor, item_table: Tensor, per_token: tuple[Tensor, ...], spans: Tensor,
     ignore_index: int,
 ) -> None:  # fmt: skip
-    """Its temporaries are gone before hidden's gradient is made."""
+    """Fill grad_table; the temporaries are gone before hidden's gradient is made."""
     table = item_table.to(hidden.dtype)
     scale, live = per_token[-1].abs().max(), spans.sum()
     state = hidden.new_empty(4, call.padded, dtype=torch.float32)
     kernels.softmax_state[(call.padded // STATE_ROWS,)](
         *per_token, scale, state, len(hidden), call.padded, ignore_index,
-        ROWS=STATE_ROWS, FP32=hidden.dtype == torch.float32,
+        BLOCK_M=STATE_ROWS, FP32=hidden.dtype == torch.float32,
     )  # fmt: skip
     sparse_limit = int(kernels.SPARSE_SHARE * spans.numel())
 
     def run(launch: Launch) -> None:
         for sparse in (False, True):
-            kernels.softmax_backward_table[(triton.cdiv(call.catalog, launch.tile),)](
+            kernels.softmax_backward_table[(triton.cdiv(call.catalog, launch.block_n),)](
                 hidden, table, state, scale, spans, live, sparse_limit, grad_table, len(hidden), call.padded,
                 call.catalog, call.spans, SPAN_ROWS=call.span_rows, SPARSE=sparse, **call.options(launch),
             )  # fmt: skip
@@ -148,13 +148,13 @@ def full_softmax_backward_fake(
     item_table: Tensor,
     targets: Tensor,
     losses: Tensor,
-    sums: Tensor,
+    lse: Tensor,
     spans: Tensor,
     row_grads: Tensor,
     weights: Tensor,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Allocates what the operator does, in its order, and keeps it as long."""
+    """Allocate what the operator does, in its order, and keep it as long."""
     call = _Call(hidden, item_table, True)
     grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
     table = item_table.to(hidden.dtype)
@@ -180,27 +180,27 @@ full_softmax.register_autograd(_backward, setup_context=_save)
 
 
 class _Call:
-    """How a call is cut into programs."""
+    """How a call is cut into programs: blocks of rows, spans of items, splits of the catalog."""
 
     def __init__(self, hidden: Tensor, item_table: Tensor, with_grad: bool) -> None:
         tokens, self.catalog = hidden.shape[0], item_table.shape[0]
         self._hidden, self._with_grad, self._capability = hidden, with_grad, capability_of(hidden.device)
         self.forward = "softmax_forward" if with_grad else "softmax_forward_loss"
-        self.span_rows = self._default(self.forward).tokens
+        self.span_rows = self._default(self.forward).block_m
         self.blocks, self.spans = -(-tokens // self.span_rows), -(-self.catalog // SPAN_ITEMS)
         self.padded = -(-tokens // STATE_ROWS) * STATE_ROWS
         self.split_items = -(-self.spans // self._wanted_splits()) * SPAN_ITEMS
         self.splits = -(-self.catalog // self.split_items)
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """losses, sums, spans, row_grads; not filled."""
+        """Make losses, lse, spans, row_grads; not filled."""
         tokens, dim = self._hidden.shape
-        losses, sums = (self._hidden.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+        losses, lse = (self._hidden.new_empty(tokens, dtype=torch.float32) for _ in range(2))
         spans = self._hidden.new_empty((self.blocks, self.spans), dtype=torch.int8)
-        return losses, sums, spans, self._hidden.new_empty((tokens if self._with_grad else 0, dim))
+        return losses, lse, spans, self._hidden.new_empty((tokens if self._with_grad else 0, dim))
 
     def split_outputs(self, losses: Tensor, row_grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """partials, positives, parts; any tensors where there is one split, which writes to the outputs."""
+        """Make partials, positives, parts; any tensors where there is one split, which writes to the outputs."""
         if self.splits == 1:
             return losses, losses, row_grads
         tokens, dim = self._hidden.shape
@@ -212,32 +212,27 @@ class _Call:
 
     def launch(self, kernel: str, run: Callable[[Launch], object]) -> Launch:
         """The table's launch, or what autotuning found."""
-        key = Key(kernel=kernel, dim=self._hidden.shape[1], dtype=str(self._hidden.dtype))
-        return launch_on(self._hidden.device, key, self._default(kernel), run, TILES.get(kernel, ()))[0]
+        return tuned_launch(kernel, self._hidden, self._default(kernel), run, TUNED_BLOCK_N.get(kernel, ()))[0]
 
     def options(self, launch: Launch) -> dict[str, Any]:
-        """Compile-time arguments."""
+        """Compile-time arguments of the kernels that walk over tiles."""
         return {
-            **self.rows_options(),
-            "ROWS": launch.tokens,
-            "TILE": launch.tile,
-            "SPAN_TILES": SPAN_ITEMS // launch.tile,
-            "PRECISION": "ieee",
-            "num_warps": launch.warps,
-            "num_stages": launch.stages,
+            **row_options(self._hidden.shape[1]),
+            **launch_options(launch),
+            "BLOCK_M": launch.block_m,
+            "SPAN_TILES": SPAN_ITEMS // launch.block_n,
         }
 
     def rows_options(self) -> dict[str, Any]:
-        """Those of kernels that work on rows one by one."""
-        dim = self._hidden.shape[1]
-        return {"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "ROWS": JOIN_ROWS}
+        """Compile-time arguments of the kernels that work on rows one by one."""
+        return {**row_options(self._hidden.shape[1]), "BLOCK_M": JOIN_ROWS}
 
     def _default(self, kernel: str) -> Launch:
         fp32 = self._hidden.dtype == torch.float32
         return launch_for(softmax_table(kernel, self._capability, fp32), self._hidden.shape[1])
 
     def _wanted_splits(self) -> int:
-        """As few as keep the card busy; what they hold is bounded."""
+        """Splits of the catalog: as few as keep the card busy; what they hold is bounded."""
         room = SPLIT_ELEMENTS // max(1, self._hidden.numel()) if self._with_grad else MOST_SPLITS
         counts = range(1, max(1, min(MOST_SPLITS, room, self.spans)) + 1)
         return next((count for count in counts if self._busy(count) >= BUSY), max(counts, key=self._busy))

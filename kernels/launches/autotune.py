@@ -2,17 +2,20 @@
 
 The first call of a kernel with a hidden size and a type tries a few launches on its own tensors and keeps the fastest
 in $XDG_CACHE_HOME/srsplan/launches-CARD.json (~/.cache without it). A launch that was found is used from then on, with
-or without the variable; without the file the table of kernels.tuning is. A damaged file counts as none.
+or without the variable; without the file the table of kernels.launches.table is. A file that holds anything but
+launches is left aside with a warning, and a launch that is none of a kernel's candidates is not used.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +24,10 @@ from srsplan.kernels.launches.table import Launch
 
 VARIABLE = "SRSPLAN_AUTOTUNE"
 WARPS, STAGES = (4, 8), (1, 2, 3)
+LARGEST_FILE_BYTES = 1 << 20
+"""A launch takes about 100 bytes, and there are a few per hidden size and type."""
+
+LOG = logging.getLogger(__name__)
 
 Timer = Callable[[Callable[[], object]], float]
 """Milliseconds of a call; raises what the call raises."""
@@ -28,7 +35,7 @@ Timer = Callable[[Callable[[], object]], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What a launch is chosen for."""
+    """The calls that share a launch."""
 
     kernel: str
     dim: int
@@ -38,13 +45,13 @@ class Key:
         return f"{self.kernel}/{self.dim}/{self.dtype}"
 
 
-def candidates(default: Launch, tiles: tuple[int, ...] = ()) -> Iterator[Launch]:
+def candidates(default: Launch, block_n: tuple[int, ...] = ()) -> Iterator[Launch]:
     """The default first, then other warps and stages, and other tiles where the kernel leaves them free."""
     yield default
-    for tile in tiles or (default.tile,):
+    for items in block_n or (default.block_n,):
         for warps in WARPS:
             for stages in STAGES:
-                launch = replace(default, tile=tile, warps=warps, stages=stages)
+                launch = replace(default, block_n=items, num_warps=warps, num_stages=stages)
                 if launch != default:
                     yield launch
 
@@ -56,18 +63,50 @@ def cache_file(card: str) -> Path:
 
 
 def read_launches(path: Path) -> dict[str, Launch]:
-    """What is kept there; nothing where the file is missing or damaged."""
+    """The launches kept in a file; none where it is missing, and none with a warning where it holds anything else."""
     try:
-        return {key: Launch(**values) for key, values in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return _parsed(_content(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        LOG.warning("%s is left aside: %s", path, error)
         return {}
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of a small regular file: a pipe would wait for ever, a device never ends."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_FILE_BYTES + 1)
+    if len(content) > LARGEST_FILE_BYTES:
+        raise ValueError(f"it is larger than {LARGEST_FILE_BYTES >> 20} MiB")
+    return content
+
+
+def _parsed(content: bytes) -> dict[str, Launch]:
+    document = json.loads(content)
+    if not isinstance(document, dict):
+        raise ValueError("it is no table of launches")
+    return {key: _launch(key, values) for key, values in document.items()}
+
+
+def _launch(key: str, values: object) -> Launch:
+    names = {field.name for field in fields(Launch)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise ValueError(f"{key[:100]!r} is no launch: it wants {', '.join(sorted(names))}")
+    if not all(type(number) is int and 0 < number <= 1024 for number in values.values()):
+        raise ValueError(f"{key[:100]!r} is no launch: its values are whole numbers from 1 to 1024")
+    return Launch(**values)
+
+
 def write_launches(path: Path, launches: Mapping[str, Launch]) -> None:
-    """Whole or not at all; a place that cannot be written is no reason to stop."""
+    """Write the file atomically; a place that cannot be written is no reason to stop, and only a file is replaced."""
     text = json.dumps({key: asdict(launch) for key, launch in launches.items()}, indent=1)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
+        if path.exists() and not path.is_file():
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text + "\n")
         os.replace(partial, path)
@@ -98,14 +137,15 @@ class Launches:
         self.known = read_launches(self.path)
 
     def choose(
-        self, key: Key, default: Launch, run: Callable[[Launch], object], tiles: tuple[int, ...] = ()
+        self, key: Key, default: Launch, run: Callable[[Launch], object], block_n: tuple[int, ...] = ()
     ) -> tuple[Launch, bool]:
         """The launch for a call that `run` makes, and whether `run` was called to find it."""
-        if str(key) in self.known:
-            return self.known[str(key)], False
+        known = self.known.get(str(key))
+        if known is not None and known in candidates(default, block_n):
+            return known, False
         if os.environ.get(VARIABLE) != "1":
             return default, False
-        self.known[str(key)] = fastest(run, candidates(default, tiles), self.timer)
+        self.known[str(key)] = fastest(run, candidates(default, block_n), self.timer)
         write_launches(self.path, {**read_launches(self.path), **self.known})
         return self.known[str(key)], True
 
@@ -114,7 +154,7 @@ _cards: dict[str, Launches] = {}
 
 
 def launch_on(
-    device: torch.device, key: Key, default: Launch, run: Callable[[Launch], object], tiles: tuple[int, ...] = ()
+    device: torch.device, key: Key, default: Launch, run: Callable[[Launch], object], block_n: tuple[int, ...] = ()
 ) -> tuple[Launch, bool]:
     """`Launches.choose` for the card that tensors are on; the default everywhere else."""
     if device.type != "cuda":
@@ -122,7 +162,7 @@ def launch_on(
     card = torch.cuda.get_device_name(device)
     if card not in _cards:
         _cards[card] = Launches(card, _benchmark)
-    return _cards[card].choose(key, default, run, tiles)
+    return _cards[card].choose(key, default, run, block_n)
 
 
 def _benchmark(run: Callable[[], object]) -> float:

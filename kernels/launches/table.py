@@ -1,7 +1,7 @@
 """Launch configurations as data, chosen by the padded hidden size.
 
-tests/test_compiled_kernels.py compiles every entry for sm_80 and sm_90, and the largest for sm_86, 89 and 100: none
-exceeds the shared memory of its card, and none spills more than eight registers. They are chosen by what the compiler
+test_compiled_kernels.py compiles every entry for sm_80 and sm_90, and the largest for sm_86, 89 and 100: none exceeds
+the shared memory of its card, and none spills more than eight registers. They are chosen by what the compiler
 says of them (operands read again from shared memory, instructions beside the products, spills); speed is unmeasured.
 """
 
@@ -14,16 +14,20 @@ import torch
 
 @dataclass(frozen=True)
 class Launch:
-    """Tokens of a program, items of a tile, warps of a program, stages of its pipeline."""
+    """How a kernel is launched: its tiles, and what the compiler is told."""
 
-    tokens: int
-    tile: int
-    warps: int
-    stages: int
+    block_m: int
+    """Tokens of a program."""
+    block_n: int
+    """Items of a tile."""
+    num_warps: int
+    """Warps of a program."""
+    num_stages: int
+    """Stages of its pipeline."""
 
 
 SHARED_MEMORY_BYTES = {80: 163_840, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
-"""What a program may use, by compute capability."""
+"""Shared memory that a program may use, by compute capability."""
 
 SAMPLED_FORWARD = {
     64: Launch(32, 32, 4, 2),
@@ -101,7 +105,7 @@ _FP32 = {64: Launch(32, 32, 4, 2), 128: Launch(32, 32, 4, 2), 256: Launch(32, 32
 
 
 def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
-    """Launches of a kernel of the full softmax, by padded hidden size; backward's tokens divide forward's.
+    """The launches of a kernel of the full softmax, by padded hidden size; backward's tokens divide forward's.
 
     From sm_90 on tiles are wide enough for tensor cores that read shared memory themselves; before, they are what the
     registers hold and the smallest card has room for. sm_12x are desktop cards, with as little room.
@@ -114,7 +118,7 @@ def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
 
 
 def capability_of(device: torch.device) -> int:
-    """90 for compute capability 9.0."""
+    """The compute capability of a device as a number: 90 for 9.0."""
     if device.type != "cuda":
         return ASSUMED_CAPABILITY
     major, minor = torch.cuda.get_device_capability(device)
@@ -122,7 +126,7 @@ def capability_of(device: torch.device) -> int:
 
 
 def launch_for(table: Table, dim: int) -> Launch:
-    """The entry for hidden size D; ValueError above the largest."""
+    """The table's launch for hidden size D; ValueError above the largest."""
     for width, launch in table.items():
         if dim <= width:
             return launch

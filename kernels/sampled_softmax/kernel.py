@@ -1,6 +1,8 @@
 """The sampled softmax as Triton kernels: negatives drawn where they are used, shared by a set of tokens.
 
 Shape letters: M tokens, V items, D hidden size, g tokens of a set, ns negatives of a set, B negatives of a tile.
+Names are FlashAttention's: m_i running maximum, l_i running sum, acc the gradient of hidden as it accumulates, lse
+log-sum-exp, BLOCK_M tokens and BLOCK_N negatives of a program's tiles; BLOCK_D is D rounded up to a power of two.
 
 A set holds tokens k, k + sets, k + 2 sets, ...; one program handles all of them, or as many as its registers hold (32).
 It walks over the set's negatives a tile at a time, drawing them anew from (seed, step, set, slot) in forward and in
@@ -17,17 +19,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-UNIFORM, WEIGHTED, EXPLICIT, IN_BATCH = 0, 1, 2, 3
-FIXED_POINT = 2.0**36
-"""Units of the deterministic sum: 1.5e-11 apart, up to 1.3e8."""
+from srsplan.kernels.samplers.kind import SamplerKind
+from srsplan.kernels.triton_math import LOWEST, log_add_exp, surplus_of
 
-LOWEST = tl.constexpr(-1e30)
-"""Below every logit, and finite: exp(LOWEST - LOWEST) is 1, not NaN."""
+WEIGHTED = tl.constexpr(int(SamplerKind.WEIGHTED))
+GIVEN = tl.constexpr(int(SamplerKind.GIVEN))
+IN_BATCH = tl.constexpr(int(SamplerKind.IN_BATCH))
+"""Values of SAMPLER, for the compiler; UNIFORM is the case that is left."""
+
+FIXED_POINT = 2.0**36
+"""Units of the deterministic sum per 1: numbers are 1.5e-11 apart, up to 1.3e8."""
 
 
 @triton.jit
 def mixed(bits, salt):
-    """uint32 to uint32, one to one for every salt: three multiplications, four shifts, four exclusive ors.
+    """Mix uint32 to uint32, one to one for every salt: three multiplications, four shifts, four exclusive ors.
 
     A thread holds the items of a tile in several layouts and draws them for each: with ten rounds of Philox, drawing
     was two thirds of all instructions. The constants are those of triple32 (Wellons, 2018, Prospecting for hash
@@ -41,7 +47,7 @@ def mixed(bits, salt):
 
 @triton.jit
 def set_keys(seed, step, set_number):
-    """Two uint32 that a set's draws begin with, by ten rounds of Philox."""
+    """Make the two uint32 that a set's draws begin with, by ten rounds of Philox."""
     zero = tl.full((1,), 0, tl.uint32)
     step = tl.cast(step, tl.int64)
     first, second, _, _ = tl.philox(
@@ -55,11 +61,11 @@ def set_keys(seed, step, set_number):
 def draw_items(
     first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER: tl.constexpr
 ):  # fmt: skip
-    """int64 items [B] of some slots of a set with two keys.
+    """Draw int64 items [B] for some slots of a set with two keys.
 
     In-batch, indices are the targets to choose from, and catalog is how many there are.
     """
-    if SAMPLER == 2:
+    if SAMPLER == GIVEN:
         place = set_number.to(tl.int64) * negatives + slots
         return tl.load(indices + place, mask=slots < negatives, other=0).to(tl.int64)
     high = mixed(slots.to(tl.uint32) + first, second)
@@ -68,41 +74,28 @@ def draw_items(
     # sets no item is likelier than another by more than V / 2^64
     size = tl.cast(catalog, tl.uint32)
     items = ((high.to(tl.uint64) * size + tl.umulhi(low, size)) >> 32).to(tl.int64)
-    if SAMPLER == 1:
+    if SAMPLER == WEIGHTED:
         # 24 bits are what fp32 holds exactly
         fraction = (mixed(low, first) >> 8).to(tl.float32) * (1.0 / 16777216.0)
         items = tl.where(fraction < tl.load(prob + items), items, tl.load(alias + items).to(tl.int64))
-    if SAMPLER == 3:
+    if SAMPLER == IN_BATCH:
         items = tl.load(indices + items).to(tl.int64)
     return items
 
 
 @triton.jit
-def log_sum(one, other):
-    """log (exp one + exp other)"""
-    top = tl.maximum(one, other)
-    return top + tl.log(tl.exp(one - top) + tl.exp(other - top))
-
-
-@triton.jit
-def surplus_of(loss):
-    """Share of the target minus one, without cancellation for a loss near 0."""
-    return -tl.where(loss < 0.01, loss - loss * loss * 0.5, 1.0 - tl.exp(-loss))
-
-
-@triton.jit
 def load_rows(base, rows, columns, live, DIM: tl.constexpr):
-    """Rows [R] of a [*, D] matrix as [R, D]; rows that are not live and columns beyond D are 0."""
+    """Load rows [R] of a [*, D] matrix as [R, BLOCK_D]; rows that are not live and columns beyond D are 0."""
     place = rows.to(tl.int64)[:, None] * DIM + columns[None, :]
     return tl.load(base + place, mask=live[:, None] & (columns < DIM)[None, :], other=0.0)
 
 
 @triton.jit
 def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr, LOG_Q: tl.constexpr):
-    """log (1 - q_target) - log q_item, [g, B]: what a kept negative stands for, before the count is known."""
+    """The logQ correction before the count is known: log (1 - q_target) - log q_item, [g, B]."""
     if not LOG_Q:
         found = tl.zeros((1, 1), tl.float32)
-    elif SAMPLER % 2 == 1:  # weighted or in-batch: their probabilities are looked up
+    elif (SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH):  # their probabilities are looked up
         found = target_log_rest[:, None] - tl.load(log_prob + items)[None, :]
     else:
         found = tl.zeros((1, 1), tl.float32) + tl.log(tl.cast(catalog - 1, tl.float32))
@@ -113,28 +106,28 @@ def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr
 def sampled_forward(
     hidden, table, targets, losses, shifts, log_prob,
     seed, step, catalog, negatives, prob, alias, indices, count, sets, ignore_index,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, SET: tl.constexpr, TILE: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SAMPLER: tl.constexpr, LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """losses [M] and shifts [M], both fp32: a negative's share is exp(logit + correction - shift)."""
+    """Store losses [M] and shifts [M], both fp32: a negative's share is exp(logit + correction - shift)."""
     set_number = tl.program_id(0)
-    members = tl.program_id(1) * SET + tl.arange(0, SET)
+    members = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     tokens = set_number + members.to(tl.int64) * sets
-    columns = tl.arange(0, WIDTH)
+    columns = tl.arange(0, BLOCK_D)
     target = tl.load(targets + tokens, mask=tokens < count, other=ignore_index)
     live = target != ignore_index
     target = tl.where(live, target, 0)
     rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
     positive = tl.sum(rows.to(tl.float32) * load_rows(table, target, columns, live, DIM).to(tl.float32), 1)
-    rest = tl.zeros((SET,), tl.float32)
-    if LOG_Q and SAMPLER % 2 == 1:
+    rest = tl.zeros((BLOCK_M,), tl.float32)
+    if LOG_Q and ((SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH)):
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
-    largest = tl.full((SET,), LOWEST, tl.float32)
-    total = tl.zeros((SET,), tl.float32)
-    kept = tl.zeros((SET,), tl.float32)
+    m_i = tl.full((BLOCK_M,), LOWEST, tl.float32)
+    l_i = tl.zeros((BLOCK_M,), tl.float32)
+    kept = tl.zeros((BLOCK_M,), tl.float32)
     first, second = set_keys(seed, step, set_number)
-    for start in range(0, negatives, TILE):
-        slots = start + tl.arange(0, TILE)
+    for start in range(0, negatives, BLOCK_N):
+        slots = start + tl.arange(0, BLOCK_N)
         drawn = slots < negatives
         items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
         scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
@@ -142,15 +135,15 @@ def sampled_forward(
         logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
         counts = drawn[None, :] & (items[None, :] != target[:, None])
         logits = tl.where(counts, logits, LOWEST)
-        above = tl.maximum(largest, tl.max(logits, 1))
-        total = total * tl.exp(largest - above) + tl.sum(tl.where(counts, tl.exp(logits - above[:, None]), 0.0), 1)
+        m_new = tl.maximum(m_i, tl.max(logits, 1))
+        l_i = l_i * tl.exp(m_i - m_new) + tl.sum(tl.where(counts, tl.exp(logits - m_new[:, None]), 0.0), 1)
         kept += tl.sum(counts.to(tl.float32), 1)
-        largest = above
+        m_i = m_new
     log_kept = tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
-    others = tl.where(total > 0, largest + tl.log(tl.maximum(total, 1e-37)) - log_kept, LOWEST)
-    log_sum_exp = log_sum(positive, others)
-    tl.store(losses + tokens, tl.where(live, log_sum_exp - positive, 0.0), mask=tokens < count)
-    tl.store(shifts + tokens, log_sum_exp + log_kept, mask=tokens < count)
+    others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37)) - log_kept, LOWEST)
+    lse_i = log_add_exp(positive, others)
+    tl.store(losses + tokens, tl.where(live, lse_i - positive, 0.0), mask=tokens < count)
+    tl.store(shifts + tokens, lse_i + log_kept, mask=tokens < count)
 
 
 @triton.jit
@@ -168,18 +161,18 @@ def add_rows(base, rows, columns, values, live, DIM: tl.constexpr, FIXED: tl.con
 def sampled_backward(
     hidden, table, targets, losses, shifts, log_prob, weights, scale, grad_hidden, grad_table,
     seed, step, catalog, negatives, prob, alias, indices, count, sets, ignore_index,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, SET: tl.constexpr, TILE: tl.constexpr, SAMPLER: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr,
     LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """grad_hidden [M, D] and, added up, grad_table [V, D], of the losses weighted by `weights` [M].
+    """Store grad_hidden [M, D] and add up grad_table [V, D], the gradients of the losses weighted by `weights` [M].
 
     Shares are weighted relative to `scale`, the largest weight, before they are rounded to the compute type, and the
     products are scaled after: a mean over a million tokens would underflow in fp16. The fixed-point sum is unscaled.
     """
     set_number = tl.program_id(0)
-    members = tl.program_id(1) * SET + tl.arange(0, SET)
+    members = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     tokens = set_number + members.to(tl.int64) * sets
-    columns = tl.arange(0, WIDTH)
+    columns = tl.arange(0, BLOCK_D)
     inside = tokens < count
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
     live = target != ignore_index
@@ -191,36 +184,36 @@ def sampled_backward(
     loss = tl.load(losses + tokens, mask=inside, other=0.0)
     table_unit = 1.0 if FIXED > 0 else unit
     surplus = weight * surplus_of(loss)
-    grad = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
+    acc = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
     add_rows(grad_table, target, columns, surplus[:, None] * rows.to(tl.float32) * table_unit, live, DIM, FIXED)
-    rest = tl.zeros((SET,), tl.float32)
-    if LOG_Q and SAMPLER % 2 == 1:
+    rest = tl.zeros((BLOCK_M,), tl.float32)
+    if LOG_Q and ((SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH)):
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
     first, second = set_keys(seed, step, set_number)
-    for start in range(0, negatives, TILE):
-        slots = start + tl.arange(0, TILE)
+    for start in range(0, negatives, BLOCK_N):
+        slots = start + tl.arange(0, BLOCK_N)
         drawn = slots < negatives
         items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
         scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
         logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
         logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
         counts = drawn[None, :] & (items[None, :] != target[:, None])
-        share = tl.where(counts, tl.exp(tl.minimum(logits - shift[:, None], 0.0)), 0.0) * weight[:, None]
-        share = share.to(COMPUTE)
-        grad += tl.dot(share, scored, input_precision=PRECISION)
-        pull = tl.dot(tl.trans(share), rows, input_precision=PRECISION) * table_unit
+        p = tl.where(counts, tl.exp(tl.minimum(logits - shift[:, None], 0.0)), 0.0) * weight[:, None]
+        p = p.to(COMPUTE)
+        acc += tl.dot(p, scored, input_precision=PRECISION)
+        pull = tl.dot(tl.trans(p), rows, input_precision=PRECISION) * table_unit
         add_rows(grad_table, items, columns, pull, drawn, DIM, FIXED)
     place = grad_hidden + tokens[:, None] * DIM + columns[None, :]
-    tl.store(place, (grad * unit).to(grad_hidden.dtype.element_ty), mask=inside[:, None] & (columns < DIM)[None, :])
+    tl.store(place, (acc * unit).to(grad_hidden.dtype.element_ty), mask=inside[:, None] & (columns < DIM)[None, :])
 
 
 @triton.jit
 def sample(
-    out, seed, step, catalog, negatives, prob, alias, indices, SAMPLER: tl.constexpr, TILE: tl.constexpr
+    out, seed, step, catalog, negatives, prob, alias, indices, SAMPLER: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
-    """The items of set `program 0`, slots of tile `program 1`, into out int64 [sets, ns]: to look at the sampler."""
+    """Store the items of set `program 0`, slots of tile `program 1`, in out int64 [sets, ns], for tests."""
     set_number = tl.program_id(0)
-    slots = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    slots = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     first, second = set_keys(seed, step, set_number)
     items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
     tl.store(out + set_number.to(tl.int64) * negatives + slots, items, mask=slots < negatives)

@@ -10,21 +10,56 @@ Memory contract. Forward: losses and shifts, fp32 [M] each. Backward: the gradie
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from srsplan.kernels.launches.autotune import Key, launch_on
+from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options, tuned_launch
 from srsplan.kernels.launches.table import SAMPLED_BACKWARD, SAMPLED_FORWARD, Launch, launch_for
 from srsplan.kernels.sampled_softmax import kernel as kernels
+from srsplan.kernels.samplers.alias_table import Distribution
+from srsplan.kernels.samplers.in_batch import InBatch
+from srsplan.kernels.samplers.kind import SamplerKind
 
-TILES = (16, 32, 64)
+TUNED_BLOCK_N = (16, 32, 64)
 """Items of a tile that autotuning tries."""
 
 TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+SOURCE_TENSORS = {
+    SamplerKind.UNIFORM: (),
+    SamplerKind.WEIGHTED: ("prob", "alias", "log_prob"),
+    SamplerKind.GIVEN: ("indices",),
+    SamplerKind.IN_BATCH: ("indices", "log_prob"),
+}
+"""The tensors that a sampler reads, in the order in which the operators take them."""
+
+
+class Numbers(NamedTuple):
+    """The integers of a call, in the order in which the operators take them."""
+
+    negatives: int
+    sets: int
+    seed: int
+    step: int
+    ignore_index: int
+
+
+def source_of(
+    sampler: SamplerKind, negatives: int | Tensor, distribution: Distribution | InBatch | None
+) -> list[Tensor]:
+    """The tensors that a sampler reads, as `SOURCE_TENSORS` names them."""
+    tensors: dict[str, Tensor] = {}
+    if isinstance(negatives, Tensor):
+        tensors = {"indices": negatives.contiguous()}
+    elif isinstance(distribution, InBatch):
+        tensors = {"indices": distribution.slots.contiguous(), "log_prob": distribution.log_prob}
+    elif distribution is not None:
+        tensors = {"prob": distribution.prob, "alias": distribution.alias, "log_prob": distribution.log_prob}
+    return [tensors[name] for name in SOURCE_TENSORS[sampler]]
 
 
 @torch.library.custom_op("srsplan::sampled_softmax", mutates_args=())
@@ -32,17 +67,21 @@ def sampled_softmax(
     hidden: Tensor,
     item_table: Tensor,
     targets: Tensor,
+    sampler: int,
     source: list[Tensor],
     numbers: list[int],
     log_q: bool,
     copy_table: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """losses and shifts, fp32 [M]; `source` and `numbers` as `Draw` packs them."""
+    """Return losses and shifts, fp32 [M].
+
+    `sampler` is a SamplerKind, `source` the tensors that SOURCE_TENSORS names for it, `numbers` a Numbers.
+    """
     losses, shifts = (hidden.new_zeros(len(hidden), dtype=torch.float32) for _ in range(2))
     if not len(hidden):
         return losses, shifts
-    call = _Call(hidden, item_table, targets, source, numbers)
+    call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, Numbers(*numbers))
     table = item_table.to(hidden.dtype) if copy_table else item_table
 
     def run(launch: Launch) -> None:
@@ -57,10 +96,10 @@ def sampled_softmax(
 
 @sampled_softmax.register_fake
 def sampled_softmax_fake(
-    hidden: Tensor, item_table: Tensor, targets: Tensor, source: list[Tensor], numbers: list[int], log_q: bool,
-    copy_table: bool, deterministic: bool,
+    hidden: Tensor, item_table: Tensor, targets: Tensor, sampler: int, source: list[Tensor], numbers: list[int],
+    log_q: bool, copy_table: bool, deterministic: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Allocates what the operator does, in its order, and keeps it as long."""
+    """Allocate what the operator does, in its order, and keep it as long."""
     losses, shifts = (hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
     table = _copied(item_table, hidden) if copy_table else item_table
     del table
@@ -72,6 +111,7 @@ def sampled_softmax_backward(
     hidden: Tensor,
     item_table: Tensor,
     targets: Tensor,
+    sampler: int,
     source: list[Tensor],
     numbers: list[int],
     log_q: bool,
@@ -81,13 +121,13 @@ def sampled_softmax_backward(
     shifts: Tensor,
     weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of sum(weights x losses): of hidden [M, D] in its type, of the table [V, D] in fp32."""
+    """Return the gradients of sum(weights x losses): of hidden [M, D] in its type, of the table [V, D] in fp32."""
     grad_hidden = torch.zeros_like(hidden)
     kind = torch.int64 if deterministic else torch.float32
     grad_table = torch.zeros(item_table.shape, dtype=kind, device=item_table.device)
     if not len(hidden):
         return grad_hidden, grad_table.float()
-    call = _Call(hidden, item_table, targets, source, numbers)
+    call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, Numbers(*numbers))
     table = item_table.to(hidden.dtype) if copy_table else item_table
     scale = weights.abs().max()
 
@@ -109,10 +149,10 @@ def sampled_softmax_backward(
 
 @sampled_softmax_backward.register_fake
 def sampled_softmax_backward_fake(
-    hidden: Tensor, item_table: Tensor, targets: Tensor, source: list[Tensor], numbers: list[int], log_q: bool,
-    copy_table: bool, deterministic: bool, losses: Tensor, shifts: Tensor, weights: Tensor,
+    hidden: Tensor, item_table: Tensor, targets: Tensor, sampler: int, source: list[Tensor], numbers: list[int],
+    log_q: bool, copy_table: bool, deterministic: bool, losses: Tensor, shifts: Tensor, weights: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Allocates what the operator does, in its order, and keeps it as long."""
+    """Allocate what the operator does, in its order, and keep it as long."""
     grad_hidden = torch.empty_like(hidden)
     grad_table = item_table.new_empty(item_table.shape, dtype=torch.int64 if deterministic else torch.float32)
     table = _copied(item_table, hidden) if copy_table else item_table
@@ -127,69 +167,62 @@ def _copied(item_table: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, item_table, targets, source, numbers, *switches = inputs
+    hidden, item_table, targets, ctx.sampler, source, ctx.numbers, *ctx.switches = inputs
     ctx.save_for_backward(hidden, item_table, targets, *source, *output)
-    ctx.numbers, ctx.switches = numbers, switches
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Any, ...]:
     hidden, item_table, targets, *source, losses, shifts = ctx.saved_tensors
     grad_hidden, grad_table = sampled_softmax_backward(
-        hidden, item_table, targets, source, ctx.numbers, *ctx.switches, losses, shifts, grad_losses.contiguous()
-    )
-    return grad_hidden, grad_table.to(item_table.dtype), None, [None] * len(source), None, None, None, None
+        hidden, item_table, targets, ctx.sampler, source, ctx.numbers, *ctx.switches, losses, shifts,
+        grad_losses.contiguous(),
+    )  # fmt: skip
+    return grad_hidden, grad_table.to(item_table.dtype), None, None, [None] * len(source), None, None, None, None
 
 
 sampled_softmax.register_autograd(_backward, setup_context=_save)
 
 
 class _Call:
-    """What both kernels are given: where negatives come from, and how many programs run."""
+    """The arguments of both kernels: where negatives come from, and how many programs run."""
 
     def __init__(
-        self, hidden: Tensor, item_table: Tensor, targets: Tensor, source: list[Tensor], numbers: list[int]
-    ) -> None:
-        negatives, sets, seed, step, ignore_index = numbers
-        self.hidden, self.sets = hidden, sets
-        names = (kernels.UNIFORM, kernels.EXPLICIT, kernels.IN_BATCH, kernels.WEIGHTED)
-        self.sampler = names[len(source)]
+        self, hidden: Tensor, item_table: Tensor, targets: Tensor, sampler: SamplerKind, source: list[Tensor],
+        numbers: Numbers,
+    ) -> None:  # fmt: skip
+        self.hidden, self.sets, self.sampler = hidden, numbers.sets, sampler
+        self.group = -(-len(hidden) // numbers.sets)
+        tensors = dict(zip(SOURCE_TENSORS[sampler], source, strict=True))
         # a sampler does not read what it does not need: any pointer will do there
-        prob, alias, self.log_prob = source if self.sampler == kernels.WEIGHTED else (hidden,) * 3
-        if self.sampler == kernels.IN_BATCH:
-            self.log_prob = source[1]
-        indices = source[0] if self.sampler in (kernels.EXPLICIT, kernels.IN_BATCH) else targets
-        self.group = -(-len(hidden) // sets)
-        drawn_from = len(indices) if self.sampler == kernels.IN_BATCH else item_table.shape[0]
-        counts = (drawn_from, negatives, prob, alias, indices, len(hidden), sets, ignore_index)
-        self.arguments = (seed, step, *counts)
+        prob, alias, self.log_prob = (tensors.get(name, hidden) for name in ("prob", "alias", "log_prob"))
+        indices = tensors.get("indices", targets)
+        drawn_from = len(indices) if sampler == SamplerKind.IN_BATCH else item_table.shape[0]
+        self.arguments = (
+            numbers.seed, numbers.step, drawn_from, numbers.negatives, prob, alias, indices, len(hidden), numbers.sets,
+            numbers.ignore_index,
+        )  # fmt: skip
 
     def launch(self, kernel: str, default: Launch, run: Callable[[Launch], object]) -> tuple[Launch, bool]:
         """The table's launch, or what autotuning found; and whether `run` was called to find it."""
-        key = Key(kernel=kernel, dim=self.hidden.shape[1], dtype=str(self.hidden.dtype))
-        return launch_on(self.hidden.device, key, default, run, TILES)
+        return tuned_launch(kernel, self.hidden, default, run, TUNED_BLOCK_N)
 
     def grid(self, launch: Launch) -> tuple[int, int]:
         """Sets, and programs of a set."""
-        return self.sets, triton.cdiv(self.group, self._tokens(launch))
+        return self.sets, triton.cdiv(self.group, self._block_m(launch))
 
     def options(self, launch: Launch, log_q: bool) -> dict[str, Any]:
         """Compile-time arguments."""
-        dim = self.hidden.shape[1]
         return {
-            "DIM": dim,
-            "WIDTH": max(16, triton.next_power_of_2(dim)),
-            "SET": self._tokens(launch),
-            "TILE": launch.tile,
-            "SAMPLER": self.sampler,
+            **row_options(self.hidden.shape[1]),
+            **launch_options(launch),
+            "BLOCK_M": self._block_m(launch),
+            "SAMPLER": int(self.sampler),
             "LOG_Q": log_q,
             "COMPUTE": TRITON_TYPES[self.hidden.dtype],
-            "PRECISION": "ieee",
-            "num_warps": launch.warps,
-            "num_stages": launch.stages,
         }
 
-    def _tokens(self, launch: Launch) -> int:
-        """A matrix product wants 16 rows: smaller sets leave some empty."""
+    def _block_m(self, launch: Launch) -> int:
+        """Tokens of a program: a matrix product wants 16 rows, so smaller sets leave some empty."""
         tokens: int = triton.next_power_of_2(self.group)
-        return max(16, min(launch.tokens, tokens))
+        return max(SMALLEST_BLOCK, min(launch.block_m, tokens))

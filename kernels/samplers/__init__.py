@@ -1,1 +1,9 @@
-"""Samplers: which items the sampled losses compare a target with."""
+"""Samplers of the sampled losses: where negatives come from, and the logQ correction of their logits.
+
+kind.py           the samplers as an enumeration, which the Triton kernels are compiled for
+sampling.py       the settings that every sampled loss shares
+alias_table.py    draws in proportion to any weights
+in_batch.py       draws from the targets of the same batch
+draw.py           negatives as tensors
+log_q.py          the logQ correction
+"""

@@ -21,7 +21,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from srsplan.models.data.limits import LONGEST_HEADER, is_text, require_rows, require_text, require_unpacked
 from srsplan.models.errors import InputError
+from srsplan.models.files import check_input
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,10 +69,7 @@ FOUND_BY_NAME = Columns()
 
 def require_file(path: Path) -> None:
     """InputError unless there is a file of a known format with something in it."""
-    if not path.exists():
-        raise InputError(f"no file {path}", "give the path of a file with interactions")
-    if path.is_dir():
-        raise InputError(f"{path} is a directory", "give one file; join the parts first where there are several")
+    check_input(path, "file of interactions", "give one file; join the parts first where there are several")
     if _format(path) not in TEXT_FORMATS + PARQUET_FORMATS:
         accepted = ", ".join((*TEXT_FORMATS, *PARQUET_FORMATS))
         raise InputError(f"{path}: unknown extension {path.suffix!r}", f"accepted: {accepted}, and .gz after text")
@@ -104,6 +103,7 @@ def read_table(path: Path, columns: Columns) -> tuple[pa.Table, tuple[str, ...]]
     kind = _format(path)
     if kind in PARQUET_FORMATS:
         return _read_parquet(path, columns)
+    require_text(path)
     header = _first_line(path)
     if kind == ".txt":
         return _read_blank_separated(path, columns, header.split())
@@ -114,15 +114,36 @@ def read_table(path: Path, columns: Columns) -> tuple[pa.Table, tuple[str, ...]]
 def _first_line(path: Path) -> str:
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig") as lines:
-        return next((line.rstrip("\r\n") for line in lines if line.strip()), "")
+        while line := lines.readline(LONGEST_HEADER):
+            if len(line) == LONGEST_HEADER:
+                raise InputError(f"{path}: the first line is longer than a million letters", "is it a table?")
+            if line.strip():
+                return line.rstrip("\r\n")
+    return ""
 
 
 def _read_parquet(path: Path, columns: Columns) -> tuple[pa.Table, tuple[str, ...]]:
-    from pyarrow import parquet
+    """Text stays in dictionaries, so that repeated ids are never written out."""
+    from pyarrow import parquet, types
 
     with parquet.ParquetFile(path) as file:
-        chosen, notes = _choose(file.schema_arrow.names, columns, path)
+        metadata, schema = file.metadata, file.schema_arrow
+        chosen, notes = _choose(schema.names, columns, path)
+        fields = [schema.field(name) for name in chosen.values()]
+    nested = [field.name for field in fields if types.is_nested(field.type)]
+    if nested:
+        raise InputError(f"{path}: the column {nested[0]!r} holds lists or structures", "give one value per row")
+    require_rows(path, metadata.num_rows)
+    require_unpacked(path, _uncompressed_bytes(metadata, set(chosen.values())))
+    text = [field.name for field in fields if is_text(field.type)]
+    with parquet.ParquetFile(path, read_dictionary=text) as file:
         return _renamed(file.read(list(chosen.values())), chosen), notes
+
+
+def _uncompressed_bytes(metadata: Any, names: set[str]) -> int:
+    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
+    chunks = (group.column(at) for group in groups for at in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
 
 
 def _read_delimited(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srsplan.models.data.formats import FOUND_BY_NAME, Columns, read_table, reader_errors, require_file
+from srsplan.models.data.limits import decoded_bytes, require_unpacked
 from srsplan.models.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ def _encode(column: pa.ChunkedArray, role: str, path: Path) -> tuple[NDArray[np.
     """Codes [R] in the order of the labels, and the labels; InputError where an id is missing."""
     import pyarrow.compute as pc
 
-    encoded = pc.dictionary_encode(_as_labels(column), null_encoding="encode").combine_chunks()
-    labels, codes = encoded.dictionary, encoded.indices.to_numpy()
+    labels, codes = _dictionary(column)
     missing = pc.is_null(labels)
     if labels.type in _text_types():
         missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(labels), ""), True))
@@ -140,6 +140,24 @@ def _encode(column: pa.ChunkedArray, role: str, path: Path) -> tuple[NDArray[np.
     return places[codes], labels.take(order).to_numpy(zero_copy_only=False)
 
 
+def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int32]]:
+    """Distinct labels that occur, null among them where a row has none, and the place of each row's label [R]."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    if not types.is_dictionary(column.type):
+        encoded = pc.dictionary_encode(_as_labels(column), null_encoding="encode").combine_chunks()
+        return encoded.dictionary, encoded.indices.to_numpy()
+    # a column that comes in dictionaries is never written out: a small file can stand for a lot of text
+    joined = column.unify_dictionaries().combine_chunks()
+    values = _as_labels(pa.chunked_array([joined.dictionary]))
+    distinct = pc.dictionary_encode(values, null_encoding="encode").combine_chunks()
+    codes = distinct.indices.take(joined.indices)
+    found = pc.dictionary_encode(codes, null_encoding="encode")
+    return distinct.dictionary.take(found.dictionary), found.indices.to_numpy()
+
+
 def _text_types() -> tuple[Any, ...]:
     import pyarrow as pa
 
@@ -152,8 +170,6 @@ def _as_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
     import pyarrow.compute as pc
     from pyarrow import types
 
-    if types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     if types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
         try:
@@ -171,7 +187,7 @@ def _timestamps(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64] | NDAr
     import pyarrow.compute as pc
     from pyarrow import types
 
-    given = column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
+    given = _written_out(column, path) if types.is_dictionary(column.type) else column
     column = _parsed(given) if given.type in _text_types() else given
     if types.is_decimal(column.type):
         column = column.cast(pa.float64())
@@ -192,6 +208,12 @@ def _timestamps(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64] | NDAr
         return cast("NDArray[np.int64]", column.cast(pa.int64()).to_numpy())
     except pa.ArrowInvalid:
         return cast("NDArray[np.float64]", column.cast(pa.float64()).to_numpy())
+
+
+def _written_out(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
+    """Every row's own value, where that is not more than a file of this size can mean."""
+    require_unpacked(path, decoded_bytes(column))
+    return column.cast(column.type.value_type)
 
 
 def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:

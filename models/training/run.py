@@ -1,40 +1,51 @@
-"""A training run as `srsplan train` does it: data, configuration, folder, test, and the files that remain.
+"""A training run as `srsplan train` does it: data, configuration, folder, training, test, and the files that remain.
 
-config.json      the resolved configuration, settings and what was done to the data
-epochs.jsonl     one line an epoch
-state.json, weights-*.safetensors, best.safetensors
-metrics.json     the test's metrics beside popularity's
-runs.csv         the run as a row of a run table: `srsplan analyze` reads it
+    data = read_data(order)                 the interactions, split
+    order = fitted(order, data)             the configuration with the catalog of the data
+    with opened(order, data) as run:        model built, folder locked, config.json written or the checkpoint loaded
+        result = finish(run, callbacks)     trained, tested, metrics.json and runs.csv written
+
+Nothing is written or deleted before everything has been read, checked and built.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
+from pydantic import field_validator
 
-from srsplan.kernels.dispatch import Choice, choose
-from srsplan.models.config import Configuration
+from srsplan.kernels.dispatch import LossCall, LossOptions, choose
+from srsplan.models.config import Configuration, reject_unknown_keys
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.options import DataOptions
 from srsplan.models.data.splits import Split, split
 from srsplan.models.errors import InputError
-from srsplan.models.training.checkpoint import write_whole
+from srsplan.models.files import write_atomically
+from srsplan.models.schema import Document
+from srsplan.models.training.callbacks import Callbacks
+from srsplan.models.training.checkpoint import read_state
 from srsplan.models.training.evaluation import popularity
-from srsplan.models.training.loop import Observer, Progress, Settings, Trainer
-from srsplan.models.training.step import TrainingStep
+from srsplan.models.training.folder import CONFIG, ITEMS, METRICS, ROW, RunFolder
+from srsplan.models.training.items import check_items, write_items
+from srsplan.models.training.loop import Trainer
+from srsplan.models.training.settings import Settings
+from srsplan.models.training.step import DTYPES, TrainingStep
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Minimums:
-    """k-core filters of the data."""
+    """k-core filters of the data: users and items with fewer interactions are left out."""
 
     user: int = 0
     item: int = 0
@@ -49,41 +60,62 @@ class Order:
     data: DataOptions
     minimums: Minimums
     folder: Path
-    resume: bool
-    planned: bool
-    """The configuration comes from a plan, whose catalog its figures were made for."""
     device: torch.device
+    resume: bool = False
+    overwrite: bool = False
+    planned: bool = False
+    """The configuration comes from a plan, whose figures were made for its catalog."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunData:
+    """The interactions of a run, read and split."""
+
+    split: Split
+    item_ids: NDArray[Any]
+    """[V], the label in the file of each item."""
+    notes: tuple[str, ...]
+    """What was done to the data, in sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Data read, model built, nothing trained yet."""
+    """Everything read, checked and built, nothing trained yet."""
 
     order: Order
     split: Split
     trainer: Trainer
-    kernel: Choice
+    kernel: LossCall
+    """The call that every step makes; what it says of itself is printed."""
     notes: tuple[str, ...]
+    started_over: bool
+    """It should go on, but had been stopped before its first checkpoint: it begins again."""
 
 
-def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Make the run's folder; InputError where it holds something that nobody said to resume or overwrite."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder} is a file", "give a folder")
-    used = folder.is_dir() and any(folder.iterdir())
-    if used and not (resume or overwrite):
-        raise InputError(f"--output {folder} is not empty", "--resume goes on with it, --overwrite starts anew")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {folder}: {error.strerror}", "give another folder with -o") from error
-    if used and overwrite and not resume:
-        for old in [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jsonl")]:
-            old.unlink()
+class RunConfig(Document):
+    """config.json: how a run was made, enough to repeat it and to load its model."""
+
+    version: Literal[2] = 2
+    srsplan: str
+    configuration: Configuration
+    settings: Settings
+    data: str
+    split: str
+    minimums: Minimums
+    notes: tuple[str, ...]
+    device: str
+    torch: str
+
+    @field_validator("configuration", mode="before")
+    @classmethod
+    def _only_known_keys(cls, value: object) -> object:
+        if isinstance(value, Mapping):
+            reject_unknown_keys(value, list(Configuration.__dataclass_fields__), "configuration")
+        return value
 
 
-def prepare(order: Order, overwrite: bool) -> Prepared:
-    """Read the data, check that the configuration goes with it, build the model, load the checkpoint."""
+def read_data(order: Order) -> RunData:
+    """Read and split the interactions; InputError where they cannot be."""
     interactions = read_interactions(
         order.data.path,
         columns=order.data.columns,
@@ -91,37 +123,70 @@ def prepare(order: Order, overwrite: bool) -> Prepared:
         min_item_interactions=order.minimums.item,
     )
     parts = split(interactions, order.data.strategy, seed=order.settings.seed)
-    notes = [*interactions.notes, *parts.notes]
-    configuration = _fitted(order, parts.catalog, notes)
-    kernel = _kernel(order, configuration)
-    prepare_folder(order.folder, order.resume, overwrite)
+    return RunData(split=parts, item_ids=interactions.item_ids, notes=(*interactions.notes, *parts.notes))
+
+
+def fitted(order: Order, data: RunData) -> Order:
+    """The order with the catalog of the data.
+
+    InputError where a plan is for fewer items than there are, and where the loss's implementation cannot run.
+    """
+    configuration, catalog = order.configuration, data.split.catalog
+    if catalog > configuration.catalog:
+        raise InputError(
+            f"the plan is for {configuration.catalog:,} items, the data have {catalog:,}: its memory does not hold",
+            "plan again with srsplan recommend --data FILE",
+        )
+    order = replace(order, configuration=replace(configuration, catalog=catalog, valid_tokens=None))
+    _check_kernel(order)
+    return order
+
+
+@contextmanager
+def opened(order: Order, data: RunData, notes: tuple[str, ...] = ()) -> Iterator[Prepared]:
+    """Build the model, then hold the run's folder: a new run is begun in it, or its checkpoint loaded.
+
+    `order` is fitted to the data. InputError, and nothing changed, where folder or checkpoint cannot be used.
+    """
+    folder = RunFolder(order.folder)
+    folder.check(order.resume, order.overwrite)
+    trainer = build(order, data.split)
+    notes = (*data.notes, *notes)
+    with folder.held():
+        folder.check(order.resume, order.overwrite)
+        state = read_state(order.folder) if order.resume else None
+        if state is not None:
+            check_items(order.folder / ITEMS, data.item_ids)
+            trainer.resume(state)
+        else:
+            _begin(folder, order, data, notes)
+        started_over = order.resume and state is None
+        yield Prepared(
+            order=order,
+            split=data.split,
+            trainer=trainer,
+            kernel=trainer.step.loss_call,
+            notes=notes,
+            started_over=started_over,
+        )
+
+
+def build(order: Order, parts: Split) -> Trainer:
+    """The model with its first weights, and the loop that trains it; touches no file."""
     torch.manual_seed(order.settings.seed)
-    step = TrainingStep(configuration, order.device, order.settings, item_counts=parts.item_counts[1:])
-    trainer = Trainer(step, parts, order.settings, order.folder)
-    order = replace(order, configuration=configuration)
-    if order.resume:
-        trainer.resume()
-    else:
-        write_json(order.folder / "config.json", _resolved(order, notes))
-    return Prepared(order=order, split=parts, trainer=trainer, kernel=kernel, notes=tuple(notes))
+    step = TrainingStep(order.configuration, order.device, order.settings, item_counts=parts.item_counts[1:])
+    return Trainer(step, parts, order.settings, order.folder)
 
 
-def _kernel(order: Order, configuration: Configuration) -> Choice:
-    try:
-        return choose(configuration.loss, order.device, order.settings.kernel, configuration.architecture.dim)
-    except ValueError as error:
-        raise InputError(f"--kernel {order.settings.kernel}: {error}", "leave --kernel out") from error
-
-
-def finish(prepared: Prepared, observer: Observer) -> dict[str, Any]:
+def finish(prepared: Prepared, callbacks: Callbacks) -> dict[str, Any]:
     """Train to the end, test, write the files; the document that `--json` prints."""
     trainer, parts = prepared.trainer, prepared.split
-    progress = trainer.run(observer)
-    ranking = trainer.ranking()
-    tested, baseline = trainer.ranked(parts.test, observer), popularity(parts, parts.test, ranking)
+    progress = trainer.run(callbacks)
+    tested, ranking = trainer.ranked(parts.test, callbacks), trainer.ranking()
+    baseline = popularity(parts, parts.test, ranking)
     document = {
         "configuration": prepared.order.configuration.to_dict(),
-        "kernel": asdict(prepared.kernel),
+        "kernel": prepared.kernel.description(),
         "test": tested.all,
         "popularity": baseline.all,
         "test_users": tested.users,
@@ -129,53 +194,55 @@ def finish(prepared: Prepared, observer: Observer) -> dict[str, Any]:
         "seen_items_filtered": ranking.filter_seen,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
+        "stopped_early": progress.epoch < trainer.settings.epochs,
         "micro_batches": progress.micro_batches,
         "validation_ndcg_10": progress.best,
-        "epoch_seconds": sum(progress.seconds) / max(1, len(progress.seconds)),
+        "epoch_seconds": progress.mean_epoch_seconds,
+        "step_seconds": progress.mean_step_seconds,
         "memory": _measured_memory(prepared.order.device),
         "folder": str(prepared.order.folder),
     }
-    write_json(prepared.order.folder / "metrics.json", document)
-    _write_row(prepared, document, progress)
+    write_json(prepared.order.folder / METRICS, document)
+    _write_row(prepared.order, document)
     return document
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    write_whole(path, json.dumps(document, indent=2).encode() + b"\n")
+    """Write a JSON document atomically."""
+    write_atomically(path, json.dumps(document, indent=2).encode() + b"\n")
 
 
 def use_expandable_segments() -> None:
-    """What every plan assumes of the allocator; must be said before CUDA starts, and a user's own setting wins."""
+    """Set what every plan assumes of the allocator. Must come before CUDA starts; a user's own setting wins."""
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
-def _fitted(order: Order, catalog: int, notes: list[str]) -> Configuration:
-    """The configuration with the data's catalog; a plan for fewer items than there are is refused."""
-    configuration = order.configuration
-    if catalog > configuration.catalog:
-        raise InputError(
-            f"the plan is for {configuration.catalog:,} items, the data have {catalog:,}: its memory does not hold",
-            "plan again with srsplan recommend --data FILE",
-        )
-    if order.planned and catalog < configuration.catalog:
-        notes.append(
-            f"the plan is for {configuration.catalog:,} items, the data have {catalog:,}: less memory is needed"
-        )
-    return replace(configuration, catalog=catalog, valid_tokens=None)
+def _check_kernel(order: Order) -> None:
+    """InputError where the loss has no such implementation; before anything is deleted or built."""
+    configuration, asked = order.configuration, order.settings.kernel
+    options = LossOptions(negatives=configuration.negatives, compute_dtype=DTYPES[configuration.precision])
+    try:
+        choose(configuration.loss, order.device, asked, options, dim=configuration.architecture.dim)
+    except ValueError as error:
+        raise InputError(f"--kernel {asked}: {error}", "leave --kernel out") from error
 
 
-def _resolved(order: Order, notes: list[str]) -> dict[str, Any]:
-    return {
-        "configuration": order.configuration.to_dict(),
-        "settings": asdict(order.settings),
-        "data": str(order.data.path),
-        "split": order.data.strategy,
-        "minimums": asdict(order.minimums),
-        "notes": notes,
-        "device": str(order.device),
-        "torch": torch.__version__,
-    }
+def _begin(folder: RunFolder, order: Order, data: RunData, notes: tuple[str, ...]) -> None:
+    """Replace what an earlier run left by the first files of this one."""
+    folder.clear()
+    config = RunConfig(
+        srsplan=version("srsplan"),
+        configuration=order.configuration,
+        settings=order.settings,
+        data=str(order.data.path),
+        split=order.data.strategy,
+        minimums=order.minimums,
+        notes=notes,
+        device=str(order.device),
+        torch=torch.__version__,
+    )
+    write_atomically(order.folder / CONFIG, config.model_dump_json(indent=2).encode() + b"\n")
+    write_items(order.folder / ITEMS, data.item_ids)
 
 
 def _measured_memory(device: torch.device) -> dict[str, int] | None:
@@ -187,12 +254,11 @@ def _measured_memory(device: torch.device) -> dict[str, int] | None:
     }
 
 
-def _write_row(prepared: Prepared, document: Mapping[str, Any], progress: Progress) -> None:
+def _write_row(order: Order, document: Mapping[str, Any]) -> None:
+    """The run as a table of one row."""
     import pandas as pd
 
-    order, memory = prepared.order, document["memory"]
-    configuration = order.configuration
-    seconds = sum(progress.seconds)
+    configuration, memory = order.configuration, document["memory"]
     row = {
         "dataset": order.data.path.name.split(".")[0],
         "model": "sasrec",
@@ -203,13 +269,13 @@ def _write_row(prepared: Prepared, document: Mapping[str, Any], progress: Progre
         "tokens_per_set": configuration.tokens_per_set,
         "sampler": configuration.sampler,
         "dim": configuration.architecture.dim,
-        "micro_batches": progress.micro_batches,
+        "micro_batches": document["micro_batches"],
         "seed": order.settings.seed,
         "exp_name": order.folder.name,
         "device": str(order.device),
         "max_allocated_memory": None if memory is None else memory["allocated_bytes"] / GIB,
-        "run_training_batch": seconds / max(1, progress.steps),
+        "run_training_batch": document["step_seconds"],
         "run_training_epoch": document["epoch_seconds"],
         **{f"{name}_test": value for name, value in document["test"].items()},
     }
-    write_whole(order.folder / "runs.csv", pd.DataFrame([row]).to_csv(index=False).encode())
+    write_atomically(order.folder / ROW, pd.DataFrame([row]).to_csv(index=False).encode())

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from srsplan.kernels.dispatch import Implementation, LossCall
-from srsplan.kernels.samplers.alias import Distribution, popularity
+from srsplan.kernels.dispatch import Implementation, LossCall, LossOptions, choose
+from srsplan.kernels.samplers.alias_table import Distribution, popularity
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
@@ -90,16 +90,20 @@ class TrainingStep:
         scaled = configuration.precision == "fp16" and device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=True) if scaled else None
         self.steps_done = 0
-        self._loss = LossCall(
-            loss=configuration.loss,
+        options = LossOptions(
             negatives=configuration.negatives,
             sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=settings.seed),
             compute_dtype=dtype,
-            implementation=settings.kernel,
             in_batch=configuration.sampler == "in-batch",
         )
         if configuration.sampler == "popularity":
-            self._loss = replace(self._loss, distribution=self._distribution(item_counts, settings.popularity_exponent))
+            options = replace(options, distribution=self._distribution(item_counts, settings.popularity_exponent))
+        self._loss = choose(configuration.loss, device, settings.kernel, options, dim=configuration.architecture.dim)
+
+    @property
+    def loss_call(self) -> LossCall:
+        """The loss as it runs, with its implementation and the reason for it."""
+        return self._loss
 
     def _distribution(self, counts: NDArray[np.integer] | None, exponent: float) -> Distribution:
         catalog = self.configuration.catalog
@@ -116,8 +120,7 @@ class TrainingStep:
             hidden = hidden.view(-1, hidden.shape[-1]).index_select(0, batch.positions)
             phase("loss")
             step = self.steps_done if draw is None else draw
-            call = replace(self._loss, sampling=replace(self._loss.sampling, step=step))
-            return call(hidden, self.model.item_table, batch.targets)
+            return self._loss.at_step(step)(hidden, self.model.item_table, batch.targets)
 
     def run(self, batch: StepInputs, phase: Callable[[str], None] = no_phase) -> Tensor:
         """One optimizer step; the detached loss, not synchronised."""

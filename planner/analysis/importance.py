@@ -1,62 +1,42 @@
-"""What moves quality in a run table: rank correlation and random forests, dataset by dataset.
-
-Spearman is taken over runs with sampled negatives: a full softmax has no number of negatives to correlate.
-Forests see every run, the full softmax as twice the largest ns, which a tree can split off. A forest's fit to its
-own training rows says nothing about the next run, so it stands next to two figures that do: out of bag, and 5-fold
-cross-validation. Permutation importance is the R2 lost on held-out folds when one column is shuffled; impurity
-importance is a by-product of training.
-"""
+"""What moves quality in a run table, dataset by dataset: rank correlations, forests, and their average."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from srsplan.planner.analysis.run_tables import RunTable
+from srsplan.planner.analysis.correlation import MIN_ROWS as MIN_SPEARMAN_ROWS
+from srsplan.planner.analysis.correlation import Correlation, correlations, mean_correlation
+from srsplan.planner.analysis.features import AVERAGE, FEATURES, METRIC_LABELS, METRICS, features_of
+from srsplan.planner.analysis.forests import MIN_ROWS as MIN_FOREST_ROWS
+from srsplan.planner.analysis.forests import MOST_ROWS as MOST_FOREST_ROWS
+from srsplan.planner.analysis.forests import ForestFit, ForestOptions, Samples, fit_all, mean_fit, samples_of
+from srsplan.planner.analysis.run_tables import RunTable, listed
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
-METRICS = {"ndcg_10": "NDCG_10_test", "coverage_10": "Coverage_10_test", "surprisal_10": "Surprisal_10_test"}
-FEATURES = ("bs", "sl", "ns", "bs*sl", "bs*ns", "sl*ns")
-METRIC_LABELS = {"ndcg_10": "NDCG@10", "coverage_10": "Coverage@10", "surprisal_10": "Surprisal@10"}
-FEATURE_LABELS = {name: name.replace("*", "×") for name in FEATURES}
-AVERAGE = "average"
-MIN_SPEARMAN_ROWS = 3
-MIN_FOREST_ROWS = 20
+MOST_DATASETS = 1_000
+"""Datasets that are analysed, those with the most runs."""
 
-Spearman = dict[str, dict[str, float | None]]
+MOST_FORESTS = 10
+"""Datasets that get forests, those with the most runs: each takes about a second."""
+
+Spearman = dict[str, dict[str, Correlation | None]]
+"""Metric -> feature -> correlation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
     """What `analyze` computes and with which seed."""
 
-    seed: int = 0
-    """Seeds the trees, the folds and the shuffles; equal seeds give equal figures."""
-    trees: int = 200
-    """Trees of each forest."""
-    folds: int = 5
-    """Folds of the cross-validation."""
-    shuffles: int = 10
-    """Shuffles of each column for the permutation importance."""
+    forests: ForestOptions = field(default_factory=ForestOptions)
     keep_full: bool = False
     """Also rank full-softmax runs in Spearman, above every finite number of negatives."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForestFit:
-    """One forest: R2 of three kinds, and importance by feature (R2 lost; share of impurity)."""
-
-    r2_in_sample: float
-    r2_out_of_bag: float
-    r2_cv: float
-    impurity: dict[str, float]
-    permutation: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +50,14 @@ class DatasetAnalysis:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """Findings by dataset, their plain mean last under `average`; `rows` is what the file held."""
+    """Findings by dataset in order of the alphabet, their plain mean last under `average`."""
 
     datasets: dict[str, DatasetAnalysis]
     rows: int
+    """Runs that the files held."""
     rows_analysed: int
+    full_left_out: int
+    """Full-softmax runs that the correlations leave out."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +65,7 @@ class Analysis:
         return {
             "rows": self.rows,
             "rows_analysed": self.rows_analysed,
+            "full_softmax_left_out": self.full_left_out,
             "notes": list(self.notes),
             "datasets": {name: _dataset_json(found) for name, found in self.datasets.items()},
         }
@@ -92,35 +76,87 @@ def analyze(
     options: AnalysisOptions | None = None,
     on_step: Callable[[str, int], None] | None = None,
 ) -> Analysis:
-    """Correlate and fit, dataset by dataset; `on_step(what, steps)` is called before each forest."""
+    """Correlate and fit, dataset by dataset; `on_step(what, steps)` is called after each forest.
+
+    At most 1,000 datasets are analysed and ten get forests, those with the most runs; a note says where that matters.
+    """
     options = options or AnalysisOptions()
-    features = _features(table)
-    steps = len(table.datasets) * len(METRICS)
-    datasets, notes = {}, [*table.notes, *_missing_metrics(table), *_full_note(table, options)]
-    for name in table.datasets:
-        rows = table.frame["dataset"] == name
-        frame, inputs = table.frame[rows], features[rows]
-        forests: dict[str, ForestFit | None] = {}
-        for metric, column in METRICS.items():
-            if on_step is not None:
-                on_step(f"{name}, {metric}", steps)
-            forests[metric] = _forest(inputs, frame, column, options)
-        if len(frame) < MIN_FOREST_ROWS:
-            notes.append(f"{name} has {len(frame)} runs: no forest below {MIN_FOREST_ROWS}.")
-        spearman = _spearman(inputs, frame, options)
-        datasets[name] = DatasetAnalysis(rows=len(frame), spearman=spearman, forest=forests)
-    datasets[AVERAGE] = _average(list(datasets.values()))
-    rows_analysed = len(table.frame)
-    return Analysis(datasets=datasets, rows=table.rows_read, rows_analysed=rows_analysed, notes=tuple(notes))
+    features = features_of(table)
+    rows = _largest(table)
+    spearman = {name: _spearman(features.iloc[at], table.frame.iloc[at], options) for name, at in rows.items()}
+    samples = _samples(table, features, dict(_by_size(rows)[:MOST_FORESTS]), options.forests.seed)
+    forests = _fit(samples, options.forests, on_step)
+    datasets = {
+        name: DatasetAnalysis(
+            rows=len(at),
+            spearman=spearman[name],
+            forest={metric: forests.get((name, metric)) for metric in METRICS},
+        )
+        for name, at in rows.items()
+    }
+    full = int(features["full"].sum())
+    return Analysis(
+        datasets={**datasets, AVERAGE: _average(list(datasets.values()))},
+        rows=table.rows_read,
+        rows_analysed=len(table.frame),
+        full_left_out=0 if options.keep_full else full,
+        notes=(*table.notes, *_missing_metrics(table), *_full_note(table, full, options), *_limits(table, rows)),
+    )
 
 
-def _features(table: RunTable) -> pd.DataFrame:
-    """The six features and the flag `full`, one row per run."""
-    knobs = table.knobs()
-    for product in FEATURES[3:]:
-        left, right = product.split("*")
-        knobs[product] = knobs[left] * knobs[right]
-    return knobs
+def _largest(table: RunTable) -> dict[str, NDArray[np.intp]]:
+    """Dataset to the positions of its runs in the table, in order of the alphabet."""
+    import numpy as np
+
+    places = {str(name): np.asarray(at) for name, at in table.frame.groupby("dataset", sort=True).indices.items()}
+    kept = dict(_by_size(places)[:MOST_DATASETS])
+    return {name: at for name, at in places.items() if name in kept}
+
+
+def _by_size(rows: Mapping[str, NDArray[np.intp]]) -> list[tuple[str, NDArray[np.intp]]]:
+    """The datasets with the most runs first, equal ones in order of the alphabet."""
+    return sorted(rows.items(), key=lambda each: -len(each[1]))
+
+
+def _samples(
+    table: RunTable, features: pd.DataFrame, rows: Mapping[str, NDArray[np.intp]], seed: int
+) -> dict[tuple[str, str], Samples]:
+    found = {
+        (name, metric): samples_of(features.iloc[rows[name]], table.frame.iloc[rows[name]].get(column), seed)
+        for name in sorted(rows)
+        for metric, column in METRICS.items()
+    }
+    return {key: samples for key, samples in found.items() if samples is not None}
+
+
+def _fit(
+    samples: dict[tuple[str, str], Samples], options: ForestOptions, on_step: Callable[[str, int], None] | None
+) -> dict[tuple[str, str], ForestFit]:
+    fits = {}
+    for (name, metric), fit in zip(samples, fit_all(list(samples.values()), options), strict=True):
+        fits[name, metric] = fit
+        if on_step is not None:
+            on_step(f"{name}, {METRIC_LABELS[metric]}", len(samples))
+    return fits
+
+
+def _spearman(features: pd.DataFrame, frame: pd.DataFrame, options: AnalysisOptions) -> Spearman:
+    sampled = features["full"] == 0
+    # a dataset that knows the full softmax only is correlated over those runs: ns is constant there
+    if options.keep_full or sampled.sum() < MIN_SPEARMAN_ROWS:
+        sampled |= True
+    features, frame = features.loc[sampled, list(FEATURES)], frame[sampled]
+    return {metric: correlations(features, frame.get(column)) for metric, column in METRICS.items()}
+
+
+def _average(found: list[DatasetAnalysis]) -> DatasetAnalysis:
+    """The mean over the datasets that have a figure."""
+    spearman: Spearman = {
+        metric: {feature: mean_correlation([one.spearman[metric][feature] for one in found]) for feature in FEATURES}
+        for metric in METRICS
+    }
+    forest = {metric: mean_fit([one.forest[metric] for one in found]) for metric in METRICS}
+    return DatasetAnalysis(rows=sum(one.rows for one in found), spearman=spearman, forest=forest)
 
 
 def _missing_metrics(table: RunTable) -> list[str]:
@@ -128,8 +164,7 @@ def _missing_metrics(table: RunTable) -> list[str]:
     return [f"No column {', '.join(missing)}: nothing is said about it."] if missing else []
 
 
-def _full_note(table: RunTable, options: AnalysisOptions) -> list[str]:
-    full = int(table.knobs()["full"].sum())
+def _full_note(table: RunTable, full: int, options: AnalysisOptions) -> list[str]:
     if not full:
         return []
     runs = f"{full} full-softmax run{'s' if full > 1 else ''}"
@@ -140,134 +175,61 @@ def _full_note(table: RunTable, options: AnalysisOptions) -> list[str]:
     return [f"{left_out}; in the forests {encoded}, which a tree can split off."]
 
 
-def _spearman(inputs: pd.DataFrame, frame: pd.DataFrame, options: AnalysisOptions) -> Spearman:
-    sampled = inputs["full"] == 0
-    # a dataset that knows the full softmax only is correlated over those runs: ns is constant there
-    if options.keep_full or sampled.sum() < MIN_SPEARMAN_ROWS:
-        sampled |= True
-    inputs, frame = inputs[sampled], frame[sampled]
-    return {
-        metric: {feature: _rank_correlation(inputs[feature], frame.get(column)) for feature in FEATURES}
-        for metric, column in METRICS.items()
-    }
+def _limits(table: RunTable, rows: Mapping[str, NDArray[np.intp]]) -> list[str]:
+    """What was not done because datasets are too small, too large or too many."""
+    notes = []
+    total = table.frame["dataset"].nunique()
+    if total > len(rows):
+        notes.append(f"Only the {len(rows):,} datasets with the most runs of {total:,} are analysed.")
+    with_forest = dict(_by_size(rows)[:MOST_FORESTS])
+    if len(rows) > MOST_FORESTS:
+        notes.append(f"Forests are fitted for the {MOST_FORESTS} datasets with the most runs only.")
+    few = [f"{name} has {_runs(len(at))}" for name, at in with_forest.items() if len(at) < MIN_FOREST_ROWS]
+    if few:
+        notes.append(f"{listed(few)}: no forest below {MIN_FOREST_ROWS}.")
+    many = [name for name, at in with_forest.items() if len(at) > MOST_FOREST_ROWS]
+    if many:
+        notes.append(f"Forests see {MOST_FOREST_ROWS:,} runs, drawn at random, of {listed(many)}.")
+    return notes
 
 
-def _rank_correlation(feature: pd.Series, metric: pd.Series | None) -> float | None:
-    """Spearman's rho, or None where a column is missing, constant or too short."""
-    from scipy.stats import spearmanr
-
-    if metric is None:
-        return None
-    known = metric.notna()
-    feature, metric = feature[known], metric[known]
-    if len(metric) < MIN_SPEARMAN_ROWS or feature.nunique() < 2 or metric.nunique() < 2:
-        return None
-    return float(spearmanr(feature, metric).statistic)
-
-
-def _forest(inputs: pd.DataFrame, frame: pd.DataFrame, column: str, options: AnalysisOptions) -> ForestFit | None:
-    """A forest on the rows that have the metric; None where they are too few or all equal."""
-    if column not in frame.columns:
-        return None
-    known = frame[column].notna()
-    target = frame.loc[known, column].to_numpy(dtype=float)
-    if len(target) < MIN_FOREST_ROWS or target.min() == target.max():
-        return None
-    rows = inputs.loc[known, list(FEATURES)].to_numpy(dtype=float)
-    forest = _new_forest(options, oob_score=True).fit(rows, target)
-    r2_cv, permutation = _held_out(rows, target, options)
-    return ForestFit(
-        r2_in_sample=float(forest.score(rows, target)),
-        r2_out_of_bag=float(forest.oob_score_),
-        r2_cv=r2_cv,
-        impurity=dict(zip(FEATURES, map(float, forest.feature_importances_), strict=True)),
-        permutation=dict(zip(FEATURES, map(float, permutation), strict=True)),
-    )
-
-
-def _new_forest(options: AnalysisOptions, **more: Any) -> Any:
-    from sklearn.ensemble import RandomForestRegressor
-
-    # one thread: at hundreds of rows threads cost more than they bring, and sums keep their order
-    return RandomForestRegressor(options.trees, random_state=options.seed, n_jobs=1, **more)
-
-
-def _held_out(
-    rows: NDArray[np.float64], target: NDArray[np.float64], options: AnalysisOptions
-) -> tuple[float, NDArray[np.float64]]:
-    """R2 over all held-out predictions together, and what of it each shuffled column costs.
-
-    The shuffles of a fold are predicted in one call: scikit-learn's permutation_importance calls the forest once
-    per shuffle, which on folds of 30 rows is ten times slower.
-    """
-    import numpy as np
-    from sklearn.model_selection import KFold
-
-    random = np.random.default_rng(options.seed)
-    plain, shuffled = 0.0, np.zeros(rows.shape[1])
-    for train, test in KFold(options.folds, shuffle=True, random_state=options.seed).split(rows):
-        forest = _new_forest(options).fit(rows[train], target[train])
-        truth = target[test]
-        plain += float(((forest.predict(rows[test]) - truth) ** 2).sum())
-        # [column, shuffle, row, column]: one copy of the fold for each column and shuffle
-        copies = np.tile(rows[test], (rows.shape[1], options.shuffles, 1, 1))
-        for column in range(rows.shape[1]):
-            copies[column, ..., column] = random.permuted(copies[column, ..., column], axis=1)
-        predicted = forest.predict(copies.reshape(-1, rows.shape[1])).reshape(copies.shape[:3])
-        shuffled += ((predicted - truth) ** 2).sum(axis=2).mean(axis=1)
-    spread = float(((target - target.mean()) ** 2).sum())
-    return 1 - plain / spread, (shuffled - plain) / spread
-
-
-def _average(found: list[DatasetAnalysis]) -> DatasetAnalysis:
-    """The mean over the datasets that have a figure."""
-    spearman: Spearman = {
-        metric: {feature: _mean(one.spearman[metric][feature] for one in found) for feature in FEATURES}
-        for metric in METRICS
-    }
-    forest = {metric: _average_forest([one.forest[metric] for one in found]) for metric in METRICS}
-    return DatasetAnalysis(rows=sum(one.rows for one in found), spearman=spearman, forest=forest)
-
-
-def _average_forest(fits: list[ForestFit | None]) -> ForestFit | None:
-    present = [fit for fit in fits if fit is not None]
-    if not present:
-        return None
-    return ForestFit(
-        r2_in_sample=sum(fit.r2_in_sample for fit in present) / len(present),
-        r2_out_of_bag=sum(fit.r2_out_of_bag for fit in present) / len(present),
-        r2_cv=sum(fit.r2_cv for fit in present) / len(present),
-        impurity=_mean_by_feature([fit.impurity for fit in present]),
-        permutation=_mean_by_feature([fit.permutation for fit in present]),
-    )
-
-
-def _mean_by_feature(parts: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(part[name] for part in parts) / len(parts) for name in FEATURES}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
+def _runs(count: int) -> str:
+    return f"{count:,} run{'' if count == 1 else 's'}"
 
 
 def _dataset_json(found: DatasetAnalysis) -> dict[str, Any]:
+    spearman = found.spearman
     return {
         "rows": found.rows,
-        "spearman": {metric: _rounded(by_feature) for metric, by_feature in found.spearman.items()},
+        "spearman": {metric: _each(by, lambda one: _rounded(one.rho)) for metric, by in spearman.items()},
+        "spearman_95": {metric: _each(by, _interval) for metric, by in spearman.items()},
+        "spearman_runs": {metric: _each(by, lambda one: one.runs) for metric, by in spearman.items()},
         "forest": {metric: _forest_json(fit) for metric, fit in found.forest.items()},
     }
+
+
+def _each(values: dict[str, Correlation | None], shown: Callable[[Correlation], Any]) -> dict[str, Any]:
+    return {name: None if value is None else shown(value) for name, value in values.items()}
+
+
+def _interval(one: Correlation) -> list[float | None] | None:
+    return None if one.interval is None else [_rounded(end) for end in one.interval]
 
 
 def _forest_json(fit: ForestFit | None) -> dict[str, Any] | None:
     if fit is None:
         return None
-    scores = {"r2_in_sample": fit.r2_in_sample, "r2_out_of_bag": fit.r2_out_of_bag, "r2_cv": fit.r2_cv}
-    return {**_rounded(scores), "impurity": _rounded(fit.impurity), "permutation": _rounded(fit.permutation)}
-
-
-def _rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Rounded figures; null for what is missing or not finite, which JSON cannot hold."""
     return {
-        name: round(value, 6) if value is not None and math.isfinite(value) else None for name, value in values.items()
+        "runs": fit.runs,
+        "r2_in_sample": _rounded(fit.r2_in_sample),
+        "r2_out_of_bag": _rounded(fit.r2_out_of_bag),
+        "r2_cv": _rounded(fit.r2_cv),
+        "impurity": {name: _rounded(value) for name, value in fit.impurity.items()},
+        "permutation": {name: _rounded(value) for name, value in fit.permutation.items()},
+        "permutation_spread": {name: _rounded(value) for name, value in fit.permutation_spread.items()},
     }
+
+
+def _rounded(value: float) -> float | None:
+    """Six decimals; null for what is not finite, which JSON cannot hold."""
+    return round(value, 6) if math.isfinite(value) else None

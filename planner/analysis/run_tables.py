@@ -9,11 +9,14 @@ Nothing is dropped in silence: every treatment leaves one sentence with its coun
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srsplan.models.errors import InputError
+from srsplan.models.schema import shown
+from srsplan.planner.analysis.run_files import find_run_files, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,12 @@ KNOBS = ("batch_size", "max_seq_len", "loss_sample_count")
 REQUIRED = ("dataset", *KNOBS, QUALITY)
 RESULTS = re.compile(r"^run_|allocated_memory$|_(test|val|valid|validation)$|_(ms|s|bytes|gib)$", re.IGNORECASE)
 COLLAPSED_SHARE = 0.01
+
+LARGEST_KNOB = 2.0**53
+"""Beyond, float64 does not hold every whole number."""
+
+LARGEST_RESULT = 1e100
+"""Squares of results are summed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +49,12 @@ class RunOptions:
 class RunTable:
     """Validated runs. `frame` has the columns of the file; `notes` say what was changed on the way."""
 
-    path: str
+    source: str
+    """The file or folder, or how many files there were."""
     frame: pd.DataFrame
     rows_read: int
+    """Rows of all files, before duplicates were merged and collapsed runs left out."""
+    files: int = 1
     notes: tuple[str, ...]
 
     @property
@@ -78,52 +90,40 @@ class RunTable:
         return encoded
 
 
-def load_runs(path: Path | str, options: RunOptions | None = None) -> RunTable:
-    """Read and check a run table (.csv, .csv.gz or .parquet).
+def load_runs(paths: Path | str | Sequence[Path], options: RunOptions | None = None) -> RunTable:
+    """Read and check run tables: files (.csv, .csv.gz, .parquet), and folders with the `runs.csv` of trained runs.
 
-    Raises InputError when the file is missing, empty or unreadable, lacks a required column, or holds a batch
-    size, length, number of negatives or result that is not a number it can be.
+    Raises InputError when a file is missing, empty or unreadable, lacks a required column, or holds a batch size,
+    length, number of negatives or result that is not a number it can be.
     """
+    import pandas as pd
+
     options = options or RunOptions()
-    path = Path(path)
-    frame = _read(path)
-    _check_columns(frame, path)
-    if frame.empty:
-        raise InputError(f"{path} has a header and no runs", "give a table with one row per training run")
-    frame = _check_values(frame, path)
+    given = [Path(paths)] if isinstance(paths, Path | str) else list(paths)
+    files = find_run_files(given)
+    frame = pd.concat([_checked(path) for path in files], ignore_index=True)
     rows_read = len(frame)
     frame, merged = (frame, []) if options.keep_duplicates else _merge_duplicates(frame)
     frame, dropped = (frame, []) if options.keep_collapsed else _drop_collapsed(frame)
     frame = frame.reset_index(drop=True)
     notes = [*merged, *dropped, *_remarks(frame)]
-    return RunTable(path=str(path), frame=frame, rows_read=rows_read, notes=tuple(notes))
+    source = str(given[0]) if len(given) == 1 else f"{len(files)} files"
+    return RunTable(source=source, files=len(files), frame=frame, rows_read=rows_read, notes=tuple(notes))
 
 
-def _read(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {found}", "give the run table: a .csv, .csv.gz or .parquet file")
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        frame = pd.read_csv(path, skipinitialspace=True)
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path} is empty", "give a table with a header and one row per run") from error
-    except (OSError, ValueError) as error:  # parser, decoding and parquet errors are ValueErrors
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} could not be read as a table: {first_line}", "check the file") from error
-    # pandas takes surplus cells for an index and shifts every column
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise InputError(f"{path} has rows with more cells than its header", "give every column a name")
-    return frame
+def _checked(path: Path) -> pd.DataFrame:
+    """The rows of one file, every value of which is possible."""
+    frame = read_rows(path)
+    _check_columns(frame, path)
+    if frame.empty:
+        raise InputError(f"{path} has a header and no runs", "give a table with one row per training run")
+    return _check_values(frame, path)
 
 
 def _check_columns(frame: pd.DataFrame, path: Path) -> None:
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing:
-        found = ", ".join(map(str, frame.columns[:60])) or "none"
+        found = ", ".join(str(name)[:60] for name in frame.columns[:60]) or "none"
         raise InputError(
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; found: {found}",
             "use the public names: " + ", ".join(REQUIRED),
@@ -142,14 +142,14 @@ def _check_values(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     _refuse(frame["dataset"], frame["dataset"] == "average", path, "`average` is the name of the mean: rename it")
     for name in KNOBS:
         number = pd.to_numeric(frame[name], errors="coerce").astype(float)
-        whole = (number >= 1) & (np.isinf(number) | (number % 1 == 0))
+        whole = (number >= 1) & (np.isinf(number) | ((number % 1 == 0) & (number < LARGEST_KNOB)))
         allowed = whole if name == "loss_sample_count" else whole & np.isfinite(number)
         full = ", or `inf` for the full softmax" if name == "loss_sample_count" else ""
-        _refuse(frame[name], ~allowed, path, f"{name} must be a whole number of at least 1{full}")
+        _refuse(frame[name], ~allowed, path, f"{name} must be a whole number from 1 to 2^53{full}")
         frame[name] = number if name == "loss_sample_count" else number.astype("int64")
     for name in filter(_is_measurement, frame.columns):
         number = pd.to_numeric(frame[name], errors="coerce").astype(float)
-        wrong = (number.isna() & frame[name].notna()) | np.isinf(number)
+        wrong = (number.isna() & frame[name].notna()) | (number.abs() > LARGEST_RESULT)
         if name == MEMORY:
             wrong |= number <= 0
         _refuse(frame[name], wrong, path, f"{name} must be a number, or blank for a run without it")
@@ -166,7 +166,7 @@ def _refuse(column: pd.Series, wrong: pd.Series, path: Path, hint: str) -> None:
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
         others = f" (and {int(wrong.sum()) - 1} more)" if wrong.sum() > 1 else ""
-        value = "blank" if column.isna().iloc[row] else repr(str(column.iloc[row]))
+        value = "blank" if column.isna().iloc[row] else shown(str(column.iloc[row]))
         raise InputError(f"{path}, line {row + 2}: {column.name} is {value}{others}", hint)
 
 
@@ -195,7 +195,7 @@ def _drop_collapsed(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if not collapsed.any():
         return frame, []
     counts = frame.loc[collapsed, "dataset"].value_counts(sort=False)
-    places = ", ".join(f"{name} {count}" for name, count in counts.items())
+    places = listed([f"{name} {count}" for name, count in counts.items()])
     note = (
         f"{_rows(int(collapsed.sum()))} collapsed in training ({QUALITY} under {COLLAPSED_SHARE:.0%} of the best of "
         f"the dataset: {places}): left out; --keep-collapsed keeps them."
@@ -210,8 +210,14 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
         remarks.append(f"{_rows(blank)} without {QUALITY}: not used where it is needed.")
     models = sorted(frame["model"].dropna().astype(str).unique()) if "model" in frame.columns else []
     if len(models) > 1:
-        remarks.append(f"Runs of {len(models)} models ({', '.join(models)}) are pooled within each dataset.")
+        remarks.append(f"Runs of {len(models)} models ({listed(models)}) are pooled within each dataset.")
     return remarks
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names for a sentence: all of them, or the first ones and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more:,} more"
 
 
 def _rows(count: int) -> str:

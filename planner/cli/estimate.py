@@ -1,35 +1,44 @@
-"""`srsplan estimate`: the memory of one given configuration."""
+"""`srsplan estimate`: the memory of given configurations."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Annotated, cast
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from srsplan.kernels.losses import Sampler
-from srsplan.models.config import Architecture, Configuration, Precision, find_loss
-from srsplan.planner import plan
-from srsplan.planner import step_time as timing
-from srsplan.planner.budget import Budget, assumed_gpu, make_budget
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Precision
+from srsplan.models.errors import InputError, NothingFits
 from srsplan.planner.cli import console, options
-from srsplan.planner.cli import screens as report
-from srsplan.planner.search import TOKENS_PER_SET, Search, Space
-from srsplan.planner.units import parse_bytes, parse_count
-from srsplan.planner.workload import MeanLength, Workload, WorstCase
-from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import Gpu, resolve_gpu
 
-REFERENCE_GPU = "h200"
+if TYPE_CHECKING:
+    from srsplan.planner.estimates import Estimate
+
+MOST_ROWS = 100
+USUAL_NEGATIVES = 512
+USUAL_PRECISION = "fp16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What differs between the rows of a table."""
+
+    loss: str
+    precision: str
+    batch_size: int
+    seq_len: int
+    negatives: int | None
 
 
 def estimate_command(
-    loss: Annotated[str, typer.Option("--loss", help="ce, ce-, cce, cce- or bce.")],
     catalog: options.Catalog,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences per step.")],
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Positions per sequence.")],
+    batch_size: Annotated[str, typer.Option("--batch-size", help="Sequences per step: 256, or 64,128,256.")],
+    seq_len: Annotated[str, typer.Option("--seq-len", help="Positions per sequence: 200, or 50,100,200.")],
+    loss: Annotated[str | None, typer.Option("--loss", help="ce, ce-, cce, cce- or bce; without it: all.")] = None,
     negatives: Annotated[
-        int | None, typer.Option("--negatives", help="Negatives per set; sampled losses only.")
+        str | None, typer.Option("--negatives", help="Negatives per set, sampled losses only: 512, or 128,512.")
     ] = None,
     tokens_per_set: Annotated[
         int | None, typer.Option("--tokens-per-set", help="Tokens that share negatives; cce- only, default 32.")
@@ -38,7 +47,9 @@ def estimate_command(
     dim: options.Dim = 256,
     blocks: options.Blocks = 2,
     heads: options.Heads = 2,
-    precision: options.PrecisionOption = "fp16",
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp16, bf16 or fp32; without it and --loss: all.")
+    ] = None,
     micro_batches: options.MicroBatches = 1,
     recompute: options.Recompute = False,
     gpus: options.Gpus = 1,
@@ -49,63 +60,80 @@ def estimate_command(
     budget: Annotated[str | None, typer.Option("--budget", help="Say whether it fits so much: 40GB.")] = None,
     json: options.Json = False,
 ) -> None:
-    """The memory and step time of one configuration, with the breakdown of its peak."""
-    kind = find_loss(loss)
-    workload = WorstCase() if mean_length is None else MeanLength(mean_length)
-    if tokens_per_set is None:
-        tokens_per_set = TOKENS_PER_SET if kind.shares_negatives else 1
-    configuration = Configuration(
-        loss=loss,
-        catalog=parse_count(catalog, "--catalog"),
-        batch_size=batch_size,
-        seq_len=seq_len,
-        negatives=kind.fixed_negatives if negatives is None else negatives,
-        tokens_per_set=tokens_per_set,
-        sampler=cast(Sampler, sampler),
-        architecture=Architecture(dim=dim, blocks=blocks, heads=heads),
-        precision=cast(Precision, precision),
-        micro_batches=micro_batches,
-        recompute=recompute,
-    )
-    valid = workload.valid_tokens(configuration.micro_batch_size, seq_len)
-    configuration = replace(configuration, valid_tokens=min(valid, configuration.tokens))
-    card, limit = _card(gpu, budget)
-    search = _search(configuration, workload, card, limit)
-    choice = search.predict(configuration)
-    several, cap = search.on_several(choice, gpus), search.smallest_cap(choice)
+    """The memory and step time of one configuration, or of many in a table; exit code 3 where none fits."""
+    from srsplan.planner import api
+
+    rows = _rows(loss, precision, batch_size, seq_len, negatives)
+    estimates = [
+        api.estimate(
+            loss=row.loss, precision=row.precision, batch_size=row.batch_size, seq_len=row.seq_len,
+            negatives=row.negatives, catalog=catalog, dim=dim, blocks=blocks, heads=heads, recompute=recompute,
+            tokens_per_set=tokens_per_set if loss or LOSSES[row.loss].shares_negatives else None,
+            sampler=sampler if loss or sampler in LOSSES[row.loss].samplers else "uniform",
+            micro_batches=micro_batches, gpus=gpus, mean_length=mean_length, gpu=gpu, budget=budget,
+        )
+        for row in rows
+    ]  # fmt: skip
+    _print(estimates, assumed_negatives=loss is None and negatives is None, json=json)
+    if all(each.fits is False for each in estimates):
+        raise _does_not_fit(estimates)
+
+
+def _rows(loss: str | None, precision: str | None, batch_size: str, seq_len: str, negatives: str | None) -> list[Row]:
+    """Every combination of what was given; InputError for too many."""
+    losses = list(LOSSES) if loss is None else [loss]
+    precisions = [precision] if precision else [USUAL_PRECISION] if loss else list(get_args(Precision))
+    knobs = list(product(precisions, _sizes(batch_size, "--batch-size"), _sizes(seq_len, "--seq-len")))
+    counts: list[int | None] = [*_sizes(negatives, "--negatives")] if negatives else [None]
+    rows = [
+        Row(loss=name, precision=kind, batch_size=batch, seq_len=length, negatives=count)
+        for name in losses
+        for kind, batch, length in knobs
+        for count in (counts if loss else _negatives(name, counts))
+    ]
+    if len(rows) > MOST_ROWS:
+        raise InputError(f"{len(rows):,} configurations are asked for", f"ask for at most {MOST_ROWS} at once")
+    return rows
+
+
+def _negatives(loss: str, counts: list[int | None]) -> list[int | None]:
+    """The numbers of negatives that a loss of the table of all losses can have."""
+    kind = LOSSES[loss]
+    if not kind.sampled or kind.fixed_negatives:
+        return [kind.fixed_negatives]
+    return [count or USUAL_NEGATIVES for count in counts]
+
+
+def _sizes(text: str, option: str) -> list[int]:
+    """Whole numbers separated by commas; InputError where one is none, or where a comma groups thousands."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdigit() and len(part) <= 18) or (part.startswith("0") and part != "0"):
+            raise InputError(
+                f"{option} {text[:60]!r}: {part[:60]!r} is not a whole number",
+                f"say {option} 256, or {option} 64,128,256",
+            )
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _print(estimates: list[Estimate], *, assumed_negatives: bool, json: bool) -> None:
     if json:
-        entry = plan.choice_entry(1, choice, limit, timing.BASIS).model_dump(exclude={"rank", "why"})
-        document = {"catalog": configuration.catalog, "dim": dim, "gpu": card.name, **entry}
-        more = {"smallest_cap_bytes": cap, "several_gpus": [asdict(layout) for layout in several]}
-        console.print_json({**document, **more})
+        documents = [each.to_dict() for each in estimates]
+        console.print_json(documents[0] if len(documents) == 1 else {"estimates": documents})
         return
-    notes = {
-        "configuration": f"{report.knobs_of(configuration)}, {configuration.precision}",
-        **({} if sampler == "uniform" else {"sampler": sampler}),
-        "catalog": report.catalog_line(configuration.catalog, configuration.architecture.dim),
-        "padding": workload.basis,
-        "card": f"{card.title}; step {timing.BASIS}",
-    }
-    console.out.print(report.estimate_screen(choice, notes, limit, cap, several))
+    from srsplan.planner.cli import estimate_screens
+
+    if len(estimates) == 1:
+        console.out.print(estimate_screens.one(estimates[0]))
+    else:
+        assumed = [f"ns {USUAL_NEGATIVES} is assumed: --negatives sets it."] if assumed_negatives else []
+        console.out.print(estimate_screens.several(estimates, assumed))
 
 
-def _search(configuration: Configuration, workload: Workload, card: Gpu, limit: Budget | None) -> Search:
-    """Says of this one configuration what recommend would."""
-    space = Space(
-        catalog=configuration.catalog,
-        losses=(configuration.loss,),
-        architecture=configuration.architecture,
-        precision=configuration.precision,
-        workload=workload,
-    )
-    return Search(space, limit or make_budget(None, card), card, MemoryModel())
+def _does_not_fit(estimates: list[Estimate]) -> NothingFits:
+    nearest = max(estimates, key=lambda each: each.headroom_bytes or 0)
+    from srsplan.planner.units import format_gib
 
-
-def _card(gpu: str | None, budget: str | None) -> tuple[Gpu, Budget | None]:
-    """The card for times, and a budget where one was asked for."""
-    if budget is None:
-        card = resolve_gpu(gpu or REFERENCE_GPU)
-        return card, None if gpu is None else make_budget(None, card)
-    total = parse_bytes(budget, "--budget")
-    card = resolve_gpu(gpu) if gpu is not None else assumed_gpu(total)
-    return card, make_budget(total, card)
+    over = format_gib(-(nearest.headroom_bytes or 0))
+    subject = "it does not fit" if len(estimates) == 1 else f"none of {len(estimates)} fits"
+    return NothingFits(f"{subject}: {over} are missing", "srsplan recommend finds what fits a budget")

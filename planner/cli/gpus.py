@@ -11,7 +11,7 @@ from srsplan.planner.cli import console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from srsplan.profiler.probes.gpus import Gpu
+    from srsplan.profiler.probes.catalogue import Gpu
 
 WIDTH_WITH_TITLES = 104
 
@@ -36,12 +36,12 @@ def gpus_command(
 
 
 def _matching(text: str | None) -> list[Gpu]:
-    """Cards with `text` in a name or in the architecture; InputError where there is none."""
-    from srsplan.profiler.probes.gpus import load_gpus, unknown_gpu
+    """Return the cards with `text` in a name or in the architecture; InputError where there is none."""
+    from srsplan.profiler.probes.catalogue import could_name_a_gpu, load_gpus, unknown_gpu
 
     if text is None:
         return list(load_gpus())
-    wanted = _plain(text)
+    wanted = _plain(text) if could_name_a_gpu(text) else ""
     chosen = [
         gpu
         for gpu in load_gpus()
@@ -58,7 +58,7 @@ def _plain(text: str) -> str:
 
 
 def _table(gpus: list[Gpu]) -> Table:
-    """Narrow enough for 80 columns; where there is room, with the cards' full names."""
+    """Return a table of at most 80 columns; where there is room, with the cards' full names."""
     from rich import box
     from rich.table import Table
 

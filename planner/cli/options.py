@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature
+from typing import Annotated, TypeVar, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 Catalog = Annotated[str, typer.Option("--catalog", help="Number of items: 1.6M, 300K, 1_600_000.")]
 Gpu = Annotated[str, typer.Option("--gpu", help="A card of `srsplan gpus`, or `auto` for the one present.")]
@@ -30,3 +34,55 @@ MicroBatches = Annotated[
     int, typer.Option("--micro-batches", min=1, help="Parts of a batch whose gradients accumulate.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+T = TypeVar("T")
+
+
+def options_of(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Turn a command that takes one dataclass of options into the function with a parameter per field that typer reads.
+
+    The fields of `kind` are annotated as typer's parameters are; a field without a default is a required option.
+    """
+
+    def decorate(command: Callable[[T], None]) -> Callable[..., None]:
+        def with_options(**values: object) -> None:
+            command(kind(**values))
+
+        parameters = parameters_of(kind)
+        with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
+        with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+        with_options.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        return with_options
+
+    return decorate
+
+
+def parameters_of(kind: type) -> list[Parameter]:
+    """A keyword parameter for every field of a dataclass, with the field's annotation and default."""
+    annotations = get_type_hints(kind, include_extras=True)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            annotation=annotations[field.name],
+            default=Parameter.empty if field.default is MISSING else field.default,
+        )
+        for field in fields(kind)
+    ]
+
+
+def words_of(verb: str, options: object) -> list[str]:
+    """The words of the command line that gives exactly these options; `console.command` quotes them."""
+    words = ["srsplan", verb]
+    for parameter in parameters_of(type(options)):
+        value = getattr(options, parameter.name)
+        if value == parameter.default or value is None:
+            continue
+        names = next(each for each in parameter.annotation.__metadata__ if isinstance(each, OptionInfo))
+        flag = next(name for name in (names.default, *(names.param_decls or ())) if str(name).startswith("--"))
+        if isinstance(value, bool):
+            given, _, refused = str(flag).partition("/")
+            words.append(given if value else refused)
+        else:
+            words += [str(flag), str(value)]
+    return words

@@ -1,146 +1,177 @@
-"""What recommend and estimate print for people: one screen, most important first."""
+"""What `recommend` prints for people: one screen, most important first; with `--all` everything that the plan says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from srsplan.models.config import Configuration
-from srsplan.planner.budget import Budget
-from srsplan.planner.search import Choice, Knob, Miss, Outcome
-from srsplan.planner.several_gpus import Layout
-from srsplan.planner.units import format_count, format_duration, format_gib, format_ms
+from srsplan.kernels.losses import LOSSES
+from srsplan.planner.cli.console import plain
+from srsplan.planner.units import format_duration, format_gb, format_gib, format_ms
+from srsplan.planner.words import TAG_MEANING, catalog_line
+from srsplan.planner.words import knobs_of as knobs_of
 
-TAG_MEANING = {
-    "table": "item table, fp32",
-    "table copy": "16-bit copy of the table",
-    "gradient": "gradients",
-    "optimizer": "Adam's two moments",
-    "logits": "scores over the catalog",
-    "negatives": "gathered negatives and their scores",
-    "activation": "activations kept for backward",
-    "workspace": "cuBLAS, attention, sorting",
-    "model": "other weights",
-    "batch": "the batch",
-}
-FIXED = ("table", "gradient", "optimizer", "model")
+if TYPE_CHECKING:
+    from srsplan.planner.plan.document import ChoiceEntry, KnobEntry, LayoutEntry, MissEntry, Plan
+    from srsplan.planner.several_gpus import Layout
+
+SHOWN = 3
+"""Choices on the first screen."""
+
+KNOB_SYMBOLS = {"batch_size": "bs", "seq_len": "sl", "negatives": "ns"}
+BAR_LETTERS = 24
+LEAST_SHARE = 0.002
+"""A holder of less than this share of the peak is not shown."""
 
 
-def knobs_of(configuration: Configuration) -> str:
-    """loss, bs, sl, ns in one phrase."""
-    parts = [f"{configuration.loss:4} bs {configuration.batch_size:,} x sl {configuration.seq_len:,}"]
-    if configuration.micro_batches > 1:
-        parts.append(f"in {configuration.micro_batches} parts of {configuration.micro_batch_size:,}")
-    if configuration.negatives is not None:
-        parts.append(f"ns {configuration.negatives:,}")
-    return " ".join(parts)
-
-
-def assumptions(lines: Mapping[str, str]) -> RenderableType:
-    """Label and sentence, aligned."""
+def labelled(lines: Mapping[str, str]) -> RenderableType:
+    """A label and its sentence in each row, aligned."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
+    table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, sentence in lines.items():
-        table.add_row(label, sentence)
+        table.add_row(label, Text(plain(sentence)))
     return table
 
 
-def floor_line(configuration: Configuration) -> str:
-    """What no knob changes."""
-    table = configuration.table_bytes
-    return (
-        f"4 S = {format_gib(4 * table)}: the table S {format_gib(table)}, its gradient S and Adam's moments 2 S, "
-        "whatever the knobs are"
-    )
+def recommendation(plan: Plan, everything: bool = False) -> Group:
+    """The screen of `recommend`."""
+    shown = plan.choices if everything else plan.choices[:SHOWN]
+    parts: list[RenderableType] = [
+        labelled(_assumptions(plan, everything)),
+        Text(),
+        choices_table(shown),
+        *(Text(line, style="dim") for line in _legend(shown)),
+        labelled(_reasons(plan, shown)),
+    ]
+    if everything:
+        parts += _details(plan)
+    else:
+        parts.append(Text("--all adds the best of the other losses, where memory goes, knobs and near misses."))
+    return Group(*parts, several_table(plan.several_gpus))
 
 
-def choices_table(choices: Sequence[Choice], budget: Budget) -> Table:
-    """One row per choice."""
+def _assumptions(plan: Plan, everything: bool) -> dict[str, str]:
+    inputs, fixed = plan.inputs, f"fixed: 4 S = {format_gib(plan.budget.fixed_floor_bytes)}"
+    card = inputs.gpu_title or inputs.gpu
+    lines = {
+        "catalog": f"{catalog_line(inputs.catalog, inputs.dim)}; {fixed}",
+        "budget": _budget_line(plan, everything),
+        "card": card + ("" if inputs.gpu_is_given else ", the smallest that holds the budget; --gpu names yours"),
+        "padding": inputs.padding,
+    }
+    if inputs.recompute:
+        lines["recompute"] = "blocks run forward once more in backward"
+    samplers = {choice.sampler for choice in plan.choices} - {"uniform"}
+    if samplers:
+        lines["sampler"] = f"{', '.join(samplers)}, for the losses that have it"
+    return lines | dict(inputs.notes)
+
+
+def _budget_line(plan: Plan, everything: bool) -> str:
+    budget = plan.budget
+    total, usable = f"{format_gb(budget.bytes)} = {format_gib(budget.bytes)}", format_gib(budget.usable_bytes)
+    if not everything:
+        return f"{total}; {usable} usable after CUDA context and margin"
+    context = f"{format_gib(budget.context_bytes)} ({budget.context_basis})"
+    return f"{total}, less CUDA context {context} and margin {format_gib(budget.margin_bytes)}: {usable} usable"
+
+
+def choices_table(choices: Sequence[ChoiceEntry]) -> Table:
+    """One row per choice; the time of an epoch only where it is known."""
     table = Table(
         title="What fits, in the order to try", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
-    names = ("#", "loss", "bs", "sl", "ns", "expected", "at most", "headroom", "step", "epoch")
-    for name in names:
+    epochs = any(choice.epoch_seconds is not None for choice in choices)
+    for name in ("#", "loss", "bs", "sl", "ns", "expected", "at most", "headroom", "step", *["epoch"] * epochs):
         table.add_column(name, justify="left" if name == "loss" else "right", no_wrap=True)
-    for rank, choice in enumerate(choices, start=1):
-        configuration, memory = choice.configuration, choice.memory
-        epoch = choice.epoch_seconds
+    for choice in choices:
+        epoch = [format_duration(choice.epoch_seconds or 0)] * epochs
         table.add_row(
-            str(rank),
-            configuration.loss,
-            f"{configuration.batch_size:,}",
-            f"{configuration.seq_len:,}",
-            "all" if configuration.negatives is None else f"{configuration.negatives:,}",
-            format_gib(memory.reserved_bytes),
-            format_gib(memory.upper_bytes),
-            format_gib(budget.usable_bytes - memory.upper_bytes),
+            str(choice.rank),
+            choice.loss,
+            f"{choice.batch_size:,}",
+            f"{choice.seq_len:,}",
+            "all" if choice.negatives is None else f"{choice.negatives:,}",
+            format_gib(choice.memory.reserved_bytes),
+            format_gib(choice.memory.upper_bytes),
+            format_gib(choice.headroom_bytes),
             format_ms(choice.step_ms),
-            "-" if epoch is None else format_duration(epoch),
-            style="bold" if rank == 1 else "",
+            *epoch,
+            style="bold" if choice.rank == 1 else "",
         )
     return table
 
 
-def breakdown_table(choice: Choice, title: str) -> Table:
+def _legend(choices: Sequence[ChoiceEntry]) -> Iterator[str]:
+    """Every symbol on the screen, explained."""
+    yield "bs batch size, sl sequence length, ns negatives, D hidden size, S table in fp32."
+    names = dict.fromkeys(choice.loss for choice in choices)
+    yield "; ".join(f"{name} {LOSSES[name].title}" for name in names) + "."
+    yield "Memory is what the process reserves on the GPU; times are calculated."
+
+
+def _reasons(plan: Plan, choices: Sequence[ChoiceEntry]) -> dict[str, str]:
+    """Why each choice stands where it does, no reason twice; how good the order is; and what limits the first."""
+    ranks: dict[str, list[str]] = {}
+    for choice in choices:
+        ranks.setdefault(choice.why, []).append(f"#{choice.rank}")
+    why = "; ".join(f"{', '.join(who)}: {reason}" for reason, who in ranks.items())
+    return {"why": why, "quality": plan.inputs.quality, "what binds": plan.binds}
+
+
+def _details(plan: Plan) -> list[RenderableType]:
+    first = plan.choices[0]
+    evaluation = f"{format_gib(first.memory.evaluation_bytes)} with {first.eval_batch_size:,} users ranked at once"
+    parts: list[RenderableType] = [
+        Text(),
+        breakdown_table(first.breakdown_bytes, f"Where the memory of #{first.rank} goes"),
+        labelled({"evaluation": evaluation, "step": first.step_basis, "order": plan.inputs.order}),
+        _knob_line(plan.knobs),
+    ]
+    return [*parts, Text(), _misses_table(plan.near_misses)] if plan.near_misses else parts
+
+
+def breakdown_table(holders: Mapping[str, int], title: str) -> Table:
     """Who holds the allocated peak."""
-    allocated = choice.memory.allocated_bytes
+    allocated = sum(holders.values())
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
     table.add_column("tag")
     table.add_column("bytes", justify="right")
     table.add_column("share", justify="right")
     table.add_column("bar", no_wrap=True)
-    for tag, size in choice.memory.breakdown_bytes.items():
-        if size < allocated * 0.002:
-            continue
-        share = size / allocated
-        table.add_row(TAG_MEANING.get(tag, tag), format_gib(size), f"{share:.0%}", "█" * max(1, round(share * 30)))
+    for tag, size in holders.items():
+        if size >= allocated * LEAST_SHARE:
+            share = size / allocated
+            bar = "█" * max(1, round(share * BAR_LETTERS))
+            table.add_row(TAG_MEANING.get(tag, Text(plain(tag))), format_gib(size), f"{share:.0%}", bar)
     table.add_row("allocated peak of a step", format_gib(allocated), "100%", "")
     return table
 
 
-def binding_term(choice: Choice, budget: Budget | None = None) -> str:
-    """What a user would have to give up for more."""
-    if budget is not None and choice.memory.upper_bytes < budget.usable_bytes / 2:
-        return (
-            "not the budget: the batch size ends where an epoch would have fewer than 20 steps (or at 8,192), "
-            "negatives end at 4,096, sequences at the length that holds 95% of them whole (without data, 512)"
-        )
-    if choice.memory.evaluation_bytes > choice.memory.allocated_bytes:
-        return f"evaluation ({format_gib(choice.memory.evaluation_bytes)})"
-    for tag, size in choice.memory.breakdown_bytes.items():
-        if tag not in FIXED and tag != "workspace" and size > 0.1 * choice.memory.allocated_bytes:
-            way_out = "; --recompute lowers them" if tag == "activation" and not choice.configuration.recompute else ""
-            return f"{TAG_MEANING.get(tag, tag)} ({format_gib(size)} at the peak){way_out}"
-    return "the table, its gradient and Adam's moments: no knob changes them, only a smaller --dim or catalog"
-
-
-def knob_lines(knobs: Sequence[Knob]) -> Text:
+def _knob_line(knobs: Sequence[KnobEntry]) -> Text:
     """What a step of each knob costs."""
-    names = {"batch_size": "bs", "seq_len": "sl", "negatives": "ns"}
-    lines = [f"{names[knob.name]} {knob.change}: {_signed(knob.bytes)}" for knob in knobs]
-    return Text("one step of a knob: " + ", ".join(lines))
+    steps = [f"{KNOB_SYMBOLS[knob.name]} {knob.change}: {_signed(knob.bytes)}" for knob in knobs]
+    return Text("one step of a knob: " + ", ".join(steps))
 
 
-def misses_table(misses: Sequence[Miss]) -> RenderableType:
+def _misses_table(misses: Sequence[MissEntry]) -> RenderableType:
     """What nearly fits."""
     table = Table.grid(padding=(0, 2))
     for miss in misses:
-        table.add_row(
-            knobs_of(miss.configuration),
-            f"at most {format_gib(miss.memory.upper_bytes)}",
-            f"over by {format_gib(miss.over_bytes)}",
-        )
+        sizes = f"at most {format_gib(miss.upper_bytes)}", f"over by {format_gib(miss.over_bytes)}"
+        table.add_row(knobs_of(miss), *sizes)
     return Group(Text("nearest misses", style="bold"), table)
 
 
-def several_table(layouts: Sequence[Layout]) -> RenderableType:
-    """What each of several GPUs needs, with whose batch is meant."""
+def several_table(layouts: Sequence[LayoutEntry | Layout]) -> RenderableType:
+    """What each of several GPUs needs, with whose batch is meant; nothing for one GPU."""
     if not layouts:
-        return Text()
+        return Group()
     gpus = layouts[0].global_batch // layouts[0].per_gpu_batch
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for name in (f"On {gpus} GPUs (on paper)", "batch of a GPU", "global batch", "expected", "at most, each"):
@@ -149,58 +180,6 @@ def several_table(layouts: Sequence[Layout]) -> RenderableType:
         sizes = format_gib(each.reserved_bytes), format_gib(each.upper_bytes)
         table.add_row(each.name, f"{each.per_gpu_batch:,}", f"{each.global_batch:,}", *sizes)
     return Group(Text(), table)
-
-
-def recommendation(
-    outcome: Outcome, budget: Budget, notes: Mapping[str, str], step_basis: str, several: Sequence[Layout] = ()
-) -> Group:
-    """The screen of recommend."""
-    first = outcome.choices[0]
-    parts: list[RenderableType] = [
-        assumptions({**notes, "fixed floor": floor_line(first.configuration)}),
-        Text(),
-        choices_table(outcome.choices, budget),
-        Text(f"expected and at most: reserved bytes. Step: {step_basis}.", style="dim"),
-        *(Text(f"{rank}. {choice.why}", style="dim") for rank, choice in enumerate(outcome.choices, start=1)),
-        Text(),
-        breakdown_table(first, "Where the memory of #1 goes"),
-        Text(f"evaluation, {first.evaluation_users:,} users at once: {format_gib(first.memory.evaluation_bytes)}"),
-        Text(f"what binds: {binding_term(first, budget)}"),
-        knob_lines(outcome.knobs),
-    ]
-    if outcome.near_misses:
-        parts += [Text(), misses_table(outcome.near_misses)]
-    return Group(*parts, several_table(several))
-
-
-def estimate_screen(
-    choice: Choice, notes: Mapping[str, str], budget: Budget | None, smallest_cap: int, several: Sequence[Layout] = ()
-) -> Group:
-    """The screen of estimate."""
-    memory = choice.memory
-    figures = {
-        **notes,
-        "fixed floor": floor_line(choice.configuration),
-        "allocated": format_gib(memory.allocated_bytes),
-        "reserved": f"{format_gib(memory.reserved_bytes)} expected, {format_gib(memory.upper_bytes)} at most",
-        "smallest cap": f"{format_gib(smallest_cap)} reserved: runs at full speed from there on",
-        "evaluation": f"{format_gib(memory.evaluation_bytes)} with {choice.evaluation_users:,} users at once",
-        "step": format_ms(choice.step_ms),
-    }
-    if budget is not None:
-        left = budget.usable_bytes - memory.upper_bytes
-        verdict = f"fits, {format_gib(left)} to spare" if left >= 0 else f"does not fit, over by {format_gib(-left)}"
-        figures["verdict"] = f"{verdict} (of {format_gib(budget.usable_bytes)} usable on {budget.gpu})"
-    title = f"Where the memory of {knobs_of(choice.configuration)} goes"
-    return Group(
-        assumptions(figures), Text(), breakdown_table(choice, title), Text(f"what binds: {binding_term(choice)}"),
-        several_table(several),
-    )  # fmt: skip
-
-
-def catalog_line(catalog: int, dim: int) -> str:
-    """Catalog and hidden size."""
-    return f"{format_count(catalog)} items ({catalog:,}), D {dim}"
 
 
 def _signed(size: int) -> str:

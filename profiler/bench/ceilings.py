@@ -1,4 +1,4 @@
-"""What the device can do at best, measured in the same run, and the floor that this sets for a loss.
+"""The device's own limits, measured in the same run, and the floor that they set for a loss.
 
 Full softmax, forward and backward: four matrix products of 2 M V D operations each (scores, scores again, and one for
 each gradient). Sampled with g tokens a set: four of 2 M (ns + 1) D, the rows of ceil(M / g) sets gathered twice and
@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import torch
 
 from srsplan.kernels.chunking import set_count
-from srsplan.profiler.bench.losses import Measurement, Shape, times
+from srsplan.kernels.losses import Loss
+from srsplan.profiler.bench.measuring import Measurement, times
+from srsplan.profiler.bench.shapes import Shape
 
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
 TABLE_ROWS = {"cuda": 1 << 20, "cpu": 1 << 15}
@@ -41,7 +43,7 @@ class Ceilings:
 
 
 def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
-    """A few seconds; random rows of a table larger than any cache of a GPU."""
+    """Measure the rates of a device in a few seconds, on random rows of a table larger than any cache of a GPU."""
     side, rows = PRODUCT_SIDE[device.type], TABLE_ROWS[device.type]
     square = torch.randn(side, side, device=device).to(dtype)
     table, sums = torch.randn(rows, DIM, device=device).to(dtype), torch.zeros(rows, DIM, device=device)
@@ -60,18 +62,18 @@ def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
     )
 
 
-def floor_ms(shape: Shape, loss: str, tokens_per_set: int, ceilings: Ceilings) -> float:
-    """Milliseconds of forward and backward at the device's rates; `loss` is ce or ce-."""
-    scored = shape.catalog if loss == "ce" else shape.negatives + 1
+def floor_ms(shape: Shape, loss: Loss, tokens_per_set: int, ceilings: Ceilings) -> float:
+    """Milliseconds of forward and backward at the device's rates."""
+    scored = shape.negatives + 1 if loss.sampled else shape.catalog
     products = 4 * 2 * shape.tokens * scored * shape.dim / ceilings.product_flops_s
-    if loss == "ce":
+    if not loss.sampled:
         return 1e3 * products
     rows = set_count(shape.tokens, tokens_per_set) * shape.negatives * shape.dim / DIM
     return 1e3 * max(products, 2 * rows / ceilings.gather_rows_s + rows / ceilings.add_rows_s)
 
 
 def times_the_floor(found: Measurement, ceilings: Ceilings) -> float | None:
-    """How many floors forward and backward took."""
+    """How many floors forward and backward took; None where it did not run."""
     if found.total_ms is None:
         return None
     return found.total_ms / floor_ms(found.shape, found.loss, found.tokens_per_set, ceilings)

@@ -13,44 +13,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srsplan.profiler.bench.losses import Contestant, Inputs, Run, Shape
+from srsplan.kernels.losses import CE
+from srsplan.profiler.bench.contestants import Contestant, Run
+from srsplan.profiler.bench.inputs import Inputs
+from srsplan.profiler.bench.shapes import Shape
 
 INSTALL = "pip install 'srsplan[bench]'"
 
 
 def peers(device: torch.device) -> list[Contestant]:
-    """All full softmax: nobody publishes a maintained sampled one."""
+    """Other people's losses; all are full softmax, because nobody publishes a maintained sampled one."""
     return [_torch(), _packaged("cut-cross-entropy", _cut, device), _packaged("liger-kernel", _liger, device)]
 
 
 def _torch() -> Contestant:
-    """Its chunked form: without options the function is eager `ce` under another name."""
+    """Take torch's chunked form: without options the function is eager `ce` under another name."""
     name = f"torch {torch.__version__.partition('+')[0]} linear_cross_entropy"
     function, options = getattr(F, "linear_cross_entropy", None), getattr(torch.nn, "LinearCrossEntropyOptions", None)
     if function is None or options is None:
-        return Contestant(
-            name=name, loss="ce", absent="this torch has none in chunks: pip install -U torch", ours=False
-        )
+        return Contestant(name=name, loss=CE, absent="this torch has none in chunks: pip install -U torch", ours=False)
 
     def run(inputs: Inputs, _: Shape) -> Tensor:
         loss: Tensor = function(inputs.hidden, inputs.table_16, inputs.targets, options=options())
         return loss
 
-    return Contestant(name=name, loss="ce", run=run, ours=False)
+    return Contestant(name=name, loss=CE, run=run, ours=False)
 
 
 def _packaged(package: str, make: Callable[[], Run], device: torch.device) -> Contestant:
-    """A package's loss, or why it is not there."""
+    """Make a contestant of a package's loss, or of the reason why it is not there."""
     try:
         name = f"{package} {version(package)}"
     except PackageNotFoundError:
-        return Contestant(name=package, loss="ce", absent=f"not installed: {INSTALL}", ours=False)
+        return Contestant(name=package, loss=CE, absent=f"not installed: {INSTALL}", ours=False)
     if device.type != "cuda":
-        return Contestant(name=name, loss="ce", absent="runs on CUDA", ours=False)
+        return Contestant(name=name, loss=CE, absent="runs on CUDA", ours=False)
     try:
-        return Contestant(name=name, loss="ce", run=make(), ours=False)
+        return Contestant(name=name, loss=CE, run=make(), ours=False)
     except Exception as error:  # what an import raises is anybody's guess
-        return Contestant(name=name, loss="ce", absent=f"does not import: {error}"[:200], ours=False)
+        return Contestant(name=name, loss=CE, absent=f"does not import: {error}"[:200], ours=False)
 
 
 def _cut() -> Run:

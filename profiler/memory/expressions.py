@@ -1,5 +1,7 @@
 """Sizes as expressions in the knobs, evaluated for whole arrays of configurations at once. Imports no torch.
 
+Arrays hold 64-bit integers where every result is below 2^62, else Python's own, which are exact at any size.
+
 An expression is a string, so that it ships as data and reads as a formula:
 
     "4*V*D"                          bytes as a coefficient times powers of variables
@@ -29,6 +31,10 @@ from srsplan.models.config import Configuration
 from srsplan.profiler.memory import workspaces as scratch
 
 Values = Mapping[str, NDArray[np.int64]]
+"""By variable, one element per configuration. Arrays of Python integers (dtype object) where 64 bits are too few."""
+
+LARGEST_SAFE = float(2**62)
+"""Half of what 64 bits hold: twice the error that floating-point bounds can have, and more."""
 
 EVALUATION = "evaluation"
 """The name of the programs of an evaluation batch, beside those of the losses."""
@@ -56,6 +62,18 @@ def product(coefficient: int, powers: Mapping[str, int]) -> str:
     return "*".join([str(coefficient), *factors] if coefficient != 1 or not factors else factors)
 
 
+def exact(values: Values) -> Values:
+    """The same values as Python integers, of which no product overflows."""
+    return {name: array.astype(object) for name, array in values.items()}
+
+
+def largest(values: Values) -> Values | None:
+    """The largest of every variable in floating point: what bounds every expression; None where 64 bits are too few."""
+    if any(array.dtype == object for array in values.values()):
+        return None
+    return {name: np.array([array.max()], dtype=np.float64) for name, array in values.items()}
+
+
 def variables(expression: str) -> Counter[str]:
     """How often each variable stands in an expression, as a factor."""
     factors = expression.rpartition(":")[2] if "/" in expression else expression
@@ -70,7 +88,7 @@ def attention_rows(seq_len: int) -> int:
 def step_values(configurations: Sequence[Configuration]) -> dict[str, NDArray[np.int64]]:
     """The variables of training steps, one array element per configuration."""
     rows = [_step_row(configuration) for configuration in configurations]
-    return {name: np.array([row[name] for row in rows], dtype=np.int64) for name in rows[0]}
+    return {name: _integers([row[name] for row in rows]) for name in rows[0]}
 
 
 def evaluation_values(configuration: Configuration, users: int, seen_pairs: int) -> dict[str, NDArray[np.int64]]:
@@ -78,7 +96,7 @@ def evaluation_values(configuration: Configuration, users: int, seen_pairs: int)
     chunk = chunking.ranking_chunk_items(users, configuration.catalog)
     last = _last(configuration.catalog, chunk)
     row = _step_row(configuration) | {"U": users, "Q": seen_pairs, "C": chunk, "c": last}
-    return {name: np.array([value], dtype=np.int64) for name, value in row.items()}
+    return {name: _integers([value]) for name, value in row.items()}
 
 
 def chunks(loss: str, values: Values) -> NDArray[np.int64]:
@@ -89,7 +107,7 @@ def chunks(loss: str, values: Values) -> NDArray[np.int64]:
         total, chunk = "V", "V"
     else:
         total, chunk = ("sets", "S") if LOSSES[loss].sampled else ("M", "T")
-    return np.asarray(-(-values[total] // values[chunk]), dtype=np.int64)
+    return -(-values[total] // values[chunk])
 
 
 def program_key(loss: str, configuration: Configuration, many_chunks: bool) -> str:
@@ -133,13 +151,20 @@ def _step_row(configuration: Configuration) -> dict[str, int]:
     }
 
 
+def _integers(numbers: Sequence[int]) -> NDArray[np.int64]:
+    try:
+        return np.array(numbers, dtype=np.int64)
+    except OverflowError:
+        return np.array(numbers, dtype=object)
+
+
 def _product(expression: str, values: Values) -> NDArray[np.int64]:
-    factors = [np.int64(factor) if factor[0].isdigit() else values[factor] for factor in expression.split("*")]
-    return np.asarray(reduce(mul, factors) + np.zeros_like(values["V"]), dtype=np.int64)
+    factors = [int(factor) if factor[0].isdigit() else values[factor] for factor in expression.split("*")]
+    return reduce(mul, factors, np.ones_like(values["V"]))
 
 
 def _embedding(entry: int, tokens: NDArray[np.int64], values: Values) -> NDArray[np.int64]:
     before = scratch.embedding_backward_before(tokens)
     after = scratch.embedding_backward_after(tokens, values["V"], values["D"])
     sizes = [*before, *(size for size, _ in after)]
-    return np.asarray(np.where(tokens > scratch.SORTED_LOOKUP, sizes[entry], 0), dtype=np.int64)
+    return sizes[entry] * (tokens > scratch.SORTED_LOOKUP)

@@ -1,8 +1,9 @@
 """The memory of a configuration from the closed form: no torch, thousands of configurations at once.
 
-The closed form (profiler/derive.py) is the ledger's own trace as a program whose sizes are formulas: what it predicts
-is the allocated peak, to the byte but for rounding. Reserved bytes, which are what runs out, are larger by
-fragmentation, which has no formula: the program is played through the allocator's model (planner/lifetime.py).
+The closed form (`derive`) is the ledger's own trace as a program whose sizes are formulas: what it predicts is the
+allocated peak, to the byte but for rounding. Reserved bytes, which are what runs out, are larger by fragmentation,
+which has no formula: the program is played through the allocator's model (`reserved`). Sizes are exact however large
+they are; a prediction of more than 8 EiB, which no file can hold and no machine has, is refused in words.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from importlib.resources import files
+from fractions import Fraction
+from functools import cache
 from math import inf
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
@@ -23,10 +26,14 @@ from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.program import Bytes, Program
 
+PROGRAMS = Path(__file__).parent / "data" / "programs.gz"
+LARGEST_BYTES = 2**63
+"""8 EiB: sizes in plans and records are below."""
+
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted memory of a configuration, bytes."""
+    """Predicted memory of a configuration, in bytes: allocated <= reserved <= upper, where no profile corrects it."""
 
     allocated_bytes: int
     """Peak of what tensors take during a training step."""
@@ -44,38 +51,45 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratios:
-    """Measured reserved bytes as a multiple of the predicted: expected, at worst, and where that is from."""
+    """Measured reserved bytes as multiples of the predicted ones."""
 
     reserved: float
+    """The multiple to expect."""
     upper: float
+    """The multiple at worst, never below `reserved`."""
     basis: str
+    """Where both are from."""
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.reserved <= self.upper < inf:
+            raise ValueError(f"ratios are not 1 <= {self.reserved} <= {self.upper}")
+
+
+@cache
+def _programs() -> dict[str, bytes]:
+    """A line of JSON for every program that ships, by key: read as a whole, parsed where one is asked for."""
+    lines = gzip.decompress(PROGRAMS.read_bytes()).splitlines()
+    return {key.decode(): text for key, _, text in (line.partition(b" ") for line in lines)}
 
 
 class MemoryModel:
     """Every closed form that ships, and what a profile corrects about it."""
 
     def __init__(self, measured: Ratios | None = None) -> None:
-        """`measured` ratios correct the reserved bytes."""
+        """`measured` ratios, where a profile gives them, correct the reserved bytes."""
         self.measured = measured
         self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved] = {}
-
-    @cached_property
-    def _programs(self) -> dict[str, bytes]:
-        """A line of JSON per program, by key: read where it is asked for."""
-        packed = files("srsplan.profiler.memory.data").joinpath("programs.gz").read_bytes()
-        lines = gzip.decompress(packed).splitlines()
-        return {key.decode(): text for key, _, text in (line.partition(b" ") for line in lines)}
-
-    @cache  # noqa: B019 - one model per process
-    def _program(self, key: str) -> Program:
-        return Program.from_document(json.loads(self._programs[key]))
+        self._read: dict[str, Program] = {}
 
     def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
-        """The closed form of a loss (or "evaluation"); InputError for a depth that has none."""
-        blocks, key = configuration.architecture.blocks, expressions.program_key(loss, configuration, many_chunks)
-        if key not in self._programs:
-            raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
-        return self._program(key)
+        """Return the closed form of a loss (or of "evaluation"); InputError for a depth that has none."""
+        key = expressions.program_key(loss, configuration, many_chunks)
+        if key not in self._read:
+            if key not in _programs():
+                blocks = configuration.architecture.blocks
+                raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
+            self._read[key] = Program.from_document(json.loads(_programs()[key]))
+        return self._read[key]
 
     def allocated(self, configurations: Sequence[Configuration]) -> Bytes:
         """Allocated training peaks of configurations that share loss, precision and depth."""
@@ -90,12 +104,15 @@ class MemoryModel:
     def _peaks(self, loss: str, configuration: Configuration, values: expressions.Values) -> Bytes:
         """One walk for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""
         rounds = np.minimum(expressions.chunks(loss, values), 3)
-        peaks = np.zeros_like(rounds)
+        groups: list[tuple[NDArray[np.bool_], Bytes]] = []
         for count in np.unique(rounds):
             chosen = rounds == count
             program = self.program(loss, configuration, bool(count > 1))
             part = {name: array[chosen] for name, array in values.items()}
-            peaks[chosen] = program.peaks(part, max(0, int(count) - 2))
+            groups.append((chosen, program.peaks(part, max(0, int(count) - 2))))
+        peaks = np.zeros(rounds.shape, dtype=np.result_type(*(found for _, found in groups)))
+        for chosen, found in groups:
+            peaks[chosen] = found
         return peaks
 
     def breakdown(self, configuration: Configuration) -> dict[str, int]:
@@ -119,18 +136,34 @@ class MemoryModel:
     def _replayed(
         self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float
     ) -> lifetime.Reserved:
-        """Not to the end where it does not run within `usable_bytes`; what was played to the end is remembered."""
+        """Not to the end where it does not run within `usable_bytes`. What was played is remembered."""
         key = configuration, users, seen_pairs, usable_bytes
         if key not in self._known:
-            expected, upper = (self.measured.reserved, self.measured.upper) if self.measured else (1.0, 1.0)
-            played = lifetime.reserved(configuration, users, seen_pairs, self.program, usable_bytes / upper)
-            self._known[key] = lifetime.Reserved(int(played.expected * expected), int(played.upper * upper))
+            played = lifetime.reserved(configuration, users, seen_pairs, self.program, usable_bytes / self._worst)
+            self._known[key] = self._corrected(played)
         return self._known[key]
 
+    @property
+    def _worst(self) -> float:
+        return self.measured.upper if self.measured else 1.0
+
+    def _corrected(self, played: lifetime.Reserved) -> lifetime.Reserved:
+        """The measured multiples of what was played; `Ratios` keeps expected below upper."""
+        if self.measured is None:
+            return played
+        expected, upper = Fraction(self.measured.reserved), Fraction(self.measured.upper)
+        return lifetime.Reserved(int(played.expected * expected), int(played.upper * upper))
+
     def predict(self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float = inf) -> Memory:
-        """Everything about one configuration, the breakdown included; `usable_bytes` is the cap it has to run under."""
-        breakdown = self.breakdown(configuration)
+        """Return everything about one configuration, the breakdown included.
+
+        Evaluation has batches of `users` with `seen_pairs` (user, seen item) pairs; `usable_bytes` is the cap that it
+        has to run under. InputError where it takes more than 8 EiB.
+        """
         found = self.reserved(configuration, users, seen_pairs, usable_bytes)
+        if found.upper >= LARGEST_BYTES:
+            raise _too_large(configuration)
+        breakdown = self.breakdown(configuration)
         basis = "the same step replayed through the allocator's model (simulated)"
         return Memory(
             allocated_bytes=sum(breakdown.values()),
@@ -140,3 +173,12 @@ class MemoryModel:
             basis=f"allocated: closed form of the ledger; reserved: {self.measured.basis if self.measured else basis}",
             breakdown_bytes=breakdown,
         )
+
+
+def _too_large(configuration: Configuration) -> InputError:
+    from srsplan.models.schema import shown
+
+    sizes = f"batch_size {shown(configuration.batch_size)} and seq_len {shown(configuration.seq_len)}"
+    return InputError(
+        f"{configuration.loss!r} with {sizes} takes more than 8 EiB", "give sizes that a machine can have"
+    )

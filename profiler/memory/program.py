@@ -10,8 +10,10 @@ thousands of configurations at once), and played through the allocator's model i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,8 +54,23 @@ class Program:
         return {"symbols": self.symbols, "setup": self.setup, "first": self.first, "step": self.step}
 
     def sizes(self, values: expressions.Values) -> list[Bytes]:
-        """Bytes requested per symbol, an array over configurations each."""
-        return [-(-expressions.evaluate(text, values) // self._parts(text)) for _, text in self.symbols]
+        """Bytes requested per symbol, an array over configurations each; exact at any size."""
+        enough = values if self._within_64_bits(values) else expressions.exact(values)
+        return [-(-expressions.evaluate(text, enough) // self._parts(text)) for _, text in self.symbols]
+
+    def _within_64_bits(self, values: expressions.Values) -> bool:
+        """Whether all that this program ever allocates together stays below 2^62 bytes, for every configuration."""
+        bounds = expressions.largest(values)
+        if bounds is None:
+            return False
+        sizes = (float(expressions.evaluate(text, bounds)[0]) + GRANULE_BYTES for _, text in self.symbols)
+        return sum(size * count for size, count in zip(sizes, self._births, strict=True)) < expressions.LARGEST_SAFE
+
+    @cached_property
+    def _births(self) -> list[int]:
+        """How often each symbol is allocated, a loop counted once: a round leaves nothing behind."""
+        codes = Counter(flat([*self.setup, *self.first, *self.step], 1))
+        return [codes[symbol] for symbol in range(len(self.symbols))]
 
     def _parts(self, expression: str) -> int:
         factors = expressions.variables(expression)
@@ -61,9 +78,9 @@ class Program:
 
     def peaks(self, values: expressions.Values, repeats: int) -> Bytes:
         """Allocated peak of a later step of every configuration; all have the same number of `repeats`."""
-        walk = self._walk([_rounded(size) for size in self.sizes(values)], repeats)
-        peak = np.zeros_like(values["V"])
-        for _, current in walk:
+        sizes = [_rounded(size) for size in self.sizes(values)]
+        peak = np.zeros_like(sizes[0])
+        for _, current in self._walk(sizes, repeats):
             np.maximum(peak, current, out=peak)
         return peak
 

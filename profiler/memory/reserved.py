@@ -1,11 +1,18 @@
 """Reserved bytes of a training process: its allocations, step after step, through the allocator's model. No torch.
 
-A process lives: model and first batch, two full steps, an evaluation, another full step: what its allocator then holds
-is expected. Real batches differ: fewer valid targets, an epoch's last batch of fewer sequences. Every new shape cuts
-the free blocks anew. The upper bound is the smallest cap under which all of that runs without a retry: a cap is asked
-for a request's whole size, even where part of it is mapped already. Where a budget is less, the same is played under it
-as a hard cap: often a few retries at the beginning are all it takes. Forty random batches instead of these reserved at
-most 4% more, and such an excess costs a retry, not the run.
+A process lives: model and first batch, two full steps, an evaluation, another full step: what its allocator holds by
+then is expected. Real batches differ: fewer valid targets, an epoch's last batch of fewer sequences. Every new shape
+cuts the free blocks anew. The same process, played on with such batches, gives the upper bound: what it must be allowed
+so that all of that runs without a retry. That is the larger of two figures, and so never below what is expected:
+
+- what it holds in the end. Expandable segments grow by pages of 20 MiB, a request is rounded to 2 MiB: what is held can
+  be larger than any cap that was asked for, as in PyTorch itself;
+- the largest cap that a request asks for. The cap is compared with what is held and the whole request, even where a
+  part of it is mapped already: that can be more than what is held afterwards.
+
+Where a budget is less, the same is played under it as a hard cap: often a few retries at the beginning are all it
+takes, and the upper bound is what is held then. Forty random batches instead of these reserved at most 4% more, and
+such an excess costs a retry, not the run.
 """
 
 from __future__ import annotations
@@ -19,13 +26,14 @@ from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.allocator import CapReachedError
 from srsplan.profiler.memory.program import Code, Process, Program
 
-FILLS = (0.93, 1.0, 0.81, 0.97, 1.0, 0.88, 1.0)
-"""Valid targets of later batches, as a share of the fullest's."""
+FILL_PERCENT = (93, 100, 81, 97, 100, 88, 100)
+"""Valid targets of later batches, in percent of the fullest's."""
 
 LATE_RETRIES = 1
 """Retries in the later steps: more, and training would be slowed down again and again."""
 
 CAP_STEP = 0.005
+"""Caps are tried in steps of half a percent."""
 
 LAST_BATCH = 3
 """The last batch of an epoch has a third of the sequences."""
@@ -35,11 +43,12 @@ Programs = Callable[[str, Configuration, bool], Program]
 
 @dataclass(frozen=True)
 class Reserved:
-    """Peaks of what a process holds of the card, bytes."""
+    """Peaks of what a process holds of the card, in bytes."""
 
     expected: int
+    """Held after the first steps and an evaluation."""
     upper: int
-    """What must fit: see `reserved`."""
+    """What must fit, never below `expected`: see the module."""
 
 
 @dataclass(frozen=True)
@@ -54,38 +63,35 @@ class Part:
 def reserved(
     configuration: Configuration, users: int, seen_pairs: int, programs: Programs, cap: float = inf
 ) -> Reserved:
-    """Of training with evaluation batches of so many users; under a `cap`, whether it runs there is in `upper`.
+    """Return the peaks of a training process whose evaluation batches have so many users and (user, seen item) pairs.
 
-    Where nothing has to be given back below the cap, upper is the smallest such cap. Else it is what is held under
-    this one, if only the beginning retries; and more than the cap if the configuration does not run there.
+    Under a `cap` in bytes the process runs there exactly where `upper` is at most the cap.
     """
-    full, *others = _steps(configuration, programs)
-    ranking = _ranking(configuration, users, seen_pairs, programs)
-    later = [(part, part.program.step) for part in (*others, full, ranking, full)]
-    early = [(full, full.program.setup), (full, full.program.first)]
-    early += [(part, part.program.step) for part in (full, ranking, full)]
-    free = _played(early, later, inf, cap)
-    if free.asked <= cap:
-        return Reserved(free.expected, free.asked)
-    capped = _played(early, later, cap, inf)
-    return Reserved(capped.expected, capped.held) if capped.retries <= LATE_RETRIES else Reserved(free.held, free.asked)
+    life = _life(configuration, users, seen_pairs, programs)
+    free = life.play(inf, enough=cap)
+    if free.needed <= cap:
+        return Reserved(free.expected, free.needed)
+    capped = life.play(cap)
+    if capped.late_retries <= LATE_RETRIES and capped.held <= cap:
+        return Reserved(capped.expected, capped.held)
+    return Reserved(free.expected, free.needed)
 
 
 def smallest_cap(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> int:
-    """From here on every cap is safe and fast, in steps of half a percent: it runs, and only the beginning retries.
+    """Return the cap in bytes from which on training runs at full speed: only its beginning retries.
 
-    Found from above, step by step: what fits is not monotone in the cap.
+    Found from above, in steps of half a percent: what fits is not monotone in the cap.
     """
     safe = reserved(configuration, users, seen_pairs, programs).upper
     while True:
-        cap = int(safe * (1 - CAP_STEP))
+        cap = safe - int(safe * CAP_STEP)
         if reserved(configuration, users, seen_pairs, programs, cap).upper > cap:
             return safe
         safe = cap
 
 
 def steady(configuration: Configuration, programs: Programs, expandable_segments: bool = True) -> int:
-    """Reserved bytes of a process that runs nothing but full steps, as a probe does."""
+    """Return the reserved bytes of a process that runs nothing but full steps, as a probe does at first."""
     full, process = _steps(configuration, programs)[0], Process(expandable_segments=expandable_segments)
     for code in (full.program.setup, full.program.first, full.program.step, full.program.step):
         process.run(code, full.sizes, full.repeats)
@@ -94,64 +100,84 @@ def steady(configuration: Configuration, programs: Programs, expandable_segments
 
 @dataclass(frozen=True)
 class _Played:
-    """Bytes held after the early parts and at most, the largest cap asked for, retries of the later parts."""
+    """What a process came to, in bytes."""
 
     expected: int
+    """Held after the early parts."""
     held: int
+    """Held at most."""
     asked: int
-    retries: float
+    """The largest cap that a request wants."""
+    late_retries: float
+    """How often the later parts had to give memory back; infinite where they did not run at all."""
+
+    @property
+    def needed(self) -> int:
+        """The cap under which all of this runs without a retry, and which what is held never exceeds."""
+        return max(self.held, self.asked)
 
 
 Parts = list[tuple[Part, Code]]
 
 
-def _played(early: Parts, later: Parts, cap: float, enough: float) -> _Played:
-    """A process under a cap; not played on where it has asked for more than `enough`."""
-    process = Process(None if cap == inf else int(cap))
-    allocator = process.allocator
-    expected, retries = 0, 0
-    try:
-        for number, (part, code) in enumerate([*early, *later]):
-            process.run(code, part.sizes, part.repeats)
-            if number < len(early):
-                expected, retries = allocator.peak_reserved, allocator.retries
-            if allocator.peak_asked > enough:
-                break
-    except CapReachedError:
-        return _Played(expected, allocator.peak_reserved, allocator.peak_asked, inf)
-    return _Played(expected, allocator.peak_reserved, allocator.peak_asked, allocator.retries - retries)
+@dataclass(frozen=True)
+class _Life:
+    """The parts that a training process runs: first the early ones, which decide what is expected."""
+
+    early: Parts
+    later: Parts
+
+    def play(self, cap: float, enough: float = inf) -> _Played:
+        """Run the process under a cap; not played on once it needs more than `enough`."""
+        process = Process(None if cap == inf else int(cap))
+        allocator, expected, early_retries = process.allocator, 0, 0
+        late_retries: float = inf
+        try:
+            for number, (part, code) in enumerate([*self.early, *self.later]):
+                process.run(code, part.sizes, part.repeats)
+                if number < len(self.early):
+                    expected, early_retries = allocator.peak_reserved, allocator.retries
+                if max(allocator.peak_asked, allocator.peak_reserved) > enough:
+                    break
+            late_retries = allocator.retries - early_retries
+        except CapReachedError:
+            pass  # it does not run under this cap
+        return _Played(expected, allocator.peak_reserved, allocator.peak_asked, late_retries)
+
+
+def _life(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> _Life:
+    full, *others = _steps(configuration, programs)
+    ranking = _ranking(configuration, users, seen_pairs, programs)
+    early = [(full, full.program.setup), (full, full.program.first)]
+    early += [(part, part.program.step) for part in (full, ranking, full)]
+    return _Life(early, [(part, part.program.step) for part in (*others, full, ranking, full)])
 
 
 def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
-    """The full step first."""
-    batches = [configuration, *_batches(configuration)]
-    values = expressions.step_values(batches)
-    chunks = expressions.chunks(configuration.loss, values)
-    sizes = {
-        many: programs(configuration.loss, configuration, many).sizes(values) for many in {bool(n > 1) for n in chunks}
-    }
+    """The full step, then those of other batches."""
+    values = expressions.step_values([configuration, *_batches(configuration)])
+    counts = [int(count) for count in expressions.chunks(configuration.loss, values)]
+    by_kind = {many: programs(configuration.loss, configuration, many) for many in {count > 1 for count in counts}}
+    sizes = {many: program.sizes(values) for many, program in by_kind.items()}
     return [
-        Part(
-            programs(configuration.loss, configuration, bool(count > 1)),
-            [int(size[at]) for size in sizes[bool(count > 1)]],
-            max(0, int(count) - 2),
-        )
-        for at, count in enumerate(chunks)
+        Part(by_kind[count > 1], [int(size[at]) for size in sizes[count > 1]], max(0, count - 2))
+        for at, count in enumerate(counts)
     ]
 
 
 def _batches(full: Configuration) -> list[Configuration]:
     """Other batches of the same training; without padding only the last of an epoch differs."""
-    fills = FILLS if full.fullest_tokens < full.tokens else ()
+    fills = FILL_PERCENT if full.fullest_tokens < full.tokens else ()
     last = replace(full, batch_size=max(full.micro_batches, full.batch_size // LAST_BATCH), valid_tokens=None)
     return [
-        *(replace(full, valid_tokens=max(1, round(fill * full.fullest_tokens))) for fill in fills),
+        *(replace(full, valid_tokens=max(1, (fill * full.fullest_tokens + 50) // 100)) for fill in fills),
         replace(last, valid_tokens=min(max(1, full.fullest_tokens // LAST_BATCH), last.tokens)),
     ]
 
 
 def _ranking(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> Part:
+    """One evaluation batch."""
     values = expressions.evaluation_values(configuration, users, seen_pairs)
-    chunks = int(expressions.chunks("evaluation", values)[0])
-    program = programs("evaluation", configuration, chunks > 1)
+    chunks = int(expressions.chunks(expressions.EVALUATION, values)[0])
+    program = programs(expressions.EVALUATION, configuration, chunks > 1)
     return Part(program, [int(size[0]) for size in program.sizes(values)], max(0, chunks - 2))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from srsplan.kernels.chunking import ranking_chunk_items
+from srsplan.kernels import chunking
+from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
 from srsplan.models.training.ranking import Seen, rank
@@ -17,6 +18,9 @@ from srsplan.profiler.memory.simulated_cuda import SimulatedCuda, fused_optimize
 META = torch.device("meta")
 BEST_ITEMS = 100
 """How many items evaluation ranks: the largest k of the metrics."""
+
+FEW_CHUNKS = 5
+"""Chunks that a shortened loss runs: a first, a last, and some between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,19 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
     return Simulated(ledger.trace, ledger.trace.start_of("evaluation"))
 
 
+def few_chunks(configuration: Configuration) -> Configuration:
+    """Take fewer valid tokens where a chunked loss would run thousands of chunks: the peak is that of any chunk."""
+    loss, tokens = LOSSES[configuration.loss], configuration.fullest_tokens
+    if not loss.chunked:
+        return configuration
+    if loss.sampled:
+        negatives, group = configuration.negatives or 1, configuration.tokens_per_set
+        chunk = group * chunking.sampled_chunk_sets(tokens, negatives, configuration.architecture.dim, group)
+    else:
+        chunk = chunking.softmax_chunk_tokens(tokens, configuration.catalog)
+    return replace(configuration, valid_tokens=min(tokens, FEW_CHUNKS * chunk + 3))
+
+
 def _batch(configuration: Configuration) -> StepInputs:
     shape = (configuration.micro_batch_size, configuration.seq_len)
     inputs = torch.empty(shape, dtype=torch.long, device=META)
@@ -107,6 +124,6 @@ def _batch(configuration: Configuration) -> StepInputs:
 
 def _seen(catalog: int, sizes: EvaluationSizes) -> Seen:
     """The worst case: everything the batch has seen falls into the first chunk of items."""
-    chunk_items = ranking_chunk_items(sizes.users, catalog)
+    chunk_items = chunking.ranking_chunk_items(sizes.users, catalog)
     rows, items = (torch.empty(sizes.seen_pairs, dtype=torch.long, device=META) for _ in range(2))
     return Seen(rows, items, (0, *[sizes.seen_pairs] * -(-catalog // chunk_items)), chunk_items)

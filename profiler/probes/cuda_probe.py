@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
 
 from srsplan.models.config import Configuration
 from srsplan.models.errors import SrsplanError
 from srsplan.profiler.probes.probe import EVALUATION_USERS, TIMED_STEPS, installed
-from srsplan.profiler.probes.records import ProbeRecord, Status
+from srsplan.profiler.probes.records import Findings, ProbeRecord, Status
 
 CHILD = (sys.executable, "-m", "srsplan.profiler.probes.cuda_child")
 TAIL_LINES, TAIL_CHARACTERS = 5, 2000
-FIGURES = {
-    "allocated_bytes", "reserved_bytes", "evaluation_bytes", "context_bytes", "retries", "step_ms_median", "step_ms_p95"
-}  # fmt: skip
-"""What a child may say beside its status."""
-
-TIMES = {"step_ms_median", "step_ms_p95"}
+ALLOCATOR_VARIABLE, EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
+"""What a child's allocator is told, unless the user says otherwise: memory is predicted for this mode."""
 
 LOST = (
     "no cuda-capable device", "no cuda gpus are available", "busy or unavailable", "fallen off the bus",
@@ -55,7 +53,7 @@ class CudaProbe:
     torch_device: str = "cuda"
 
     def blank(self, configuration: Configuration) -> ProbeRecord:
-        """A record without findings."""
+        """Return a record without findings."""
         return ProbeRecord(
             configuration=configuration, status="failed", basis="measured", gpu=self.gpu, device=self.device,
             driver=self.driver, cap_bytes=self.cap_bytes, torch=installed("torch"), triton=installed("triton"),
@@ -67,11 +65,10 @@ class CudaProbe:
             "configuration": configuration.to_dict(), "device": self.torch_device, "cap_bytes": self.cap_bytes,
             "steps": self.steps, "evaluation_users": self.evaluation_users,
         }  # fmt: skip
-        environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
         began = time.perf_counter()
         child = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment, start_new_session=True,
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", env=child_environment(os.environ), start_new_session=True,
         )  # fmt: skip
         try:
             out, err = child.communicate(json.dumps(task), timeout=self.timeout_s)
@@ -84,7 +81,15 @@ class CudaProbe:
         else:
             found = _outcome(child.returncode, out, err)
         seconds = round(time.perf_counter() - began, 3)
-        return replace(self.blank(configuration), **found, seconds=seconds)
+        return self.blank(configuration).changed(**found, seconds=seconds)
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a child: the parent's, with expandable segments unless it decides about them."""
+    told = environment.get(ALLOCATOR_VARIABLE, "")
+    if "expandable_segments" not in told:
+        told = f"{told},{EXPANDABLE}" if told else EXPANDABLE
+    return {**environment, ALLOCATOR_VARIABLE: told}
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
@@ -93,13 +98,14 @@ def _kill(child: subprocess.Popen[str]) -> None:
 
 
 def _outcome(code: int, out: str, err: str) -> dict[str, Any]:
-    """What the child found, or why it found nothing. CardLost where the card itself is gone."""
+    """Return what the child found, or why it found nothing. CardLost where the card itself is gone."""
     lines = out.strip().splitlines()
     if code == 0 and lines:
         try:
-            return {**_answer(json.loads(lines[-1])), "time_basis": "measured"}
-        except ValueError:
+            found = Findings.model_validate_json(lines[-1])
+        except ValidationError:
             return {"status": "failed", "error_tail": f"the child answered {lines[-1][:200]!r}"}
+        return {**found.model_dump(exclude_unset=True), "time_basis": "measured"}
     tail = "\n".join(err.strip().splitlines()[-TAIL_LINES:])[-TAIL_CHARACTERS:]
     if any(phrase in err.lower() for phrase in LOST):
         raise CardLost(
@@ -108,21 +114,8 @@ def _outcome(code: int, out: str, err: str) -> dict[str, Any]:
     return {"status": classify(code, err), "error_tail": tail}
 
 
-def _answer(document: Any) -> dict[str, Any]:
-    """A child's answer; ValueError unless it is an object of a status and figures that can be."""
-    if not isinstance(document, dict) or document.get("status") not in get_args(Status):
-        raise ValueError("no status")
-    for name, value in document.items():
-        if name == "status" or value is None:
-            continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-        if name not in FIGURES or not number or (name not in TIMES and not isinstance(value, int)):
-            raise ValueError(name)
-    return document
-
-
 def classify(code: int, err: str) -> Status:
-    """A child's end, from its exit code and what it said: out of memory is never guessed from a crash."""
+    """Return how a child ended, by its exit code and what it said: out of memory is never guessed from a crash."""
     said = err.lower()
     if "illegal memory access" in said or "illegal address" in said:
         return "illegal_access"

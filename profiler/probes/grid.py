@@ -18,9 +18,8 @@ from srsplan.models.config import Architecture, Configuration, Precision
 BATCH_SIZES = (16, 64, 256, 1024, 4096)
 SEQ_LENS = (16, 64, 200, 512)
 NEGATIVES = (32, 128, 512, 2048)
-TOKENS_PER_SET = 32
 FULLEST = 0.95
-"""Of the budget: beyond it every probe would fail."""
+"""The largest share of the budget that is predicted for a probe: beyond it every probe would fail."""
 
 SMALLER = 0.8
 """What takes the place of a probe that failed is at most so much of it."""
@@ -32,7 +31,7 @@ Predict = Callable[[Sequence[Configuration]], Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What probes are for."""
+    """The configurations that a profile is about, and how many of them are probed."""
 
     losses: tuple[str, ...]
     catalogs: tuple[int, ...]
@@ -44,9 +43,9 @@ class Wanted:
 
 
 def choose_probes(wanted: Wanted, predict: Predict) -> list[Configuration]:
-    """At most `count` of each loss, smallest first; fewer where fewer fit."""
+    """Return at most `count` configurations of each loss, smallest first; fewer where fewer fit."""
     chosen: list[Sized] = []
-    for loss in wanted.losses:
+    for loss in dict.fromkeys(wanted.losses):
         chosen += _spread(_fitting(loss, wanted, predict), wanted.count)
     return [configuration for _, configuration in sorted(chosen, key=lambda pair: pair[0])]
 
@@ -54,12 +53,12 @@ def choose_probes(wanted: Wanted, predict: Predict) -> list[Configuration]:
 def replace_failed(
     wanted: Wanted, predict: Predict, tried: Sequence[Configuration], failed: Sequence[Configuration]
 ) -> list[Configuration]:
-    """Others in the place of those that failed, farthest from those that did not, smallest first.
+    """Return others in the place of those that failed, farthest from those that did not, smallest first.
 
     Smaller by a fifth than whatever failed of their loss: one of its size would fail as well.
     """
     found: list[Sized] = []
-    for loss in wanted.losses:
+    for loss in dict.fromkeys(wanted.losses):
         lost = [each for each in failed if each.loss == loss]
         if lost:
             kept = [each for each in tried if each.loss == loss and each not in lost]
@@ -79,7 +78,7 @@ def _fitting(loss: str, wanted: Wanted, predict: Predict) -> list[Sized]:
 
 def _grid(loss: str, wanted: Wanted) -> Iterator[Configuration]:
     kind = LOSSES[loss]
-    for catalog in wanted.catalogs:
+    for catalog in dict.fromkeys(wanted.catalogs):
         counts: Sequence[int | None] = [None]
         if kind.sampled:
             counts = [kind.fixed_negatives] if kind.fixed_negatives else [n for n in NEGATIVES if n < catalog]
@@ -88,13 +87,13 @@ def _grid(loss: str, wanted: Wanted) -> Iterator[Configuration]:
                 for negatives in counts:
                     yield Configuration(
                         loss=loss, catalog=catalog, batch_size=batch_size, seq_len=seq_len, negatives=negatives,
-                        tokens_per_set=TOKENS_PER_SET if kind.shares_negatives else 1,
+                        tokens_per_set=kind.default_tokens_per_set,
                         architecture=wanted.architecture, precision=wanted.precision,
                     )  # fmt: skip
 
 
 def _spread(pairs: Sequence[Sized], count: int, taken: Sequence[Sized] = ()) -> list[Sized]:
-    """Farthest-point selection from `pairs`; beside nothing that is taken already, the largest first."""
+    """Select by farthest points from `pairs`, away from what is `taken`; the largest first where nothing is."""
     if not pairs:
         return []
     places = [_place(*pair) for pair in pairs]

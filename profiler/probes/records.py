@@ -3,50 +3,70 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from srsplan.models.config import Configuration, reject_unknown_keys
+from pydantic import ConfigDict, Field, ValidationError
+
+from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
+from srsplan.models.schema import Document, Milliseconds, Seconds, explained
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 Status = Literal["ok", "oom_device", "oom_host", "illegal_access", "timeout", "failed"]
 Basis = Literal["measured", "simulated"]
 NOT_MEASURED = "not measured"
 
+LONGEST_LINE_BYTES = 16_384
+"""Twice what the longest record takes."""
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeRecord:
+CardBytes = Annotated[int, Field(ge=1, lt=2**50)]
+"""A peak: some bytes, and less than a petabyte."""
+Rest = Annotated[int, Field(ge=0, lt=2**50)]
+"""Bytes beside a peak: there may be none."""
+Retries = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(max_length=200)]
+Text = Annotated[str, Field(max_length=4000)]
+
+
+class Findings(Document):
+    """What a child process may say of its probe; None stands for what it could not know."""
+
+    model_config = ConfigDict(strict=True)
+
+    status: Status
+    allocated_bytes: CardBytes | None = None
+    reserved_bytes: CardBytes | None = None
+    evaluation_bytes: CardBytes | None = None
+    context_bytes: Rest | None = None
+    """What the card has given away beside reserved bytes: CUDA context, kernels' code, other processes."""
+    retries: Retries | None = None
+    """How often the steps that were timed made the allocator give memory back: more than 0, and the cap is too low."""
+    step_ms_median: Milliseconds | None = None
+    step_ms_p95: Milliseconds | None = None
+
+
+class ProbeRecord(Findings):
     """What a probe found. None stands for what it could not know, never a number that looks like a result."""
 
     configuration: Configuration
-    status: Status
     basis: Basis
-    gpu: str
+    gpu: Name
     """The card that the record is for, by its name in the catalogue."""
-    device: str
+    device: Name
     """What it ran on: the driver's name of a card, "cpu", or "meta" for the ledger."""
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    evaluation_bytes: int | None = None
-    context_bytes: int | None = None
-    """What the card has given away beside reserved bytes: CUDA context, kernels' code, other processes."""
-    retries: int | None = None
-    """How often the steps that were timed made the allocator give memory back: more than 0, and the cap is too low."""
-    cap_bytes: int | None = None
+    cap_bytes: CardBytes | None = None
     """Reserved bytes the process was allowed; None for all of the card."""
-    step_ms_median: float | None = None
-    step_ms_p95: float | None = None
-    time_basis: str = NOT_MEASURED
+    time_basis: Name = NOT_MEASURED
     """"measured", "scaled from CARD", or "not measured"."""
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     """What the probe took."""
-    driver: str = ""
-    torch: str = ""
-    triton: str = ""
-    error_tail: str = ""
+    driver: Name = ""
+    torch: Name = ""
+    triton: Name = ""
+    error_tail: Text = ""
     """The last lines of what went wrong."""
+    version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    """Which fields there are."""
 
     @property
     def key(self) -> str:
@@ -54,23 +74,32 @@ class ProbeRecord:
         cap = [] if self.cap_bytes is None else [self.cap_bytes]
         return json.dumps([self.gpu, self.basis, self.configuration.to_dict(), *cap], sort_keys=True)
 
+    def changed(self, **changes: Any) -> ProbeRecord:
+        """Return a copy with other values, checked like any record."""
+        known = {name: getattr(self, name) for name in self.model_fields_set - {"version"}}
+        return ProbeRecord(**{**known, **changes})
+
+    def to_document(self) -> dict[str, Any]:
+        """Return plain types, the schema's number first."""
+        document = self.model_dump(by_alias=True)
+        return {"schema": document.pop("schema"), **document}
+
     def to_line(self) -> str:
-        """One line of JSON, newline included."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, allow_nan=False) + "\n"
+        """Return one line of JSON, newline included."""
+        return json.dumps(self.to_document(), allow_nan=False) + "\n"
 
     @classmethod
-    def from_document(cls, document: Any) -> ProbeRecord:
-        """The inverse; InputError for another schema, an unknown key or a value that cannot be."""
-        if not isinstance(document, Mapping):
-            raise InputError(f"a record is {type(document).__name__}, not an object", "remove the line")
-        values = dict(document)
-        if values.pop("schema", None) != SCHEMA:
-            raise InputError(f"a record of schema {document.get('schema')!r}", f"this srsplan reads schema {SCHEMA}")
-        reject_unknown_keys(values, [each.name for each in fields(cls)], "record")
-        for name, allowed in (("status", get_args(Status)), ("basis", get_args(Basis))):
-            if values.get(name) not in allowed:
-                raise InputError(f"{name} {values.get(name)!r} in a record", f"it is one of {', '.join(allowed)}")
+    def from_line(cls, line: bytes | str, where: str) -> ProbeRecord:
+        """Return the record of a line; InputError that begins with `where` for anything that is not one."""
+        way_out = "remove the line; the others are whole"
+        if len(line) > LONGEST_LINE_BYTES:
+            raise InputError(f"{where} is longer than any record", way_out)
         try:
-            return cls(**{**values, "configuration": Configuration.from_dict(values["configuration"])})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"a record lacks a field: {error}", "remove the line") from error
+            return cls.model_validate_json(line)
+        except ValidationError as error:
+            if error.errors(include_url=False, include_context=False, include_input=False)[0]["type"] == "json_invalid":
+                raise InputError(f"{where} is not JSON", way_out) from None
+            known = ["schema", *cls.model_fields, *Configuration.__dataclass_fields__]
+            raise explained(error, where, known, way_out) from None
+        except InputError as error:
+            raise InputError(f"{where}: {error.message}", error.hint) from None

@@ -14,7 +14,8 @@ from srsplan.kernels import Sampling, cce, ce, ce_neg
 from srsplan.kernels.chunking import set_count
 from srsplan.kernels.full_softmax.api import cce_triton
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
-from srsplan.kernels.samplers.alias import Distribution, InBatch, in_batch, popularity
+from srsplan.kernels.samplers.alias_table import Distribution, popularity
+from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.profiler.bench.losses import Shape
 from srsplan.profiler.memory.ledger import Ledger
 

@@ -12,12 +12,12 @@ from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
 from srsplan.planner.cli.profile import find_bench
 from srsplan.planner.confirm import confirm
-from srsplan.planner.search import Search, Space
+from srsplan.planner.search import Prices, Space, recommend
 from srsplan.planner.workload import WorstCase
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.cuda_probe import CudaProbe
-from srsplan.profiler.probes.gpus import detect_gpu
+from srsplan.profiler.probes.detect import detect_gpu
 
 MODEL = MemoryModel()
 
@@ -75,7 +75,7 @@ def test_a_plan_runs_under_its_budget(loss: str) -> None:
     card = detect_gpu()
     space = Space(catalog=300_000, losses=(loss,), architecture=Architecture(), precision="fp16", workload=WorstCase())
     budget = make_budget(8 * 10**9, card)
-    choice = Search(space, budget, card, MODEL).run().choices[0]
+    choice = recommend(space, Prices(space.workload, budget, card, MODEL)).choices[0]
     found = confirm(choice, budget, card, steps=20)
     assert found.basis.startswith("measured")
     assert found.fits

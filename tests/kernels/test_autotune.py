@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -39,13 +41,13 @@ class Card:
 
     def run(self, launch: Launch) -> None:
         self.tried.append(launch)
-        if launch.stages == 3:
+        if launch.num_stages == 3:
             raise RuntimeError("out of resource: shared memory")
 
     def timer(self, call: object) -> float:
         call()  # type: ignore[operator]
         launch = self.tried[-1]
-        return abs(launch.tile - 64) + launch.warps + launch.stages
+        return abs(launch.block_n - 64) + launch.num_warps + launch.num_stages
 
 
 def test_the_fastest_is_found_once_and_remembered(card: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,24 +58,79 @@ def test_the_fastest_is_found_once_and_remembered(card: str, monkeypatch: pytest
     best = Launch(32, 64, 4, 1)
     assert launches.choose(KEY, DEFAULT, here.run, (16, 32, 64)) == (best, True)
     tried = len(here.tried)
-    assert launches.choose(KEY, DEFAULT, here.run) == (best, False)
+    assert launches.choose(KEY, DEFAULT, here.run, (16, 32, 64)) == (best, False)
     monkeypatch.delenv("SRSPLAN_AUTOTUNE")
-    assert Launches(card, here.timer).choose(KEY, DEFAULT, here.run) == (best, False)
+    assert Launches(card, here.timer).choose(KEY, DEFAULT, here.run, (16, 32, 64)) == (best, False)
     other = Key(kernel="sampled_backward", dim=256, dtype="torch.float16")
     assert Launches(card, here.timer).choose(other, DEFAULT, here.run) == (DEFAULT, False)
     assert len(here.tried) == tried
     assert cache_file(card).name == "launches-NVIDIA-A100-SXM4-40GB.json"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 3}', '{"a": {"tokens": 1}}', "null"])
-def test_a_damaged_file_counts_as_none(card: str, content: str) -> None:
+def good(**changed: object) -> str:
+    return json.dumps({str(KEY): {"block_m": 32, "block_n": 64, "num_warps": 4, "num_stages": 1, **changed}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[1]", "null", "3", "\x00", "[" * 100_000, "9" * 5000, '{"a": 3}', '{"a": {"block_m": 1}}',
+        good(block_m="32"), good(block_m=32.0), good(block_m=True), good(block_n=0), good(num_warps=-4),
+        good(num_stages=None), good(block_n=10**9), good(extra=1), good(block_m=float("nan")),
+        " " * (2 << 20),
+    ],
+    ids=lambda content: content[:20] or "empty",
+)  # fmt: skip
+def test_a_file_with_anything_but_launches_is_left_aside_with_a_line(
+    card: str, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = cache_file(card)
     path.parent.mkdir(parents=True)
     path.write_text(content)
+    here = Card()
+    assert Launches(card, here.timer).choose(KEY, DEFAULT, here.run) == (DEFAULT, False)
+    assert f"{path} is left aside" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_other_bytes_and_no_text_at_all(card: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = cache_file(card)
     assert read_launches(path) == {}
+    assert not caplog.records
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\xff\xfe\x00{")
+    assert read_launches(path) == {}
+    assert len(caplog.records) == 1
 
 
-@given(st.dictionaries(st.text(min_size=1), st.builds(Launch, *[st.integers(1, 512)] * 4)))
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_neither_read_nor_replaced(card: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A pipe would wait for ever, and /dev/zero never ends."""
+    path = cache_file(card)
+    path.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    before = path.stat().st_mode
+    assert read_launches(path) == {}
+    assert "no regular file" in caplog.text
+    write_launches(path, {str(KEY): DEFAULT})
+    assert path.stat().st_mode == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("launch", [Launch(64, 32, 4, 1), Launch(32, 512, 4, 1), Launch(32, 32, 16, 1)])
+def test_a_remembered_launch_that_is_no_candidate_is_not_used(card: str, launch: Launch) -> None:
+    """Other tokens of a program than the table's would make spans of forward and backward disagree."""
+    write_launches(cache_file(card), {str(KEY): launch})
+    here = Card()
+    assert Launches(card, here.timer).choose(KEY, DEFAULT, here.run, (16, 32, 64)) == (DEFAULT, False)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.builds(Launch, *[st.integers(1, 1024)] * 4)))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, launches: dict[str, Launch]) -> None:
     path = tmp_path_factory.mktemp("cache") / "launches.json"
     write_launches(path, launches)

@@ -74,5 +74,5 @@ def test_launches_of_the_full_softmax_agree_on_spans(capability: int, fp32: bool
     assert list(forward) == list(loss) == list(table)
     assert list(SAMPLED_FORWARD) == list(SAMPLED_BACKWARD)
     for dim, launch in table.items():
-        assert forward[dim].tokens % launch.tokens == loss[dim].tokens % launch.tokens == 0
-        assert all(SPAN_ITEMS % each.tile == 0 for each in (launch, forward[dim], loss[dim]))
+        assert forward[dim].block_m % launch.block_m == loss[dim].block_m % launch.block_m == 0
+        assert all(SPAN_ITEMS % each.block_n == 0 for each in (launch, forward[dim], loss[dim]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels import Sampling, bce, cce, cce_neg, ce, ce_neg, chunking
-from srsplan.kernels.samplers.sampling import draw_sets, draw_uniform
+from srsplan.kernels.samplers.draw import draw_uniform
 
 IGNORED = -100
 SHAPES = [(1, 2, 8), (7, 13, 8), (37, 101, 24), (130, 1000, 64), (257, 333, 40), (64, 5003, 16)]
@@ -196,10 +196,10 @@ def test_log_q_makes_the_sum_unbiased() -> None:
 def test_draws_repeat_and_differ() -> None:
     device = torch.device("cpu")
     sampling = Sampling(seed=3, step=11)
-    first = draw_sets(320, 50, 10_000, sampling, device)
+    first = draw_uniform((10, 50), 10_000, sampling, 0, device)
     assert first.shape == (10, 50)
-    assert torch.equal(first, draw_sets(320, 50, 10_000, sampling, device))
-    assert not torch.equal(first, draw_sets(320, 50, 10_000, Sampling(seed=3, step=12), device))
+    assert torch.equal(first, draw_uniform((10, 50), 10_000, sampling, 0, device))
+    assert not torch.equal(first, draw_uniform((10, 50), 10_000, Sampling(seed=3, step=12), 0, device))
     assert not torch.equal(first, draw_uniform((10, 50), 10_000, sampling, 10, device))
     assert first.min() >= 0
     assert first.max() < 10_000

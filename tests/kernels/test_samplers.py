@@ -1,12 +1,10 @@
-"""Every sampler in every form of the sampled softmax, against the definition in float64; and which form runs where."""
+"""Every sampler in every form of the sampled softmax, against the definition in float64."""
 
 from __future__ import annotations
 
 import triton_interpreter  # noqa: F401 - first, so that triton interprets
 
 # isort: split
-from itertools import product
-
 import numpy as np
 import pytest
 import torch
@@ -15,13 +13,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from srsplan.kernels import Sampling, cce_neg, ce, ce_neg
-from srsplan.kernels.dispatch import LossCall, choose
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
-from srsplan.kernels.samplers.alias import Distribution, InBatch, distribution, in_batch, popularity
-from srsplan.kernels.samplers.sampling import draw_items
+from srsplan.kernels.samplers.alias_table import Distribution, distribution, popularity
+from srsplan.kernels.samplers.draw import draw_items
+from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 
 IGNORED = -100
-CPU, META = torch.device("cpu"), torch.device("meta")
+CPU = torch.device("cpu")
 SHAPES = [(7, 50, 16, 33, 16), (33, 90, 32, 21, 1), (37, 200, 112, 19, 16), (70, 101, 48, 40, 32)]
 """tokens, catalog, D, negatives, tokens a set"""
 
@@ -135,39 +133,6 @@ def test_given_items_and_a_distribution_contradict_each_other() -> None:
     for loss in (ce_neg, cce_neg, cce_neg_triton):
         with pytest.raises(ValueError, match="give one of the two"):
             loss(hidden, table, targets, items, distribution=drawn_by)
-
-
-@pytest.mark.parametrize(
-    ("loss", "form"), [("ce", "eager PyTorch"), ("bce", "eager PyTorch"), ("cce-", "chunked PyTorch")]
-)
-def test_the_choice_says_what_and_why(loss: str, form: str) -> None:
-    found = choose(loss, CPU)
-    assert (found.loss, found.implementation) == (loss, form)
-    assert found.reason
-
-
-@pytest.mark.parametrize(
-    ("loss", "device", "dim", "phrase"),
-    [("ce", META, 64, "ce has no Triton kernel"), ("cce", CPU, 64, "not on cpu"),
-     ("cce-", META, 40, "no multiple of 16"), ("cce", META, 2048, "up to 1024")],
-)  # fmt: skip
-def test_triton_is_refused_with_the_reason(loss: str, device: torch.device, dim: int, phrase: str) -> None:
-    with pytest.raises(ValueError, match=phrase):
-        choose(loss, device, "triton", dim)
-
-
-@pytest.mark.parametrize(("loss", "dtype"), [*product(["cce", "cce-"], [torch.float32, torch.float16])])
-def test_triton_and_chunked_give_the_same_loss(loss: str, dtype: torch.dtype) -> None:
-    """Called as the training step does it; cce- with as many negatives as make the draws' difference small."""
-    hidden, table, targets = inputs((64, 40, 32, 1, 1))
-    found = []
-    for implementation in ("chunked", "triton"):
-        call = LossCall(
-            loss=loss, negatives=None if loss == "cce" else 4096, sampling=Sampling(tokens_per_set=16),
-            compute_dtype=dtype, implementation=implementation,  # type: ignore[arg-type]
-        )  # fmt: skip
-        found.append(float(call(hidden.clone().requires_grad_(), table, targets).detach()))
-    assert found[0] == pytest.approx(found[1], rel=2e-3 if loss == "cce" else 2e-2)
 
 
 def test_a_hidden_size_beyond_the_registers_is_refused() -> None:

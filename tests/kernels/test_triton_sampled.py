@@ -14,8 +14,9 @@ from torch import Tensor
 
 from srsplan.kernels import Sampling, ce, ce_neg
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
-from srsplan.kernels.sampled_softmax.operators import sampled_softmax, sampled_softmax_backward
-from srsplan.kernels.samplers.alias import Distribution, distribution, popularity
+from srsplan.kernels.sampled_softmax.operators import Numbers, sampled_softmax, sampled_softmax_backward
+from srsplan.kernels.samplers.alias_table import Distribution, distribution, popularity
+from srsplan.kernels.samplers.kind import SamplerKind
 
 IGNORED = -100
 # tokens, catalog, D, negatives, tokens a set: sizes that divide nothing
@@ -195,7 +196,16 @@ def test_non_contiguous_inputs() -> None:
 def test_operators_keep_torchs_rules(switches: tuple[bool, bool, bool]) -> None:
     """Schema, fake implementation, autograd registration: what torch.compile and the ledger rely on."""
     hidden, table, targets, drawn = inputs((9, 30, 16, 7, 3), torch.float32, torch.float32)
-    arguments = (hidden.requires_grad_(), table.requires_grad_(), targets, [drawn], [7, 3, 0, 0, IGNORED], *switches)
+    numbers = Numbers(negatives=7, sets=3, seed=0, step=0, ignore_index=IGNORED)
+    arguments = (
+        hidden.requires_grad_(),
+        table.requires_grad_(),
+        targets,
+        int(SamplerKind.GIVEN),
+        [drawn],
+        list(numbers),
+        *switches,
+    )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(sampled_softmax, arguments, test_utils=tests)
     losses, shifts = (tensor.detach() for tensor in sampled_softmax(*arguments))
@@ -206,7 +216,7 @@ def test_operators_keep_torchs_rules(switches: tuple[bool, bool, bool]) -> None:
 @pytest.mark.parametrize(
     ("hidden", "table", "phrase"),
     [
-        (torch.zeros(3, 24), torch.zeros(5, 24), "a multiple of 16"),
+        (torch.zeros(3, 24), torch.zeros(5, 24), "no multiple of 16"),
         (torch.zeros(3, 2048), torch.zeros(5, 2048), "up to 1024"),
         (torch.zeros(3, 16), torch.zeros(5, 32), "one hidden size"),
         (torch.zeros(3, 16), torch.zeros(5, 16, dtype=torch.float16), "want fp16, bf16 or fp32"),

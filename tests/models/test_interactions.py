@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paths import SHARED
+from pyarrow import parquet
 
+from srsplan.models.data import limits
 from srsplan.models.data.interactions import Columns, Interactions, read_interactions
 from srsplan.models.errors import InputError
 
@@ -276,9 +280,9 @@ def test_wrong_files_are_refused_by_name(
 
 
 def test_missing_files_directories_and_cut_off_archives(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="no file of interactions at"):
         read_interactions(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="is a directory"):
+    with pytest.raises(InputError, match="is a folder"):
         read_interactions(tmp_path)
     cut = tmp_path / "cut.csv.gz"
     random = np.random.default_rng(0).integers(0, 10**9, 20_000)
@@ -289,6 +293,76 @@ def test_missing_files_directories_and_cut_off_archives(tmp_path: Path) -> None:
     plain.write_text(SMALL)
     with pytest.raises(InputError, match="cannot read"):
         read_interactions(plain)
+
+
+def test_devices_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path, what in ((tmp_path / "pipe.csv", "a pipe"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(InputError, match=f"is {what}"):
+            read_interactions(path)
+
+
+def test_more_rows_than_a_file_can_hold_are_refused(tmp_path: Path) -> None:
+    """Ten million equal rows are read; more only where the file is as large as interactions are."""
+    rows = 12_000_000
+    equal = pa.array(np.ones(rows, dtype=np.int8))
+    parquet.write_table(pa.table({"user": equal, "item": equal}), tmp_path / "bomb.parquet")
+    with pytest.raises(InputError, match="no interactions do that"):
+        read_interactions(tmp_path / "bomb.parquet")
+    with gzip.open(tmp_path / "bomb.csv.gz", "wb", 1) as file:
+        file.write(b"user,item\n" + b"1,2\n" * rows)
+    with pytest.raises(InputError, match="no interactions do that"):
+        read_interactions(tmp_path / "bomb.csv.gz")
+    with gzip.open(tmp_path / "long.txt.gz", "wb", 1) as file:
+        file.write(b"x" * 270_000_000)
+    with pytest.raises(InputError, match="more than 256 MiB"):
+        read_interactions(tmp_path / "long.txt.gz")
+
+
+def test_more_rows_than_the_memory_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "machine_memory_bytes", lambda: 499)
+    for name in ("a.csv", "a.csv.gz", "a.parquet"):
+        if name == "a.parquet":
+            pd.read_csv(tmp_path / "a.csv").to_parquet(tmp_path / name)
+        else:
+            write(tmp_path, SMALL, name)
+        with pytest.raises(InputError, match=r"interactions: reading them takes 0 GB of memory, this machine has 0 GB"):
+            read_interactions(tmp_path / name)
+    monkeypatch.setattr(limits, "machine_memory_bytes", lambda: 600)
+    assert len(read_interactions(tmp_path / "a.csv.gz")) == 5
+
+
+def test_repeated_text_is_never_written_out(tmp_path: Path) -> None:
+    """Two ids of a megabyte each in 20,000 rows: 20 GB if every row held its own."""
+    codes = pa.array(np.arange(20_000, dtype=np.int32) % 2)
+    users = pa.DictionaryArray.from_arrays(codes, pa.array(["a" * 1_000_000, "b" * 1_000_000]))
+    items = pa.array([f"i{number % 7}" for number in range(20_000)])
+    parquet.write_table(pa.table({"user": users, "item": items, "time": users}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="no interactions do that"):  # as times they would have to be written out
+        read_interactions(tmp_path / "a.parquet")
+    parquet.write_table(pa.table({"user": users, "item": items}), tmp_path / "b.parquet")
+    found = read_interactions(tmp_path / "b.parquet")
+    assert (found.user_count, found.catalog, len(found)) == (2, 7, 20_000)
+    assert found.users.tolist() == [0] * 10_000 + [1] * 10_000
+
+
+def test_labels_of_a_dictionary_that_no_row_has_are_not_counted(tmp_path: Path) -> None:
+    users = pd.Categorical(["b", "a", None], categories=["z", "a", "b", "y"])
+    pd.DataFrame({"user": users, "item": [1, 2, 3]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="no user id in 1 of 3 rows, the first is data row 3"):
+        read_interactions(tmp_path / "a.parquet")
+    pd.DataFrame({"user": users[:2], "item": [1, 2]}).to_parquet(tmp_path / "a.parquet")
+    assert rows(read_interactions(tmp_path / "a.parquet")) == [("a", 2, None), ("b", 1, None)]
+
+
+def test_parquet_in_several_row_groups_has_one_numbering(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"user": [f"u{n % 5}" for n in range(40)], "item": [f"i{n * 7 % 11}" for n in range(40)]})
+    frame.to_parquet(tmp_path / "a.parquet", row_group_size=7)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert rows(read_interactions(tmp_path / "a.parquet")) == rows(read_interactions(tmp_path / "a.csv"))
+    parquet.write_table(pa.table({"user": pa.array([[1]]), "item": [1]}), tmp_path / "nested.parquet")
+    with pytest.raises(InputError, match="column 'user' holds lists"):
+        read_interactions(tmp_path / "nested.parquet")
 
 
 def test_wrong_columns_and_filters_are_refused(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
-"""The model: causality, padding, the tied gradient."""
+"""The model: against a plain one written from the paper, dropout's places, causality, padding, the tied gradient."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from plain_sasrec import plain_sasrec
+from torch import Tensor, nn
 
 from srsplan.kernels import cce
 from srsplan.kernels.lookup import tied_lookup
 from srsplan.models.config import Architecture, Configuration
-from srsplan.models.sasrec import SASRec
+from srsplan.models.sasrec import Block, SASRec
 from srsplan.models.training.step import StepInputs, StepSettings, TrainingStep
 
 SIZES = Architecture(dim=32, heads=2, blocks=2, dropout=0.0)
@@ -20,6 +23,112 @@ CPU = torch.device("cpu")
 def model(catalog: int = 50, seq_len: int = 12) -> SASRec:
     torch.manual_seed(0)
     return SASRec(catalog, seq_len, SIZES)
+
+
+def large_weights(sasrec: SASRec) -> None:
+    """Weights that matter: those of the beginning are so small that a missing part would hardly be seen."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, weight in sasrec.named_parameters():
+            scale, centre = (0.5, 1.0) if name.endswith("norm.weight") else (0.4, 0.0)
+            weight.copy_(centre + scale * torch.randn_like(weight))
+
+
+def some_loss(valid: Tensor, table: Tensor) -> Tensor:
+    """Takes states [M, D] and the table [V, D] alike, as every loss does."""
+    return torch.logsumexp(valid @ table.T / table.shape[1], 1).sum()
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads", "blocks", "lengths"),
+    [(8, 1, 1, [1]), (16, 2, 1, [5, 3, 1]), (16, 2, 2, [2, 6]), (32, 4, 3, [4, 1, 7]), (24, 3, 2, [7, 7])],
+)
+def test_equal_to_a_plain_sasrec(dim: int, heads: int, blocks: int, lengths: list[int]) -> None:
+    """Forward and gradients, on copied weights, for padded batches."""
+    sasrec = SASRec(20, 9, Architecture(dim=dim, heads=heads, blocks=blocks, dropout=0.0))
+    large_weights(sasrec)
+    items = torch.randint(20, (len(lengths), max(lengths)))
+    weights = {name: weight.detach().double().requires_grad_() for name, weight in sasrec.named_parameters()}
+
+    hidden = [states[:length] for states, length in zip(sasrec(items), lengths, strict=True)]
+    truth = plain_sasrec(weights, items, lengths, blocks, heads)
+    for states, true_states in zip(hidden, truth, strict=True):
+        torch.testing.assert_close(states.double(), true_states, rtol=1e-4, atol=1e-4)
+
+    some_loss(torch.cat(hidden), sasrec.item_table).backward()
+    some_loss(torch.cat(truth), weights["item_embedding.weight"]).backward()
+    for name, weight in sasrec.named_parameters():
+        found, true = weight.grad, weights[name].grad
+        assert found is not None
+        assert true is not None
+        torch.testing.assert_close(
+            found.double(), true, rtol=1e-3, atol=1e-5 + 1e-4 * float(true.abs().max()), msg=name
+        )
+
+
+def test_in_evaluation_nothing_is_dropped() -> None:
+    sasrec = SASRec(20, 9, Architecture(dim=16, heads=2, blocks=2, dropout=0.5)).eval()
+    large_weights(sasrec)
+    items, weights = torch.randint(20, (2, 6)), dict(sasrec.named_parameters())
+    with torch.no_grad():
+        truth = torch.stack(plain_sasrec(weights, items, [6, 6], 2, 2))
+        torch.testing.assert_close(sasrec(items), truth, rtol=1e-4, atol=1e-4)
+
+
+def constant(layer: nn.Linear, value: float) -> None:
+    """A layer that gives one value, whatever it is given."""
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(value)
+
+
+def assert_dropped(found: Tensor, whole: Tensor, share: float = 0.4) -> None:
+    """About so large a share of `found` is 0, and the rest is `whole` scaled up."""
+    zero = found == 0
+    assert float(zero.float().mean()) == pytest.approx(share, abs=0.05)
+    torch.testing.assert_close(found[~zero], (whole / (1 - share)).expand_as(found)[~zero])
+
+
+def dropping() -> SASRec:
+    """One block without a final norm, in training mode."""
+    torch.manual_seed(0)
+    sasrec = SASRec(20, 40, Architecture(dim=64, heads=8, blocks=1, dropout=0.4))
+    sasrec.norm = nn.Identity()  # type: ignore[assignment]
+    return sasrec.train()
+
+
+def block_of(sasrec: SASRec) -> Block:
+    block = sasrec.blocks[0]
+    assert isinstance(block, Block)
+    return block
+
+
+def test_training_drops_out_the_embedding() -> None:
+    sasrec, items = dropping(), torch.randint(20, (4, 40))
+    block = block_of(sasrec)
+    constant(block.attention.project_out, 0.0)
+    constant(block.feed_forward.outer, 0.0)
+    assert_dropped(sasrec(items), sasrec.eval()(items))
+
+
+@pytest.mark.parametrize("part", ["attention", "feed_forward"])
+def test_training_drops_out_the_output_of_both_sublayers(part: str) -> None:
+    block, x = block_of(dropping()), torch.randn(4, 40, 64)
+    constant(block.attention.project_out, 3.0 if part == "attention" else 0.0)
+    constant(block.feed_forward.outer, 3.0 if part == "feed_forward" else 0.0)
+    change = block(x) - x
+    assert_dropped(torch.where(change.abs() < 1e-5, 0.0, change), torch.tensor(3.0))
+
+
+def test_training_drops_out_attention_weights() -> None:
+    """A first position attends to itself alone: its weight of 1 is dropped in every head by itself, or scaled up."""
+    attention = block_of(dropping()).attention
+    constant(attention.project_in, 1.0)
+    with torch.no_grad():
+        attention.project_out.weight.copy_(torch.eye(64))
+    first = attention(torch.randn(500, 3, 64))[:, 0].view(500, 8, 8)
+    assert bool((first == first[:, :, :1]).all())
+    assert_dropped(first[:, :, 0], torch.tensor(1.0))
 
 
 def test_a_position_sees_only_what_came_before() -> None:
@@ -45,12 +154,11 @@ def test_what_stands_at_padding_changes_nothing_and_gets_no_gradient() -> None:
 
 
 def test_the_tied_gradient_is_that_of_two_separate_ones() -> None:
-    table = torch.randn(50, 8, requires_grad=True)
-    items, targets = torch.randint(50, (30,)), torch.randint(50, (30,))
+    rows, items, targets = torch.randn(50, 8), torch.randint(50, (30,)), torch.randint(50, (30,))
 
-    def gradient(lookup: object) -> Tensor:
-        table.grad = None
-        cce(lookup(table, items).tanh(), table, targets).backward()  # type: ignore[operator]
+    def gradient(lookup: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        table = rows.clone().requires_grad_()
+        cce(lookup(table, items).tanh(), table, targets).backward()
         assert table.grad is not None
         return table.grad
 

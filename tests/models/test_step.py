@@ -13,7 +13,8 @@ import torch
 from srsplan.kernels import Sampling, cce_neg, ce_neg
 from srsplan.kernels.dispatch import LossCall
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Sampler
-from srsplan.kernels.samplers.alias import in_batch, popularity
+from srsplan.kernels.samplers.alias_table import popularity
+from srsplan.kernels.samplers.in_batch import in_batch
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.batches import Batch, cut
 from srsplan.models.errors import InputError
@@ -62,7 +63,7 @@ def test_parts_and_steps_draw_different_negatives(monkeypatch: pytest.MonkeyPatc
     drawn, call = [], LossCall.__call__
 
     def listening(self: LossCall, *tensors: torch.Tensor) -> torch.Tensor:
-        drawn.append(self.sampling.step)
+        drawn.append(self.options.sampling.step)
         return call(self, *tensors)
 
     monkeypatch.setattr(LossCall, "__call__", listening)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,15 +18,18 @@ import torch
 from command import Ended
 from paths import SHARED
 from safetensors.torch import load_file
+from small_runs import contents, resume
 
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.batches import Batch
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Split, split
-from srsplan.models.errors import InputError, SrsplanError
+from srsplan.models.errors import SrsplanError
 from srsplan.models.training import checkpoint
+from srsplan.models.training.callbacks import NoCallbacks
 from srsplan.models.training.inputs import spread_padding, step_inputs
-from srsplan.models.training.loop import Settings, Trainer
+from srsplan.models.training.loop import Trainer
+from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import TrainingStep
 from srsplan.planner.analysis.run_tables import load_runs
 
@@ -114,7 +118,9 @@ def test_a_killed_training_loses_at_most_an_epoch(data: Path, tmp_path: Path) ->
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     logged = log.read_text().count("\n")
-    saved = checkpoint.read_state(tmp_path / "out")["epoch"]
+    state = checkpoint.read_state(tmp_path / "out")
+    assert state is not None
+    saved = state.progress.epoch
     assert logged - 1 <= saved <= logged
     # now four more epochs than were saved, from there
     command[command.index("200")] = str(saved + 4)
@@ -134,45 +140,24 @@ def trained(folder: Path, data: Path, epochs: int = 1) -> tuple[Trainer, Split]:
     return Trainer(TrainingStep(configuration, CPU), parts, Settings(epochs=epochs), folder), parts
 
 
-class Silent:
-    def epoch_begins(self, epoch: int, batches: int) -> None: ...
-
-    def batch_done(self) -> None: ...
-
-    def epoch_done(self, record: dict[str, Any]) -> None: ...
-
-
 def test_a_full_disk_leaves_the_last_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
-    trained(folder, data)[0].run(Silent())
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    trained(folder, data)[0].run(NoCallbacks())
+    before = contents(folder)
 
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
 
     trainer, _ = trained(folder, data, epochs=3)
-    trainer.resume()
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    resume(trainer)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SrsplanError, match="No space left on device; what was saved before is whole"):
-        trainer.run(Silent())
+        trainer.run(NoCallbacks())
     monkeypatch.undo()
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
     trainer, _ = trained(folder, data, epochs=3)
-    trainer.resume()
-    assert trainer.run(Silent()).epoch == 3
-
-
-def test_a_checkpoint_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    trained(folder, data)[0].run(Silent())
-    other = Configuration(
-        loss="cce", catalog=60, batch_size=32, seq_len=10, precision="fp32", architecture=Architecture(dim=32, blocks=1)
-    )
-    with pytest.raises(InputError, match="of another model"):
-        checkpoint.load_checkpoint(folder, TrainingStep(other, CPU))
-    (folder / "state.json").write_text("{}")
-    with pytest.raises(InputError, match="not a checkpoint of version 1"):
-        checkpoint.read_state(folder)
+    resume(trainer)
+    assert trainer.run(NoCallbacks()).epoch == 3
 
 
 def test_padding_is_spread_and_never_scored() -> None:
@@ -194,7 +179,7 @@ BAD: list[tuple[list[object], str]] = [
     ([*TINY, "--negatives", 4], "negatives 4 mean nothing"),
     ([*TINY, "--device", "tpu"], "unknown --device 'tpu'"),
     ([*TINY, "--device", "cuda"], "torch sees no GPU"),
-    ([*TINY, "--learning-rate", 0], "--learning-rate 0"),
+    ([*TINY, "--learning-rate", 0], "--learning-rate 0.0 is not a number above zero"),
     ([*TINY, "--epochs", 0], "--epochs"),
     ([*TINY, "--split", "random"], "unknown split 'random'"),
     ([*TINY, "--item-column", "sku"], "sku"),
@@ -218,16 +203,6 @@ def test_a_plan_for_fewer_items_is_refused(run: Run, data: Path) -> None:
     done = run("train", "--data", data)
     assert done.code == 2
     assert "the plan is for 50 items, the data have 60" in done.message
-
-
-def test_nothing_is_overwritten_unless_told(run: Run, data: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    done = run("train", "--data", data, *TINY, "--epochs", 1, "-o", "out")
-    assert done.code == 2
-    assert "out is not empty" in done.message
-    assert run("train", "--data", data, *TINY, "--epochs", 1, "-o", "out", "--overwrite").code == 0
-    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_loss_that_diverges_is_told(run: Run, data: Path) -> None:

@@ -6,40 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from small_runs import CPU, ONE, TINY, contents, resume, trainer
 
 from srsplan.models.config import Architecture, Configuration
-from srsplan.models.data.interactions import read_interactions
-from srsplan.models.data.splits import split
 from srsplan.models.errors import DeviceOutOfMemory, InputError
-from srsplan.models.training import loop as training
-from srsplan.models.training.loop import Settings, Trainer
+from srsplan.models.training.callbacks import NoCallbacks
+from srsplan.models.training.epochs_log import EpochRecord
+from srsplan.models.training.evaluation import Evaluation, evaluate
+from srsplan.models.training.loop import Trainer
+from srsplan.models.training.retries import out_of_memory_explained
+from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import StepInputs, TrainingStep
 
-CPU = torch.device("cpu")
-TINY = Configuration(
-    loss="cce", catalog=40, batch_size=16, seq_len=8, precision="fp32", architecture=Architecture(dim=16, blocks=1)
-)
-ONE = Settings(epochs=1)
 
-
-class Silent:
-    def epoch_begins(self, epoch: int, batches: int) -> None: ...
-
-    def batch_done(self) -> None: ...
-
-    def epoch_done(self, record: dict[str, Any]) -> None: ...
-
-    def smaller(self, sentence: str) -> None: ...
-
-
-class Told(Silent):
+class Told(NoCallbacks):
     def __init__(self) -> None:
         self.sentences: list[str] = []
 
-    def smaller(self, sentence: str) -> None:
+    def on_out_of_memory(self, sentence: str) -> None:
         self.sentences.append(sentence)
 
 
@@ -54,22 +40,6 @@ class SmallCard(TrainingStep):
         return super().loss(batch, *rest, **options)
 
 
-def walks(path: Path, seed: int) -> Path:
-    """60 users walk through 40 items in order, from starts that the seed draws; every item occurs."""
-    draw = np.random.default_rng(seed)
-    starts = [*range(40), *draw.integers(40, size=20)]
-    rows = [f"u{user},i{(start + step) % 40},{step}" for user, start in enumerate(starts) for step in range(8)]
-    path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
-    return path
-
-
-def trainer(folder: Path, configuration: Configuration = TINY, settings: Settings = ONE, data: int = 0) -> Trainer:
-    folder.mkdir(exist_ok=True)
-    parts = split(read_interactions(walks(folder.parent / f"walks{data}.csv", data)), "leave-one-out")
-    step = TrainingStep(configuration, CPU, settings)
-    return Trainer(step, parts, settings, folder)
-
-
 OTHERS: list[tuple[str, Configuration, Settings]] = [
     ("has loss cce, not ce", replace(TINY, loss="ce"), ONE),
     ("has batch_size 16, not 8", replace(TINY, batch_size=8), ONE),
@@ -82,46 +52,46 @@ OTHERS: list[tuple[str, Configuration, Settings]] = [
 def test_another_run_is_not_resumed(
     tmp_path: Path, phrase: str, configuration: Configuration, settings: Settings
 ) -> None:
-    trainer(tmp_path / "out").run(Silent())
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    trainer(tmp_path / "out").run(NoCallbacks())
+    before = contents(tmp_path / "out")
     with pytest.raises(InputError, match=phrase):
-        trainer(tmp_path / "out", configuration, settings).resume()
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+        resume(trainer(tmp_path / "out", configuration, settings))
+    assert contents(tmp_path / "out") == before
 
 
 def test_other_data_of_the_same_size_are_not_resumed_on(tmp_path: Path) -> None:
-    trainer(tmp_path / "out").run(Silent())
+    trainer(tmp_path / "out").run(NoCallbacks())
     with pytest.raises(InputError, match="trained on other data"):
-        trainer(tmp_path / "out", data=1).resume()
+        resume(trainer(tmp_path / "out", data=1))
 
 
 def test_the_ways_out_of_divergence_are_allowed_and_told(tmp_path: Path) -> None:
-    trainer(tmp_path / "out").run(Silent())
+    trainer(tmp_path / "out").run(NoCallbacks())
     more = trainer(tmp_path / "out", settings=Settings(epochs=2, learning_rate=5e-4, patience=3))
-    more.resume()
+    resume(more)
     assert more.changes == ("learning_rate is 0.0005 from here on, it was 0.001",)
-    assert more.run(Silent()).epoch == 2
+    assert more.run(NoCallbacks()).epoch == 2
 
 
 def test_an_end_before_the_first_evaluation_is_evaluated(tmp_path: Path) -> None:
     rarely = Settings(epochs=4, evaluate_every=4)
 
-    class Interrupts(Silent):
-        def epoch_done(self, record: dict[str, Any]) -> None:
+    class Interrupts(NoCallbacks):
+        def on_epoch_end(self, record: EpochRecord) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path / "out", settings=rarely).run(Interrupts())
     shorter = trainer(tmp_path / "out", settings=replace(rarely, epochs=1))
-    shorter.resume()
-    assert shorter.run(Silent()).best_epoch == 1
+    resume(shorter)
+    assert shorter.run(NoCallbacks()).best_epoch == 1
     assert (tmp_path / "out" / "best.safetensors").exists()
 
 
 def test_out_of_memory_is_explained_with_bytes() -> None:
     with (
         pytest.raises(DeviceOutOfMemory, match=r"bytes allocated .* batch size 16, sequence length 8") as caught,
-        training.out_of_memory_explained(TINY),
+        out_of_memory_explained(TINY),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     assert isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
@@ -140,7 +110,7 @@ def test_out_of_memory_cuts_the_batch_and_trains_the_same_model(tmp_path: Path) 
     whole = trainer(tmp_path / "whole", small.step.configuration)
     whole.step.model.load_state_dict(small.step.model.state_dict())
     small.run(told)
-    whole.run(Silent())
+    whole.run(NoCallbacks())
     assert small.progress.micro_batches == 4
     assert [phrase in told.sentences[at] for at, phrase in enumerate(("into 2 parts", "into 4 parts"))] == [True] * 2
     assert "same batch size 16" in told.sentences[1]
@@ -151,7 +121,7 @@ def test_out_of_memory_cuts_the_batch_and_trains_the_same_model(tmp_path: Path) 
 def test_a_resumed_run_remembers_that_it_was_cut(tmp_path: Path) -> None:
     on_a_small_card(tmp_path / "small").run(Told())
     told, again = Told(), on_a_small_card(tmp_path / "small", Settings(epochs=2))
-    again.resume()
+    resume(again)
     again.run(told)
     assert again.progress.micro_batches == 4
     assert not told.sentences
@@ -164,14 +134,14 @@ def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch:
 
 
 def test_out_of_memory_in_evaluation_ranks_fewer_users_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranked, told = training.evaluate, Told()
+    told = Told()
 
     def at_most_ten(step: Any, parts: Any, holdout: Any, ranking: Any) -> Evaluation:
         if ranking.users > 10:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return ranked(step, parts, holdout, ranking)
+        return evaluate(step, parts, holdout, ranking)
 
-    monkeypatch.setattr(training, "evaluate", at_most_ten)
+    monkeypatch.setattr("srsplan.models.training.loop.evaluate", at_most_ten)
     whole = trainer(tmp_path / "run", settings=Settings(epochs=1, evaluation_batch=64))
     whole.run(told)
     assert whole.ranking().users == 8

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from paths import SHARED
+from scipy.stats import spearmanr
 
-from srsplan.planner.analysis.importance import FEATURES, METRICS, Analysis, AnalysisOptions, analyze
+from srsplan.planner.analysis.correlation import correlations
+from srsplan.planner.analysis.features import FEATURES, METRICS
+from srsplan.planner.analysis.forests import ForestOptions
+from srsplan.planner.analysis.importance import Analysis, AnalysisOptions, DatasetAnalysis, analyze
 from srsplan.planner.analysis.run_tables import QUALITY, RunOptions, RunTable, load_runs
 
-QUICK = AnalysisOptions(trees=40, shuffles=5)
+QUICK = AnalysisOptions(forests=ForestOptions(trees=40, fold_trees=20, shuffles=5))
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +45,19 @@ def runs_of(name: str, rows: int, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
+def rho_of(found: DatasetAnalysis, metric: str, feature: str) -> float:
+    one = found.spearman[metric][feature]
+    assert one is not None
+    return one.rho
+
+
 def rho(left: pd.Series, right: pd.Series) -> float:
     """Spearman from its definition: Pearson's r of the ranks."""
     return float(np.corrcoef(left.rank(), right.rank())[0, 1])
 
 
 def test_gowalla_batch_times_length_goes_with_ndcg_at_087(public: Analysis) -> None:
-    assert public.datasets["gowalla"].spearman["ndcg_10"]["bs*sl"] == pytest.approx(0.874, abs=5e-4)
+    assert rho_of(public.datasets["gowalla"], "ndcg_10", "bs*sl") == pytest.approx(0.874, abs=5e-4)
 
 
 @pytest.mark.evidence
@@ -54,28 +66,26 @@ def test_spearman_is_pearson_of_ranks_over_sampled_runs(public: Analysis, public
     sampled = frame[(frame["dataset"] == "zvuk") & np.isfinite(frame["loss_sample_count"])]
     product = sampled["batch_size"] * sampled["loss_sample_count"]
     for metric, column in METRICS.items():
-        found = public.datasets["zvuk"].spearman[metric]
-        assert found["bs*ns"] == pytest.approx(rho(product, sampled[column]))
-        assert found["sl"] == pytest.approx(rho(sampled["max_seq_len"], sampled[column]))
+        found = public.datasets["zvuk"]
+        assert rho_of(found, metric, "bs*ns") == pytest.approx(rho(product, sampled[column]))
+        assert rho_of(found, metric, "sl") == pytest.approx(rho(sampled["max_seq_len"], sampled[column]))
 
 
 @pytest.mark.evidence
 def test_keep_full_ranks_every_run(public_table: RunTable) -> None:
     gowalla = public_table.frame[public_table.frame["dataset"] == "gowalla"]
-    table = RunTable(path="gowalla", frame=gowalla, rows_read=len(gowalla), notes=())
-    found = (
-        analyze(table, AnalysisOptions(trees=40, shuffles=1, keep_full=True)).datasets["gowalla"].spearman["ndcg_10"]
-    )
-    assert found["bs*sl"] == pytest.approx(0.864, abs=5e-4)
-    assert found["ns"] == pytest.approx(rho(gowalla["loss_sample_count"], gowalla[QUALITY]))
+    table = RunTable(source="gowalla", frame=gowalla, rows_read=len(gowalla), notes=())
+    found = analyze(table, AnalysisOptions(forests=QUICK.forests, keep_full=True)).datasets["gowalla"]
+    assert rho_of(found, "ndcg_10", "bs*sl") == pytest.approx(0.864, abs=5e-4)
+    assert rho_of(found, "ndcg_10", "ns") == pytest.approx(rho(gowalla["loss_sample_count"], gowalla[QUALITY]))
 
 
 def test_average_comes_last_and_is_the_mean(public: Analysis) -> None:
     names = list(public.datasets)
     assert names == ["beauty", "gowalla", "megamarket", "movielens_20m", "zvuk", "average"]
     for feature in FEATURES:
-        parts = [public.datasets[name].spearman["ndcg_10"][feature] for name in names[:-1]]
-        assert public.datasets["average"].spearman["ndcg_10"][feature] == pytest.approx(np.mean(parts))
+        parts = [rho_of(public.datasets[name], "ndcg_10", feature) for name in names[:-1]]
+        assert rho_of(public.datasets["average"], "ndcg_10", feature) == pytest.approx(np.mean(parts))
 
 
 def test_in_sample_r2_flatters_and_the_other_two_agree(public: Analysis) -> None:
@@ -125,11 +135,13 @@ def test_json_has_the_agreed_shape(public: Analysis) -> None:
     assert document["rows_analysed"] == 713
     assert len(document["notes"]) == 3
     for found in document["datasets"].values():
-        assert set(found["spearman"]) == set(found["forest"]) == set(METRICS)
+        assert set(found["spearman"]) == set(found["spearman_95"]) == set(found["forest"]) == set(METRICS)
         for metric in METRICS:
             assert tuple(found["spearman"][metric]) == FEATURES
             fit = found["forest"][metric]
-            assert set(fit) == {"r2_in_sample", "r2_out_of_bag", "r2_cv", "impurity", "permutation"}
+            scores = {"runs", "r2_in_sample", "r2_out_of_bag", "r2_cv"}
+            assert set(fit) == {*scores, "impurity", "permutation", "permutation_spread"}
+            assert tuple(fit["permutation_spread"]) == FEATURES
             assert tuple(fit["impurity"]) == tuple(fit["permutation"]) == FEATURES
 
 
@@ -150,7 +162,7 @@ def test_what_cannot_be_said_is_null(tmp_path: Path) -> None:
     assert found["pair"]["spearman"]["ndcg_10"]["sl"] is None
     assert found["average"]["spearman"]["coverage_10"]["sl"] is None
     notes = " ".join(analysis.notes)
-    assert "few has 8 runs: no forest" in notes
+    assert "few has 8 runs, pair has 2 runs: no forest below 20" in notes
     assert "No column Coverage_10_test, Surprisal_10_test" in notes
 
 
@@ -159,17 +171,109 @@ def test_runs_without_a_metric_are_passed_over(tmp_path: Path) -> None:
     gaps = frame.copy()
     gaps.loc[::3, "Coverage_10_test"] = gaps.loc[::3, "max_seq_len"]
     found = analyze(made(tmp_path, gaps), QUICK).datasets["one"]
-    assert found.spearman["coverage_10"]["sl"] == pytest.approx(1)
+    assert rho_of(found, "coverage_10", "sl") == pytest.approx(1)
     assert found.forest["coverage_10"] is not None
 
 
 def test_a_dataset_of_full_softmax_runs_only_still_has_its_say(tmp_path: Path) -> None:
     found = analyze(made(tmp_path, runs_of("one", 30).assign(loss_sample_count=np.inf)), QUICK).datasets["one"]
     assert found.spearman["ndcg_10"]["ns"] is None
-    assert found.spearman["ndcg_10"]["sl"] == pytest.approx(1, abs=0.05)
+    assert rho_of(found, "ndcg_10", "sl") == pytest.approx(1, abs=0.05)
 
 
-def test_progress_names_every_forest_before_it_is_fitted(tmp_path: Path) -> None:
+def test_progress_names_every_forest_after_it_is_fitted(tmp_path: Path) -> None:
     steps: list[tuple[str, int]] = []
-    analyze(made(tmp_path, runs_of("one", 5)), QUICK, lambda what, total: steps.append((what, total)))
-    assert steps == [(f"one, {metric}", 3) for metric in METRICS]
+    table = made(tmp_path, pd.concat([runs_of("one", 30), runs_of("two", 30), runs_of("few", 5)]))
+    analyze(table, QUICK, lambda what, total: steps.append((what, total)))
+    assert steps == [("one, NDCG@10", 2), ("two, NDCG@10", 2)]
+
+
+def test_forests_fitted_in_processes_are_the_same(tmp_path: Path) -> None:
+    frames = [runs_of(f"d{number}", 22, seed=number) for number in range(6)]
+    table = made(tmp_path, pd.concat(frames))
+    alone = ForestOptions(trees=40, fold_trees=5, shuffles=2)
+    several = replace(alone, jobs=2)
+    one, two = (analyze(table, AnalysisOptions(forests=forests)).to_json() for forests in (alone, several))
+    assert one == two
+
+
+def test_permutation_is_that_of_scikit_learn(tmp_path: Path) -> None:
+    """Many shuffles of each fold by scikit-learn's own function: equal within the noise of shuffles."""
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    table = made(tmp_path, runs_of("one", 60))
+    options = ForestOptions(trees=40, fold_trees=10, shuffles=60)
+    found = analyze(table, AnalysisOptions(forests=options)).datasets["one"].forest["ndcg_10"]
+    assert found is not None
+    frame = table.frame
+    knobs = np.stack([frame["batch_size"], frame["max_seq_len"], frame["loss_sample_count"]], axis=1).astype(float)
+    bs, sl, ns = knobs.T
+    rows, truth = np.column_stack([knobs, bs * sl, bs * ns, sl * ns]), frame[QUALITY].to_numpy()
+    folds, forest = KFold(5, shuffle=True, random_state=0), RandomForestRegressor(10, random_state=0)
+    predicted = cross_val_predict(forest, rows, truth, cv=folds)
+    total = ((truth - truth.mean()) ** 2).sum()
+    assert found.r2_cv == pytest.approx(1 - ((predicted - truth) ** 2).sum() / total)
+    lost = np.zeros(6)
+    for train, test in folds.split(rows):
+        fitted = forest.fit(rows[train], truth[train])
+        each = permutation_importance(
+            fitted, rows[test], truth[test], scoring="neg_mean_squared_error", n_repeats=30, random_state=1
+        )
+        lost += each.importances_mean * len(test) / total
+    assert list(found.permutation.values()) == pytest.approx(lost.tolist(), abs=0.06)
+    assert found.permutation_spread["sl"] > 5 * found.permutation_spread["ns"]
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    """Of samples of 60 with a known rank correlation, 95% of the intervals hold it."""
+    random = np.random.default_rng(0)
+    pearson = 0.6
+    truth = 6 / np.pi * np.arcsin(pearson / 2)  # Spearman's rho of two normal variables
+    held = []
+    for _ in range(400):
+        left, noise = random.normal(size=(2, 60))
+        right = pearson * left + np.sqrt(1 - pearson**2) * noise
+        one = correlations(pd.DataFrame({"left": left}), pd.Series(right))["left"]
+        assert one is not None
+        assert one.interval is not None
+        assert one.rho == pytest.approx(spearmanr(left, right).statistic)
+        held.append(one.interval[0] <= truth <= one.interval[1])
+    assert np.mean(held) == pytest.approx(0.95, abs=0.025)
+
+
+def test_intervals_at_the_edges() -> None:
+    rising = pd.Series(np.arange(12.0))
+    one = correlations(pd.DataFrame({"knob": rising}), rising)["knob"]
+    assert one is not None
+    assert (one.rho, one.interval, one.clear) == (1.0, (1.0, 1.0), True)
+    few = correlations(pd.DataFrame({"knob": rising[:9]}), rising[:9])["knob"]
+    assert few is not None
+    assert (few.interval, few.clear) == (None, False)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Analysis, float]:
+    """1,200 datasets of three runs, and two of thirty; how long they took in CPU seconds."""
+    small = [runs_of(f"d{number:04}", 3, seed=number) for number in range(1200)]
+    table = made(tmp_path_factory.mktemp("many"), pd.concat([*small, runs_of("large", 30), runs_of("vast", 1500)]))
+    begun = time.process_time()
+    found = analyze(table, AnalysisOptions(forests=ForestOptions(trees=40, fold_trees=5, shuffles=2)))
+    return found, time.process_time() - begun
+
+
+def test_many_datasets_are_analysed_within_limits(many: tuple[Analysis, float]) -> None:
+    found, seconds = many
+    assert seconds < 10
+    assert len(found.datasets) == 1_000 + 1
+    assert found.datasets["large"].forest["ndcg_10"] is not None
+    vast = found.datasets["vast"].forest["ndcg_10"]
+    assert vast is not None
+    assert vast.runs == 1_000
+    notes = " ".join(found.notes)
+    assert "Only the 1,000 datasets with the most runs of 1,202" in notes
+    assert "Forests are fitted for the 10 datasets with the most runs only" in notes
+    assert "Forests see 1,000 runs, drawn at random, of vast" in notes
+    assert "d0000 has 3 runs" in notes
+    assert all(len(note) < 400 for note in found.notes)

@@ -47,7 +47,7 @@ def test_screen_tells_treatment_correlations_scores_and_plots(runs: Path, tmp_pa
     assert "--keep-duplicates" in screen
     assert "Spearman's ρ with NDCG@10" in screen
     assert "Coverage@10" not in screen
-    assert "Do not trust in-sample" in screen
+    assert "Do not trust the in-sample" in screen
     assert "shop[1]" in screen
     assert all(len(line) <= 100 for line in screen.splitlines() if not line.startswith("plot:"))
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == PICTURES
@@ -85,7 +85,7 @@ def test_few_runs_without_memory_still_give_a_heat_map(tmp_path: Path) -> None:
 
 
 def test_wrong_input_raises_before_anything_is_written(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="no run table at"):
         invoke(tmp_path / "none.csv", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="cannot make the folder"):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from command import Ended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import SHARED
@@ -99,9 +103,9 @@ def test_missing_columns_are_named_beside_those_found(tmp_path: Path) -> None:
 
 
 def test_missing_empty_and_unreadable_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.csv does not exist"):
+    with pytest.raises(InputError, match=r"no run table at .*none\.csv"):
         load_runs(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match=r"holds no runs\.csv"):
         load_runs(tmp_path)
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(InputError, match="is empty"):
@@ -147,6 +151,26 @@ def test_impossible_values_are_refused_with_line_column_and_value(tmp_path: Path
     with pytest.raises(InputError, match=f"line 3: {names[column]} is {shown}") as caught:
         load(tmp_path, good, ",".join(cells), header=",".join(names))
     assert caught.value.hint
+
+
+def test_a_trained_run_has_its_times_in_seconds(run: Callable[..., Ended], tmp_path: Path) -> None:
+    """Against the log of the epochs and the clock on the wall: milliseconds would be a thousand times as long."""
+    lines = [f"{user} {(user + step) % 9}" for user in range(40) for step in range(6)]
+    (tmp_path / "shop.txt").write_text("\n".join(lines))
+    sizes = ("--dim", 8, "--heads", 1, "--blocks", 1, "--seq-len", 4, "--batch-size", 16, "--epochs", 3)
+    begun = time.perf_counter()
+    ended = run("train", "--data", "shop.txt", "--loss", "ce", *sizes, "--device", "cpu", "-o", "runs/one")
+    elapsed = time.perf_counter() - begun
+    assert ended.code == 0, ended.err
+    log = (tmp_path / "runs" / "one" / "epochs.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["seconds"] for line in log]
+    row = load_runs(tmp_path / "runs").frame.iloc[0]
+    batches = 3  # of 40 users
+    assert len(seconds) == 3
+    assert 0 < sum(seconds) < elapsed
+    assert row["run_training_epoch"] == pytest.approx(np.mean(seconds), rel=0.01)
+    assert row["run_training_batch"] == pytest.approx(sum(seconds) / (3 * batches), rel=0.01)
+    assert (row["dataset"], row["batch_size"], row["loss_sample_count"]) == ("shop", 16, np.inf)
 
 
 cell = st.one_of(st.text(st.characters(codec="utf-8", exclude_characters='\r\n,"'), max_size=6), st.integers().map(str))

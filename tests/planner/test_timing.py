@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import SHARED
+from random_steps import random_steps
+from torch.utils.flop_counter import FlopCounterMode
 
-from srsplan.models.config import Configuration
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.models.training.step import TrainingStep
 from srsplan.planner.calibration import model_of
 from srsplan.planner.step_time import Rates, cost_ms, step_cost, step_ms
 from srsplan.planner.step_time_fit import FEWEST, Timed, fit_rates
-from srsplan.profiler.memory.derive import random_steps
-from srsplan.profiler.probes.gpus import find_gpu
+from srsplan.profiler.probes.catalogue import find_gpu
+from srsplan.profiler.probes.cuda_child import random_batch
 from srsplan.profiler.probes.records import ProbeRecord
 
 H200, A100 = find_gpu("h200"), find_gpu("a100-40gb")
@@ -69,6 +75,32 @@ def test_recomputing_and_parts_take_time() -> None:
     plain = step_ms(base, A100)
     assert 1.05 * plain < step_ms(replace(base, recompute=True), A100) < 1.4 * plain
     assert plain < step_ms(replace(base, micro_batches=4), A100) < 2 * plain
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("changes", [{}, {"valid_tokens": 96}, {"recompute": True}, {"micro_batches": 2}], ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_flops_are_those_that_torch_counts(loss: str, changes: dict[str, Any], precision: Precision) -> None:
+    """Every matrix product of a real step on a CPU, forward and backward, of model and loss: equal to the last flop."""
+    sampled, architecture = LOSSES[loss].sampled, Architecture(dim=32, heads=2, blocks=2)
+    configuration = Configuration(
+        loss=loss, catalog=900, batch_size=8, seq_len=24, architecture=architecture, precision=precision,
+        negatives=(LOSSES[loss].fixed_negatives or 16) if sampled else None,
+        tokens_per_set=4 if LOSSES[loss].shares_negatives else 1, **changes,
+    )  # fmt: skip
+    step = TrainingStep(configuration, torch.device("cpu"))
+    parts = [random_batch(configuration, step.device)] * configuration.micro_batches
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flops}) as counter:
+        step.run_parts(parts, sum(len(part.targets) for part in parts))
+    # scores of negatives of one's own: counted by the bytes of their rows, which take longer
+    tokens, rows = configuration.fullest_tokens, (configuration.negatives or 0) + 1
+    by_bytes = 6 * configuration.micro_batches * tokens * rows * architecture.dim if loss == "ce-" else 0
+    assert step_cost(configuration).product_flops == counter.get_total_flops() - by_bytes
+
+
+def addmm_flops(out: object, left: tuple[int, int], right: tuple[int, int], *_: object, **__: object) -> int:
+    """A product that is added in place: torch counts the others only."""
+    return 2 * left[0] * left[1] * right[1]
 
 
 @pytest.mark.evidence

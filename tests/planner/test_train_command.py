@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from command import Ended
 
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.training import loop as training
-from srsplan.planner.cli import train
+from srsplan.planner import train_configuration
+from srsplan.planner.cli import train_screens
 from srsplan.planner.search import TOKENS_PER_SET
 
 Run = Callable[..., Ended]
@@ -125,14 +126,14 @@ SAMPLED = Configuration(
 def test_knobs_that_follow_from_the_loss(
     loss: str, planned: Configuration, negatives: int | None, tokens_per_set: int
 ) -> None:
-    found = train._override(planned, loss, {}, {}, None)
+    found = train_configuration.changed(planned, loss, {})
     assert (found.loss, found.negatives, found.tokens_per_set) == (loss, negatives, tokens_per_set)
 
 
 def test_validation_on_a_part_and_an_early_end_are_told(train_on: Run) -> None:
     done = train_on(*TINY, "--epochs", 60, "--patience", 1, "--validation-users", 20, "-o", "out")
     assert "validation ranks 20 of its 60 users, drawn once; the test ranks all of them" in done.message
-    assert "stopped early: 1 evaluations without a better NDCG@10" in done.message
+    assert "stopped early: 1 evaluation without a better NDCG@10" in done.message
 
 
 def test_out_of_memory_in_the_test_is_no_traceback(train_on: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,20 +147,15 @@ def test_out_of_memory_in_the_test_is_no_traceback(train_on: Run, monkeypatch: p
 
 
 @pytest.mark.parametrize(("blocks", "phrase"), [(2, "predicted, without padding"), (9, "not predicted: blocks 9")])
-def test_a_missing_prediction_does_not_end_a_good_run(
-    capsys: pytest.CaptureFixture[str], blocks: int, phrase: str
-) -> None:
+def test_a_missing_prediction_does_not_end_a_good_run(blocks: int, phrase: str) -> None:
     configuration = replace(SAMPLED, architecture=Architecture(dim=16, blocks=blocks))
-    prepared: Any = SimpleNamespace(
-        trainer=SimpleNamespace(settings=SimpleNamespace(evaluation_batch=8)),
-        kernel=SimpleNamespace(implementation="chunked PyTorch"),
-        order=SimpleNamespace(configuration=configuration, folder=Path("runs")),
-    )
+    settings = SimpleNamespace(evaluation_batch=8)
+    order: Any = SimpleNamespace(settings=settings, configuration=configuration, folder=Path("runs"))
     memory = {"allocated_bytes": 1 << 30, "reserved_bytes": 2 << 30}
-    train._say_memory(cast(Any, prepared), {"memory": memory, "micro_batches": 1})
-    said = capsys.readouterr()
-    assert phrase in " ".join(said.out.split())
-    assert ("predicted at most; please report it" in " ".join(said.err.split())) == (blocks == 2)
+    document = {"memory": memory, "micro_batches": 1}
+    said = " ".join(train_screens.memory_lines(order, "chunked PyTorch", document))
+    assert phrase in said
+    assert ("predicted at most; please report it" in said) == (blocks == 2)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from paths import SHARED
 from srsplan.models.config import Architecture
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm
-from srsplan.planner.search import Search, Space
+from srsplan.planner.search import Prices, Space, recommend
 from srsplan.planner.workload import WorstCase
 from srsplan.profiler.memory.allocator import LARGE_SEGMENT_BYTES, Block, CachingAllocator, CapReachedError, replay
 from srsplan.profiler.memory.ledger import Trace
 from srsplan.profiler.memory.model import MemoryModel
-from srsplan.profiler.probes.gpus import find_gpu
+from srsplan.profiler.probes.catalogue import find_gpu
 
 MIB = 1 << 20
 
@@ -151,7 +151,7 @@ def test_rank_1_runs_under_a_hard_cap_of_its_budget(catalog: int, gigabytes: int
         workload=WorstCase(),
     )  # fmt: skip
     budget = make_budget(gigabytes * 10**9, gpu)
-    choice = Search(space, budget, gpu, MemoryModel()).run().choices[0]
+    choice = recommend(space, Prices(space.workload, budget, gpu, MemoryModel())).choices[0]
     found = confirm(choice, budget, gpu)
     assert found.fits
     assert found.retries == 0

@@ -10,24 +10,28 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_steps import random_steps
 
 from srsplan.kernels.losses import LOSSES
-from srsplan.models.config import Configuration
+from srsplan.models.config import Configuration, Precision
 from srsplan.models.errors import InputError
 from srsplan.planner.several_gpus import exchange_bytes, layouts
-from srsplan.profiler.memory import derive, expressions
+from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.allocator import replay
+from srsplan.profiler.memory.derive import derive_step
+from srsplan.profiler.memory.generic_sizes import Kind
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.memory.program import Process, Program, flat, looped
 from srsplan.profiler.memory.reserved import reserved, smallest_cap
-from srsplan.profiler.memory.simulate import EvaluationSizes, simulate_evaluation, simulate_step
+from srsplan.profiler.memory.simulate import EvaluationSizes, few_chunks, simulate_evaluation, simulate_step
+from srsplan.profiler.memory.symbols import NotFactored, Size, factor
 
 MODEL = MemoryModel()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_estimate_equals_the_ledger(loss: str, precision: derive.Precision) -> None:
+def test_estimate_equals_the_ledger(loss: str, precision: Precision) -> None:
     """50 random configurations of every loss and precision, 500 in all, with micro-batches and recomputed blocks.
 
     Within 0.01%, most to the byte.
@@ -35,9 +39,7 @@ def test_estimate_equals_the_ledger(loss: str, precision: derive.Precision) -> N
     steps = [
         configuration
         for blocks, count in ((1, 8), (2, 20), (3, 15), (4, 7))
-        for configuration in map(
-            derive.few_chunks, derive.random_steps(loss, precision, blocks, count, seed=77, options=True)
-        )
+        for configuration in map(few_chunks, random_steps(loss, precision, blocks, count, seed=77, options=True))
     ]
     for configuration in steps:
         allocated = int(MODEL.allocated([configuration])[0])
@@ -47,9 +49,9 @@ def test_estimate_equals_the_ledger(loss: str, precision: derive.Precision) -> N
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_program_reserves_what_the_trace_does(loss: str, precision: derive.Precision) -> None:
+def test_a_program_reserves_what_the_trace_does(loss: str, precision: Precision) -> None:
     """The shipped program and a trace of the same three steps, each through the allocator's model."""
-    for configuration in map(derive.few_chunks, derive.random_steps(loss, precision, 2, 8, seed=31, options=True)):
+    for configuration in map(few_chunks, random_steps(loss, precision, 2, 8, seed=31, options=True)):
         trace = simulate_step(configuration, steps=3).trace
         found = replay([allocation.requested_bytes for allocation in trace.allocations], trace.events)
         values = expressions.step_values([configuration])
@@ -72,11 +74,11 @@ def test_evaluation_equals_the_ledger(users: int, catalog: int) -> None:
 
 @pytest.mark.parametrize(("loss", "precision", "blocks", "many"), [("ce", "fp16", 2, False), ("cce-", "bf16", 1, True)])
 def test_the_shipped_file_is_what_the_ledger_says_today(
-    loss: str, precision: derive.Precision, blocks: int, many: bool
+    loss: str, precision: Precision, blocks: int, many: bool
 ) -> None:
-    configuration = derive.random_steps(loss, precision, blocks, 1)[0]
-    kind = derive.Kind(loss=loss, precision=precision, blocks=blocks)
-    shipped, derived = MODEL.program(loss, configuration, many), derive.derive_step(kind, many)
+    configuration = random_steps(loss, precision, blocks, 1)[0]
+    kind = Kind(loss=loss, precision=precision, blocks=blocks)
+    shipped, derived = MODEL.program(loss, configuration, many), derive_step(kind, many)
     derived = Program.from_document(json.loads(json.dumps(derived.to_document())))
     if sys.version_info < (3, 11):  # it frees two temporaries of a line in the other order
         derived = replace(derived, first=shipped.first, step=shipped.step)
@@ -99,7 +101,7 @@ def test_what_is_no_loop_is_refused() -> None:
 def test_batches_of_other_shapes_hardly_reserve_more(loss: str) -> None:
     """Forty random batches after what the upper bound was made of: at most 5% above it."""
     draw, seen = random.Random(4), 0
-    for full in derive.random_steps(loss, "fp16", 2, 12, seed=9):
+    for full in random_steps(loss, "fp16", 2, 12, seed=9):
         if not 1 << 30 <= int(MODEL.allocated([full])[0]) <= 180 << 30:
             continue
         fills = [draw.uniform(0.7, 1.0) for _ in range(40)]
@@ -120,7 +122,7 @@ def test_batches_of_other_shapes_hardly_reserve_more(loss: str) -> None:
 def test_a_cap_may_be_enough_where_only_the_beginning_retries() -> None:
     """Such a step asks for more than it will hold; under the cap it runs, and holds no more than that."""
     found = 0
-    for full in derive.random_steps("ce-", "fp16", 2, 60, seed=3):
+    for full in random_steps("ce-", "fp16", 2, 60, seed=3):
         allocated = int(MODEL.allocated([full])[0])
         if not 1 << 30 <= allocated <= 180 << 30:
             continue
@@ -177,6 +179,6 @@ def test_a_table_is_four_copies_and_no_more() -> None:
 
 
 def test_sizes_that_do_not_factor_are_refused() -> None:
-    with pytest.raises(derive.NotFactored, match="leave 4036"):
-        derive.factor(4 * 1013 * 1009, {"V": ("V", 1013)})
-    assert derive.factor(4 * 1013 * 1013, {"V": ("V", 1013)}) == "4*V*V"
+    with pytest.raises(NotFactored, match="leave 4036"):
+        factor(4 * 1013 * 1009, {"V": Size("V", 1013)})
+    assert factor(4 * 1013 * 1013, {"V": Size("V", 1013)}) == "4*V*V"

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from srsplan.models.errors import InputError
 from srsplan.planner.cli import console
 from srsplan.planner.cli.gpus import gpus_command
-from srsplan.profiler.probes import gpus as catalogue
-from srsplan.profiler.probes.gpus import Gpu, detect_gpu, driver_reserve_bytes, find_gpu, load_gpus, resolve_gpu
+from srsplan.profiler.probes import detect
+from srsplan.profiler.probes.catalogue import Gpu, driver_reserve_bytes, find_gpu, load_gpus
+from srsplan.profiler.probes.detect import detect_gpu, resolve_gpu
 
 GPUS = {gpu.name: gpu for gpu in load_gpus()}
 MIB = 2**20
@@ -206,6 +207,18 @@ def test_unknown_cards_are_answered_with_the_nearest(typo: str, meant: str) -> N
     assert "srsplan gpus" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "name", ["'; ls", "ls", "$(reboot)", "-", "", "nvidia", "geforce rtx'", "one of four", "edition", "ti", "a100;",
+             "a" * 10_000, "\x1b[31ma100-40gb", "a100-40gb\n", "[bold]a100-40gb", "ａ１００"]
+)  # fmt: skip
+def test_text_that_is_no_cards_name_selects_none(name: str) -> None:
+    for select in (find_gpu, lambda text: run(text)):
+        if name not in ("ls", "one of four", "edition", "ti", "nvidia") or select is find_gpu:  # parts for the filter
+            with pytest.raises(InputError, match="not in the catalogue") as caught:
+                select(name)
+            assert len(caught.value.message) < 300
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_a_card_or_an_input_error(text: str) -> None:
     assert meant_by(text)
@@ -286,15 +299,15 @@ def test_no_driver_and_a_hanging_driver(fake_driver: FakeDriver, monkeypatch: py
     with pytest.raises(InputError, match="no NVIDIA driver here"):
         detect_gpu()
     fake_driver("exec /bin/sleep 20")
-    monkeypatch.setattr(catalogue, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(detect, "TIMEOUT_S", 0.2)
     with pytest.raises(InputError, match="did not answer"):
         detect_gpu()
 
 
 def test_naming_a_card_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from srsplan.planner import gpus, units, commands; import srsplan.planner.cli.gpus;"
-        "gpus.find_gpu('a100-40gb'); units.parse_bytes('40GB');"
+        "import sys; from srsplan.planner import units; import srsplan.planner.cli.gpus;"
+        "from srsplan.profiler.probes import catalogue; catalogue.find_gpu('a100-40gb'); units.parse_bytes('40GB');"
         "print({'torch', 'numpy', 'pandas', 'pydantic', 'pyarrow', 'rich.table'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

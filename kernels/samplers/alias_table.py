@@ -1,7 +1,4 @@
-"""Drawing items from other distributions than the uniform, in constant time.
-
-Any weights: Vose's alias table, two arrays of V. In-batch: the targets of the same batch, each as often as it stands
-there, which is the popularity of the moment and needs no table.
+"""Drawing items in proportion to any weights, in constant time: Vose's alias table, two arrays of V.
 
 Vose, 1991, A linear algorithm for generating random numbers with a given distribution.
 """
@@ -28,33 +25,14 @@ class Distribution:
     log_prob: Tensor
 
     def to(self, device: torch.device) -> Distribution:
-        """The same on another device."""
+        """The same distribution on another device."""
         return Distribution(self.prob.to(device), self.alias.to(device), self.log_prob.to(device))
 
 
-@dataclass(frozen=True)
-class InBatch:
-    """The batch's own targets as a distribution: slots int64 [K] to draw from, log_prob fp32 [V] of the items there."""
-
-    slots: Tensor
-    log_prob: Tensor
-
-
-def in_batch(targets: Tensor, catalog: int, ignore_index: int | None = None) -> InBatch:
-    """The distribution of a batch's targets int64 [M], on their device.
-
-    With `ignore_index` targets of that value are left out, for which a GPU is waited for; without, all are taken.
-    """
-    slots = targets if ignore_index is None else targets[targets != ignore_index]
-    counts = torch.zeros(catalog, dtype=torch.float32, device=targets.device)
-    counts.index_add_(0, slots, torch.ones_like(slots, dtype=torch.float32))
-    return InBatch(slots, torch.log(counts / max(1, len(slots))))
-
-
 def popularity(counts: NDArray[np.integer] | Tensor, exponent: float = 1.0) -> Distribution:
-    """Items in proportion to counts [V] to the power of `exponent`; items never counted weigh as if counted once.
+    """The distribution of items in proportion to counts [V] to the power of `exponent`.
 
-    ValueError for negative counts, for fewer than two items, or where all weigh nothing.
+    Items that were never counted weigh as if counted once. ValueError for negative counts and for fewer than two items.
     """
     values = np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or (values < 0).any():
@@ -63,7 +41,7 @@ def popularity(counts: NDArray[np.integer] | Tensor, exponent: float = 1.0) -> D
 
 
 def distribution(weights: NDArray[np.floating]) -> Distribution:
-    """Items in proportion to weights [V], all positive."""
+    """The distribution of items in proportion to weights [V]; ValueError unless all are positive and finite."""
     weights = np.asarray(weights, dtype=np.float64)
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise ValueError("weights must be positive and finite: an item that is never drawn has no log-Q")

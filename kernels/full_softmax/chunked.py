@@ -1,0 +1,62 @@
+"""The full softmax in plain PyTorch, a chunk of tokens at a time.
+
+Shape letters: M tokens, V items, D hidden size, T tokens of a chunk.
+
+Memory contract. Above the inputs: two [T, V] buffers in the compute type, one [V, D] gradient in fp32, the gradient of
+hidden, and in 16 bit a [V, D] copy of the table and one [65536, D] block. Never [M, V].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from srsplan.kernels import chunking
+from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, Tokens
+
+
+def softmax_chunks(tokens: Tokens, table: Tensor, weights: Tensor | None, dtype: torch.dtype) -> LossesAndGradients:
+    """Losses [M], and with weights [M] the gradients of their weighted sum; products run in `dtype`."""
+    count, chunk = tokens.hidden.shape[0], tokens.chunk
+    catalog = table.shape[0]
+    scored = table.to(dtype)
+    losses = torch.empty(count, dtype=torch.float32, device=table.device)
+    logits, shares = (torch.empty(min(chunk, count), catalog, dtype=dtype, device=table.device) for _ in range(2))
+    sums = None if weights is None else GradientSums(tokens.hidden, table, weights)
+    for start in range(0, count, chunk):
+        rows = slice(start, min(start + chunk, count))
+        size = rows.stop - start
+        losses[rows] = _softmax_chunk(tokens, rows, scored, (logits[:size], shares[:size]), sums)
+    return LossesAndGradients(losses) if sums is None else LossesAndGradients(losses, sums.hidden, sums.table)
+
+
+def _softmax_chunk(
+    tokens: Tokens, rows: slice, scored: Tensor, buffers: tuple[Tensor, Tensor], sums: GradientSums | None
+) -> Tensor:
+    """Losses of some rows, fp32 [T]; their gradients go to `sums`. Buffers: two [T, V] in the compute type."""
+    scores, share = buffers
+    hidden = tokens.hidden[rows].to(scored.dtype)
+    target = tokens.safe_targets[rows, None]
+    torch.mm(hidden, scored.t(), out=scores)
+    torch.softmax(scores, 1, out=share)
+    # log-sum-exp from the largest entry: its share is at least 1 / V, so that its logarithm is safe in 16 bit
+    largest, at = scores.max(1, keepdim=True)
+    lse = largest.float() - share.gather(1, at).float().log()
+    losses = lse - scores.gather(1, target).float()
+    if sums is not None:
+        share.scatter_add_(1, target, torch.full_like(target, -1, dtype=scored.dtype))
+        _add_gradients(sums, rows, share, hidden, scored)
+    return losses.squeeze(1)
+
+
+def _add_gradients(sums: GradientSums, rows: slice, share: Tensor, hidden: Tensor, scored: Tensor) -> None:
+    """share [T, V] is softmax minus one-hot; hidden [T, D]; scored [V, D], all in the compute type."""
+    relative = sums.relative[rows, None]
+    sums.hidden[rows] = (share @ scored) * (relative * sums.scale)
+    weighted = hidden * relative.to(hidden.dtype)
+    if hidden.dtype == torch.float32:
+        sums.table.addmm_(share.t(), weighted.mul_(sums.scale))
+        return
+    for first in range(0, len(sums.table), chunking.ITEM_ROWS):
+        block = slice(first, first + chunking.ITEM_ROWS)
+        sums.table[block] += (share[:, block].t() @ weighted) * sums.scale

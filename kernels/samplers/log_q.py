@@ -1,0 +1,34 @@
+"""The logQ correction: the term added to a negative's logit so that the sampled sum estimates the full one.
+
+Bengio and Senecal, 2008, Adaptive importance sampling to accelerate training of a neural probabilistic language model.
+Shape letters: V items.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from srsplan.kernels.samplers.alias_table import Distribution
+from srsplan.kernels.samplers.in_batch import InBatch
+
+
+def log_q_correction(
+    items: Tensor, target: Tensor, kept: Tensor, catalog: int, distribution: Distribution | InBatch | None
+) -> Tensor:
+    """log((1 - q of the target) / (kept x q of the item)), fp32, for shapes that broadcast.
+
+    A kept negative has probability q / (1 - q of the target); `kept` counts a token's negatives that are not its
+    target. Without a distribution items are uniform.
+    """
+    if distribution is None:
+        return uniform_log_q_correction(kept, catalog)
+    rest = torch.log1p(-torch.exp(distribution.log_prob[target]))
+    return rest - distribution.log_prob[items] - torch.log(kept.clamp(min=1).float())
+
+
+def uniform_log_q_correction(kept: Tensor, catalog: int) -> Tensor:
+    """log((V - 1) / kept), fp32, the shape of `kept`: uniform negatives have probability 1 / (V - 1) each."""
+    return math.log(catalog - 1) - torch.log(kept.clamp(min=1).float())

@@ -1,0 +1,54 @@
+"""How far a run has come: what a checkpoint remembers beside the tensors, and what early stopping counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from srsplan.models.schema import Seconds
+
+Whole = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a checkpoint remembers of the training loop."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    epoch: Whole = 0
+    """Epochs that are done."""
+    best_epoch: Whole = 0
+    """The epoch of the best validation NDCG@10 so far; 0 before the first evaluation."""
+    best: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """The best validation NDCG@10 so far; -1 before the first evaluation."""
+    stale: Whole = 0
+    """Evaluations since the best one."""
+    seconds: list[Seconds] = field(default_factory=list)
+    """Seconds that the steps of each epoch took, evaluation excluded."""
+    steps: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Optimizer steps that are done."""
+    micro_batches: Annotated[int, Field(ge=1, lt=2**31)] = 1
+    """Parts that a batch is cut into: more than asked for where the GPU ran out of memory."""
+    evaluation_batch: Whole = 0
+    """Users ranked at once, fewer than asked for where the GPU ran out of memory."""
+
+    def improves(self, score: float) -> bool:
+        """Count one evaluation of the present epoch; True where its score is the best so far (early stopping)."""
+        self.stale += 1
+        if not score > self.best:
+            return False
+        self.best, self.best_epoch, self.stale = score, self.epoch, 0
+        return True
+
+    @property
+    def mean_epoch_seconds(self) -> float:
+        """The mean over the epochs that are done, evaluation excluded."""
+        return sum(self.seconds) / max(1, len(self.seconds))
+
+    @property
+    def mean_step_seconds(self) -> float:
+        """The mean over the steps that are done."""
+        return sum(self.seconds) / max(1, self.steps)

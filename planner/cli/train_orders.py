@@ -1,0 +1,145 @@
+"""From the options of `srsplan train` to orders: which configurations are trained, how, and into which folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import cast
+
+from srsplan.kernels.dispatch import Implementation
+from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.models.data.formats import Columns
+from srsplan.models.data.options import DataOptions
+from srsplan.models.data.splits import Strategy
+from srsplan.models.errors import InputError
+from srsplan.models.training.device import find_device
+from srsplan.models.training.folder import RunFolder
+from srsplan.models.training.run import Minimums, Order, RunData, fitted, use_expandable_segments
+from srsplan.models.training.settings import Settings
+from srsplan.models.training.step import OPTIMIZERS
+from srsplan.planner.budget import CONTEXT_BYTES
+from srsplan.planner.cli import console
+from srsplan.planner.cli.train_options import TrainOptions
+from srsplan.planner.plan import DEFAULT_PATH
+from srsplan.planner.pricing import Limits, batch_of_all, check_memory, check_model_fits
+from srsplan.planner.train_configuration import (
+    EVALUATION_BATCH,
+    PlannedChoice,
+    Value,
+    changed,
+    parse_ranks,
+    planned_choices,
+)
+from srsplan.planner.workload import FromData
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedOrder:
+    """One training that was asked for."""
+
+    rank: int
+    """Of the plan; 1 where there is none."""
+    order: Order
+    planned_precision: Precision
+    """The precision that the configuration is for, where a CPU trains it in fp32."""
+    limits: Limits
+
+
+def orders_of(options: TrainOptions) -> list[RankedOrder]:
+    """One order for each rank; InputError for anything that can be told to be wrong without the data."""
+    if options.resume and options.overwrite:
+        raise InputError("--resume and --overwrite contradict each other", "give the one that is meant")
+    ranks = parse_ranks(options.rank)
+    choices = _choices(options, ranks)
+    use_expandable_segments()
+    return [_order(options, rank, choice, several=len(ranks) > 1) for rank, choice in zip(ranks, choices, strict=True)]
+
+
+def checked(each: RankedOrder, data: RunData) -> tuple[RankedOrder, tuple[str, ...]]:
+    """The order fitted to the data, and warnings about its memory; an error where it cannot be carried out."""
+    order = fitted(each.order, data)
+    RunFolder(order.folder).check(order.resume, order.overwrite)
+    check_model_fits(order.configuration, each.limits.device_bytes)
+    workload = FromData(order.data.path, data.split.train.lengths, data.split.test.histories.lengths)
+    priced = replace(order.configuration, precision=each.planned_precision)
+    notes = batch_of_all(priced, workload)
+    notes += check_memory(priced, order.settings.evaluation_batch, workload, each.limits)
+    planned = each.order.configuration.catalog
+    if order.planned and data.split.catalog < planned:
+        notes += (f"the plan is for {planned:,} items, the data have {data.split.catalog:,}: less memory is needed",)
+    return replace(each, order=order), notes
+
+
+def _choices(options: TrainOptions, ranks: tuple[int, ...]) -> list[PlannedChoice | None]:
+    """The plan's choices; none where a loss is given and no plan is named."""
+    path = options.plan or DEFAULT_PATH
+    if options.plan is not None or (options.loss is None and path.exists()):
+        return [*planned_choices(path, ranks)]
+    if options.loss is None:
+        raise InputError(
+            f"neither a plan ({path}) nor --loss is given",
+            "make a plan with srsplan recommend --data FILE --budget 40GB, or say --loss cce --batch-size 256",
+        )
+    if ranks != (1,):
+        raise InputError(f"--rank {options.rank} is a choice of a plan, and none is given", "name it with --plan")
+    if path.exists():
+        console.err.print(f"--loss without --plan: {path} is left aside", markup=False)
+    return [None]
+
+
+def _order(options: TrainOptions, rank: int, choice: PlannedChoice | None, *, several: bool) -> RankedOrder:
+    configuration = changed(None if choice is None else choice.configuration, options.loss, _given(options))
+    device, precision = find_device(options.device), configuration.precision
+    if device.type == "cpu":
+        configuration = replace(configuration, precision="fp32")
+    folder = _folder(options, configuration, rank, several)
+    order = Order(
+        configuration=configuration,
+        settings=_settings(options, EVALUATION_BATCH if choice is None else choice.evaluation_batch),
+        data=DataOptions(
+            path=options.data,
+            columns=Columns(user=options.user_column, item=options.item_column, timestamp=options.timestamp_column),
+            strategy=cast(Strategy, options.split),
+        ),
+        minimums=Minimums(user=options.min_user, item=options.min_item),
+        folder=folder,
+        device=device,
+        resume=options.resume and (not several or RunFolder(folder).is_run()),
+        overwrite=options.overwrite,
+        planned=choice is not None,
+    )
+    limits = Limits(
+        budget_bytes=None if choice is None else choice.usable_bytes,
+        device_bytes=_usable_bytes() if device.type == "cuda" else None,
+        exact=options.kernel != "triton",
+    )
+    return RankedOrder(rank=rank, order=order, planned_precision=precision, limits=limits)
+
+
+def _given(options: TrainOptions) -> dict[str, Value]:
+    """The parts of the configuration that the command line says."""
+    names = {field.name for kind in (Architecture, Configuration) for field in fields(kind)} - {"loss"}
+    values = {name: getattr(options, name, None) for name in sorted(names)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _settings(options: TrainOptions, evaluation_batch: int) -> Settings:
+    if options.optimizer not in OPTIMIZERS:
+        raise InputError(f"unknown --optimizer {options.optimizer!r}", f"optimizers are {', '.join(OPTIMIZERS)}")
+    names = {field.name for field in fields(Settings)} - {"evaluation_batch", "kernel"}
+    values = {name: getattr(options, name) for name in names}
+    return Settings(**values, evaluation_batch=evaluation_batch, kernel=cast(Implementation, options.kernel))
+
+
+def _folder(options: TrainOptions, configuration: Configuration, rank: int, several: bool) -> Path:
+    stem = options.data.name.split(".")[0]
+    if several:
+        return (options.output or Path("runs") / stem) / f"rank-{rank}"
+    return options.output or Path("runs") / f"{stem}-{configuration.loss}"
+
+
+def _usable_bytes() -> int:
+    """What the present GPU has for the allocator."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory) - CONTEXT_BYTES

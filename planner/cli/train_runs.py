@@ -1,0 +1,98 @@
+"""What `srsplan train` does with its orders: all of them are checked before the first is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import typer
+
+from srsplan.models.training import pace
+from srsplan.models.training.progress import Progress
+from srsplan.models.training.retries import out_of_memory_explained
+from srsplan.models.training.run import Order, Prepared, RunData, finish, opened, read_data
+from srsplan.planner.cli import console
+from srsplan.planner.cli.options import words_of
+from srsplan.planner.cli.train_options import TrainOptions
+from srsplan.planner.cli.train_orders import RankedOrder, checked, orders_of
+from srsplan.planner.cli.train_screens import ProgressBars, counted, introduce, memory_lines
+from srsplan.planner.smaller_run import LONG_SECONDS, smaller_run
+from srsplan.planner.units import format_duration, format_ms
+
+INTERRUPTED = 130
+
+
+def train_all(options: TrainOptions) -> list[dict[str, Any]]:
+    """Train every rank that was asked for, one after another; their documents."""
+    orders = orders_of(options)
+    try:
+        data = read_data(orders[0].order)
+        ready = [checked(each, data) for each in orders]
+        return [_train(options, each, data, notes) for each, notes in ready]
+    except KeyboardInterrupt:
+        console.err.print("stopped before training: nothing was changed")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _train(options: TrainOptions, each: RankedOrder, data: RunData, notes: tuple[str, ...]) -> dict[str, Any]:
+    order = each.order
+    with out_of_memory_explained(order.configuration):  # the model's tables and the test may run out as well
+        if order.device.type == "cpu" and not order.resume:
+            _say_pace(options, each, data)
+        with opened(order, data, notes) as prepared:
+            introduce(prepared)
+            document = _finish(options, prepared)
+    if document["stopped_early"]:
+        stale = counted(prepared.trainer.progress.stale, "evaluation")
+        console.err.print(f"stopped early: {stale} without a better NDCG@10")
+    for line in memory_lines(prepared.order, prepared.kernel.implementation, document):
+        console.err.print(line, markup=False, soft_wrap=True)
+    return {"rank": each.rank, **document} if order.planned else document
+
+
+def _finish(options: TrainOptions, prepared: Prepared) -> dict[str, Any]:
+    trainer = prepared.trainer
+    try:
+        with ProgressBars(trainer.settings.epochs, trainer.progress.epoch, trainer.progress.best) as bars:
+            return finish(prepared, bars)
+    except KeyboardInterrupt:
+        _say_stopped(options, prepared.order, trainer.progress)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _say_stopped(options: TrainOptions, order: Order, progress: Progress) -> None:
+    """What is saved, and the command that goes on, as it is: before the first checkpoint it begins again."""
+    again = console.command(words_of("train", replace(options, resume=True, overwrite=False)))
+    folder = console.markup(order.folder)
+    if progress.seconds and progress.epoch:
+        saved = f"{counted(progress.epoch, 'epoch')} {'is' if progress.epoch == 1 else 'are'} saved"
+        console.err.print(f"stopped; {saved} in {folder}, and this goes on:", soft_wrap=True)
+    else:
+        console.err.print(
+            f"stopped in the first epoch: nothing is saved in {folder} yet. This starts it again:", soft_wrap=True
+        )
+    console.err.print(again, markup=False, soft_wrap=True)
+
+
+def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
+    """Say how long it will take, before it begins; offer a smaller run where that is long."""
+    order, epochs = each.order, each.order.settings.epochs
+    found = pace.measure(order, data)
+    seconds = found.run_seconds(epochs)
+    told = f"an epoch takes about {format_ms(1000 * found.epoch_seconds)}, and {counted(epochs, 'epoch')} about"
+    console.err.print(
+        f"on this CPU {told} {format_ms(1000 * seconds)} ({counted(found.steps, 'step')} measured, "
+        f"{format_ms(1000 * found.step_seconds)} each); training ends earlier after "
+        f"{counted(options.patience, 'evaluation')} without a better one",
+        soft_wrap=True,
+    )  # fmt: skip
+    smaller = smaller_run(order, data) if seconds > LONG_SECONDS else None
+    if smaller is None:
+        return
+    sizes = smaller.configuration.architecture
+    changed = replace(
+        options, rank=str(each.rank), dim=sizes.dim, heads=sizes.heads, seq_len=smaller.configuration.seq_len,
+        epochs=smaller.epochs, output=order.folder.with_name(order.folder.name + "-small"), overwrite=False,
+    )  # fmt: skip
+    console.err.print(f"a smaller run takes about {format_duration(smaller.seconds)} here:", soft_wrap=True)
+    console.err.print(console.command(words_of("train", changed)), markup=False, soft_wrap=True, style="bold")

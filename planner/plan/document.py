@@ -1,0 +1,186 @@
+"""The parts of a plan. An unknown key or another type is an error; a plan of an older srsplan lacks the newer parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from srsplan.kernels.losses import Sampler
+from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.models.errors import InputError
+from srsplan.models.schema import Bytes, Count, Document
+
+VERSION = 1
+
+Difference = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+"""Bytes that may be negative: what is left of a budget, or what a step of a knob saves."""
+Duration = Annotated[float, Field(ge=0, lt=1e30)]
+
+
+class Part(Document, strict=True):
+    """A part of a plan."""
+
+
+class Inputs(Part):
+    """What the plan was made from."""
+
+    catalog: Count
+    gpu: str
+    gpu_title: str = ""
+    gpu_is_given: bool = True
+    """False where the card was assumed from the budget."""
+    dim: Count = 256
+    blocks: Count = 2
+    heads: Count = 2
+    dropout: float = 0.1
+    precision: Precision = "fp16"
+    recompute: bool = False
+    data: str | None = None
+    data_options: list[str] = Field(default_factory=list)
+    """The data as options of `train`, columns and split included."""
+    users: Count | None = None
+    padding: str = ""
+    """Where the number of valid tokens is from."""
+    order: str = ""
+    """The rule that ordered the choices."""
+    quality: str = ""
+    """How good that order is, and where the evidence for it ends."""
+    notes: dict[str, str] = Field(default_factory=dict)
+    """What was done to the data, what a profile and a check found: sentences by label."""
+
+    def architecture(self) -> Architecture:
+        """The model's sizes; InputError for an impossible combination."""
+        return Architecture(dim=self.dim, blocks=self.blocks, heads=self.heads, dropout=self.dropout)
+
+
+class BudgetEntry(Part):
+    """Bytes of the card that the plan may use."""
+
+    bytes: Count
+    usable_bytes: Count
+    margin_bytes: Bytes
+    context_bytes: Bytes
+    context_basis: str = "assumed"
+    """Where the context's size is from."""
+    fixed_floor_bytes: Bytes = 0
+    """The item table, its gradient and Adam's moments: no knob of the search changes them."""
+    counts: str = "reserved bytes of the caching allocator (expandable segments), CUDA context, margin"
+
+
+class MemoryEntry(Part):
+    """Predicted bytes; see profiler.memory.model.Memory."""
+
+    allocated_bytes: Bytes
+    reserved_bytes: Bytes
+    evaluation_bytes: Bytes
+    upper_bytes: Bytes
+    basis: str
+
+
+class ConfirmedEntry(Part):
+    """What --check found; see planner.search.recommendation.Confirmed."""
+
+    basis: str
+    fits: bool
+    allocated_bytes: Bytes
+    reserved_bytes: Bytes
+    retries: int | None
+
+
+class ChoiceEntry(Part):
+    """One configuration, as `train` runs it."""
+
+    rank: Count
+    loss: str
+    batch_size: Count
+    seq_len: Count
+    negatives: Count | None
+    tokens_per_set: Count = 1
+    sampler: Sampler = "uniform"
+    valid_tokens: Count | None = None
+    eval_batch_size: Count
+    memory: MemoryEntry
+    breakdown_bytes: dict[str, Bytes]
+    headroom_bytes: Difference
+    step_ms: Duration
+    step_basis: str
+    epoch_seconds: Duration | None
+    why: str
+    confirmed: ConfirmedEntry | None = None
+
+
+class MissEntry(Part):
+    """A configuration that does not fit."""
+
+    loss: str
+    batch_size: Count
+    seq_len: Count
+    negatives: Count | None
+    upper_bytes: Bytes
+    over_bytes: Bytes
+
+
+class KnobEntry(Part):
+    """The change of the first choice's allocated peak when one knob is doubled or halved."""
+
+    name: Literal["batch_size", "seq_len", "negatives"]
+    change: str
+    bytes: Difference
+
+
+class LayoutEntry(Part):
+    """One way to use several GPUs; see planner.several_gpus.Layout."""
+
+    name: str
+    per_gpu_batch: Count
+    global_batch: Count
+    reserved_bytes: Bytes
+    upper_bytes: Bytes
+
+
+class Plan(Part):
+    """The whole plan. `choices` are in the order to try them, `next_command` trains the first."""
+
+    version: Literal[1]
+    srsplan: str
+    """The version of srsplan that made it."""
+    inputs: Inputs
+    budget: BudgetEntry
+    choices: list[ChoiceEntry]
+    near_misses: list[MissEntry]
+    knobs: list[KnobEntry] = Field(default_factory=list)
+    binds: str = ""
+    """What limits the first choice."""
+    several_gpus: list[LayoutEntry] = Field(default_factory=list)
+    next_command: str
+
+    def configuration(self, rank: int = 1) -> Configuration:
+        """The configuration of a rank; InputError where the plan has none."""
+        choice = self.choice(rank)
+        return Configuration(
+            loss=choice.loss,
+            catalog=self.inputs.catalog,
+            batch_size=choice.batch_size,
+            seq_len=choice.seq_len,
+            negatives=choice.negatives,
+            tokens_per_set=choice.tokens_per_set,
+            sampler=choice.sampler,
+            valid_tokens=choice.valid_tokens,
+            architecture=self.inputs.architecture(),
+            precision=self.inputs.precision,
+            recompute=self.inputs.recompute,
+        )
+
+    def choice(self, rank: int = 1) -> ChoiceEntry:
+        """The entry of a rank; InputError where the plan has none."""
+        for choice in self.choices:
+            if choice.rank == rank:
+                return choice
+        ranks = ", ".join(str(choice.rank) for choice in self.choices) or "none"
+        raise InputError(f"--rank {rank}: the plan has no such choice", f"its ranks are {ranks}")
+
+
+PARTS = (Plan, Inputs, BudgetEntry, ChoiceEntry, MemoryEntry, ConfirmedEntry, MissEntry, KnobEntry, LayoutEntry)
+KNOWN_KEYS = tuple(name for part in PARTS for name in part.model_fields)
+"""Every key that a plan may have, for suggestions."""

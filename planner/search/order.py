@@ -1,0 +1,82 @@
+"""The rule that says which configuration to try first.
+
+The rule has evidence: on public runs of six datasets, in 29 combinations of dataset and budget, the configuration with
+the largest min(batch size, negatives) that fits, with ties to the longer sequence, loses on average 10.0% of the best
+NDCG with the first pick and 6.8% with the best of three; a random pick loses 30.3% and 17.0%.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import Configuration
+from srsplan.planner.search.prices import Prices
+
+FULL_SOFTMAX_PATIENCE = 2.0
+"""A full softmax is preferred while it takes at most so many times the sampled loss's time per token."""
+
+EVIDENCE_ENDS = {"batch_size": 1024, "negatives": 2048}
+"""The largest values of the public runs behind the rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A rule that orders configurations of one loss, and says why."""
+
+    rule: str
+    """The rule in words."""
+    rank: Callable[[Sequence[Configuration]], list[int]]
+    """Positions of configurations, the one to try first in front."""
+    why: Callable[[Configuration, Configuration], str]
+    """Why a configuration stands below another one, the first."""
+
+    def sort(self, configurations: Sequence[Configuration], among: Sequence[Configuration] = ()) -> list[Configuration]:
+        """Configurations in the order to try them, ranked `among` others where the rule depends on company."""
+        everyone = [*configurations, *among]
+        return [everyone[at] for at in self.rank(everyone) if at < len(configurations)]
+
+
+def balance(configuration: Configuration) -> int:
+    """min(batch size, negatives); a loss with a fixed number of negatives has nothing to balance: its batch counts."""
+    fixed = LOSSES[configuration.loss].fixed_negatives
+    return configuration.batch_size if fixed else configuration.balance
+
+
+def _by_balance(configurations: Sequence[Configuration]) -> list[int]:
+    """Largest balance first; then longer sequences; then fewer scores, which is faster."""
+    keys = [(-balance(each), -each.seq_len, each.batch_size * (each.negatives or 1)) for each in configurations]
+    return sorted(range(len(keys)), key=lambda index: keys[index])
+
+
+def _below_in_balance(configuration: Configuration, first: Configuration) -> str:
+    length = "longer" if configuration.seq_len > first.seq_len else "shorter"
+    same = balance(configuration) == balance(first)
+    return f"{length} sequences at {'the same balance' if same else f'min(bs, ns) {balance(configuration):,}'}"
+
+
+BALANCE = Order(
+    rule="largest min(batch size, negatives) that fits, then the longest sequence",
+    rank=_by_balance,
+    why=_below_in_balance,
+)
+
+
+def preferred_loss(tops: Mapping[str, Configuration], prices: Prices) -> str:
+    """The loss to try first, from the best configuration of each.
+
+    The full softmax while it costs little more time per token, otherwise the sampled loss; a baseline only where
+    nothing else is left. Among forms of one function, the better balance; then the faster.
+    """
+
+    def merit(loss: str) -> tuple[int, float]:
+        return tops[loss].balance, -prices.token_ms(tops[loss])
+
+    full = [loss for loss in tops if not LOSSES[loss].sampled]
+    sampled = [loss for loss in tops if LOSSES[loss].sampled and not LOSSES[loss].baseline]
+    if not full or not sampled:
+        return max(full or sampled or tops, key=merit)
+    full_best, sampled_best = max(full, key=merit), max(sampled, key=merit)
+    affordable = FULL_SOFTMAX_PATIENCE * prices.token_ms(tops[sampled_best])
+    return full_best if prices.token_ms(tops[full_best]) <= affordable else sampled_best

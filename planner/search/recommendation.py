@@ -1,0 +1,70 @@
+"""The answer of a search: choices in the order to try them, what nearly fits, and what one step of a knob costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from srsplan.models.config import Configuration
+from srsplan.profiler.memory.model import Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """The result of trying a choice under a hard cap of the budget."""
+
+    basis: str
+    fits: bool
+    allocated_bytes: int
+    reserved_bytes: int
+    retries: int | None
+    """How often the cap made the allocator give memory back in settled steps; None where that was not counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A configuration with everything predicted about it."""
+
+    configuration: Configuration
+    memory: Memory
+    evaluation_users: int
+    """Users ranked at once."""
+    step_ms: float
+    steps_per_epoch: int | None
+    """None where the number of users is unknown."""
+    why: str = ""
+    confirmed: Confirmed | None = None
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """The time of an epoch; None where the number of users is unknown."""
+        return None if self.steps_per_epoch is None else self.steps_per_epoch * self.step_ms / 1e3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Miss:
+    """A configuration that does not fit, and by how much."""
+
+    configuration: Configuration
+    memory: Memory
+    over_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """The change of the allocated peak when one knob is doubled or halved."""
+
+    name: str
+    change: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """Everything a search found. Without choices nothing fits, and the near misses say by how much."""
+
+    choices: tuple[Choice, ...]
+    near_misses: tuple[Miss, ...]
+    knobs: tuple[Knob, ...]
+    """For the first choice."""
+    considered: int
+    """Configurations of the grid."""

@@ -1,0 +1,58 @@
+"""A smaller run for a first look: about two minutes on this machine, by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from srsplan.models.config import Architecture, Configuration
+from srsplan.models.training.pace import Pace, measure
+from srsplan.models.training.run import Order, RunData
+
+LONG_SECONDS = 300.0
+"""A run that takes longer is offered with a smaller one beside it."""
+SMALLER_SECONDS = 120.0
+FEWEST_EPOCHS = 8
+"""With fewer, a model has hardly begun to learn: a smaller model is tried instead."""
+SIZES = ((64, 50), (32, 50), (32, 20), (16, 20))
+"""Hidden sizes and sequence lengths to try, the best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallerRun:
+    """What is trained instead, and how long that takes."""
+
+    configuration: Configuration
+    epochs: int
+    seconds: float
+
+
+def smaller_run(order: Order, data: RunData) -> SmallerRun | None:
+    """The largest model of which enough epochs take about two minutes; None where nothing smaller is faster.
+
+    Each size is measured, one after the other, until one is fast enough; the last one is taken as it is.
+    """
+    found: tuple[Configuration, Pace] | None = None
+    for configuration in _smaller(order.configuration):
+        found = configuration, measure(replace(order, configuration=configuration), data)
+        if found[1].run_seconds(FEWEST_EPOCHS) <= SMALLER_SECONDS:
+            break
+    if found is None:
+        return None
+    configuration, pace = found
+    fitting = int((SMALLER_SECONDS - pace.test_seconds) / pace.epoch_seconds)
+    epochs = max(1, min(order.settings.epochs, fitting))
+    return SmallerRun(configuration=configuration, epochs=epochs, seconds=pace.run_seconds(epochs))
+
+
+def _smaller(configuration: Configuration) -> Iterator[Configuration]:
+    """The configuration itself for fewer epochs, then smaller and smaller ones."""
+    yield configuration
+    sizes = configuration.architecture
+    for dim, seq_len in SIZES:
+        if dim <= sizes.dim and (dim, seq_len) != (sizes.dim, configuration.seq_len):
+            heads = max(heads for heads in range(1, sizes.heads + 1) if dim % (8 * heads) == 0)
+            architecture = Architecture(dim=dim, blocks=sizes.blocks, heads=heads, dropout=sizes.dropout)
+            yield replace(
+                configuration, architecture=architecture, seq_len=min(seq_len, configuration.seq_len), valid_tokens=None
+            )

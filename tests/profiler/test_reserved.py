@@ -1,0 +1,173 @@
+"""Reserved bytes: expected <= at most <= the cap at any size, and nothing that a training process runs is left out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srsplan.kernels.losses import LOSSES
+from srsplan.models.config import LARGEST_CATALOG, LARGEST_DIM, Architecture, Configuration
+from srsplan.models.errors import InputError
+from srsplan.profiler.memory import expressions
+from srsplan.profiler.memory.model import LARGEST_BYTES, MemoryModel, Ratios
+from srsplan.profiler.memory.program import Process
+from srsplan.profiler.memory.reserved import reserved, smallest_cap
+
+MODEL = MemoryModel()
+MODEL_1_5 = MemoryModel(Ratios(reserved=1.2, upper=1.5, basis="a test"))
+
+
+def any_size(largest: int) -> st.SearchStrategy[int]:
+    """Whole numbers of every magnitude up to the largest."""
+    bits = st.integers(0, largest.bit_length())
+    return bits.flatmap(lambda count: st.integers(1, min(largest, 1 << count)))
+
+
+@st.composite
+def configurations(draw: st.DrawFn, largest: int = 1 << 62) -> Configuration:
+    """Whatever Configuration accepts, of up to four blocks; batch and length up to `largest`."""
+    loss = LOSSES[draw(st.sampled_from(sorted(LOSSES)))]
+    catalog = 1 + draw(any_size(LARGEST_CATALOG - 1))
+    heads = draw(st.sampled_from([1, 2, 4]))
+    batch_size = draw(any_size(largest))
+    negatives = None
+    if loss.sampled:
+        negatives = loss.fixed_negatives or draw(any_size(catalog - 1))
+    base = Configuration(
+        loss=loss.name,
+        catalog=catalog,
+        batch_size=batch_size,
+        seq_len=draw(any_size(largest)),
+        negatives=negatives,
+        tokens_per_set=draw(any_size(largest)) if loss.shares_negatives else 1,
+        sampler=draw(st.sampled_from(loss.samplers)) if loss.sampled else "uniform",
+        architecture=Architecture(
+            dim=8 * heads * draw(st.integers(1, LARGEST_DIM // 8 // heads)), heads=heads, blocks=draw(st.integers(1, 4))
+        ),
+        precision=draw(st.sampled_from(["fp16", "bf16", "fp32"])),
+        micro_batches=draw(any_size(batch_size)),
+        recompute=draw(st.booleans()),
+    )
+    return replace(base, valid_tokens=draw(st.none() | any_size(base.tokens)))
+
+
+@settings(deadline=None, max_examples=80)
+@given(configuration=configurations(), users=st.sampled_from([1, 64, 1024]), length=st.integers(1, 500))
+def test_every_configuration_has_a_prediction(configuration: Configuration, users: int, length: int) -> None:
+    """In two seconds, exact; only what takes more than 8 EiB is refused, and that in words."""
+    began = time.process_time()
+    allocated = int(MODEL.allocated([configuration])[0])
+    try:
+        found = MODEL.predict(configuration, users, users * length)
+    except InputError as error:
+        refusal = error.message
+    else:
+        refusal = ""
+        assert allocated == found.allocated_bytes == sum(found.breakdown_bytes.values())
+        assert max(allocated, found.evaluation_bytes) <= found.upper_bytes
+        assert allocated <= found.reserved_bytes <= found.upper_bytes
+    assert time.process_time() - began < 2
+    too_large = MODEL.reserved(configuration, users, users * length).upper >= LARGEST_BYTES
+    assert too_large == ("takes more than 8 EiB" in refusal) == bool(refusal)
+    # the last block's residual stream alone: one fp32 number for every position and hidden unit
+    assert allocated >= 4 * configuration.tokens * configuration.architecture.dim
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    configuration=configurations(largest=1 << 12),
+    share=st.floats(0.3, 1.2),
+    model=st.sampled_from([MODEL, MODEL_1_5]),
+)
+def test_expected_is_at_most_the_upper_bound_and_both_are_within_a_cap_that_fits(
+    configuration: Configuration, share: float, model: MemoryModel
+) -> None:
+    usable = max(1, int(share * model.reserved(configuration, 64, 6400).upper))
+    found = model.reserved(configuration, 64, 6400, usable)
+    assert found.expected <= found.upper
+    assert (found.upper <= usable) == model.fits(configuration, 64, 6400, usable)
+    if share >= 1:
+        assert found.upper <= usable
+
+
+def test_sizes_beyond_64_bits_are_exact() -> None:
+    """Every further sequence of a batch takes the same number of bytes, however many there are."""
+    large = Configuration(loss="ce-", catalog=1000, batch_size=1 << 40, seq_len=1 << 40, negatives=8)
+    longer = replace(large, batch_size=large.batch_size + 1)
+    twice = replace(large, batch_size=large.batch_size + 2)
+    one, two, three = (int(MODEL.allocated([each])[0]) for each in (large, longer, twice))
+    assert three - two == two - one  # linear to the byte: floating point would have lost the last 30 bits
+    assert one > 1 << 90
+    mixed = MODEL.allocated([replace(large, batch_size=4, seq_len=8), large])
+    assert [int(mixed[0]), int(mixed[1])] == [int(MODEL.allocated([replace(large, batch_size=4, seq_len=8)])[0]), one]
+
+
+def test_the_cap_found_for_an_enormous_step_is_found_as_fast() -> None:
+    """The search from above ends, and what it finds lies between what tensors take and the upper bound."""
+    configuration = Configuration(loss="ce", catalog=100_000_000, batch_size=65_536, seq_len=512)
+    upper = MODEL.reserved(configuration, 64, 64 * 512).upper
+    cap = smallest_cap(configuration, 64, 64 * 512, MODEL.program)
+    assert int(MODEL.allocated([configuration])[0]) <= cap <= upper
+    assert cap > 65_536 * 512 * 100_000_000 * 2  # logits in 16 bit
+
+
+def test_a_measured_ratio_multiplies_both_and_never_crosses_them() -> None:
+    configuration = Configuration(loss="ce-", catalog=50_000, batch_size=64, seq_len=64, negatives=64)
+    plain, corrected = (model.reserved(configuration, 64, 6400) for model in (MODEL, MODEL_1_5))
+    assert corrected.expected == pytest.approx(1.2 * plain.expected, abs=1)
+    assert corrected.upper == pytest.approx(1.5 * plain.upper, abs=1)
+    for reserved_ratio, upper in ((1.2, 1.1), (0.9, 1.0), (1.0, float("inf")), (float("nan"), 2.0)):
+        with pytest.raises(ValueError, match="ratios"):
+            Ratios(reserved=reserved_ratio, upper=upper, basis="")
+
+
+def test_an_evaluation_that_needs_more_than_training_is_expected() -> None:
+    """1,024 users scored against chunks of 64 Mi scores; the training step is tiny."""
+    configuration = Configuration(
+        loss="cce", catalog=65_536, batch_size=1, seq_len=8, architecture=Architecture(dim=8, heads=1)
+    )
+    evaluation = MODEL.evaluation(configuration, 1024, 1024 * 8)
+    assert evaluation > int(MODEL.allocated([configuration])[0]) + (64 << 20)
+    found = reserved(configuration, 1024, 1024 * 8, MODEL.program)
+    assert found.expected >= evaluation
+    assert reserved(configuration, 1, 8, MODEL.program).expected < evaluation
+
+
+def held_after(batches: list[Configuration]) -> int:
+    """Reserved bytes of a process that trains these batches, one after another, through the allocator alone."""
+    process = Process()
+    for number, batch in enumerate(batches):
+        values = expressions.step_values([batch])
+        chunks = int(expressions.chunks(batch.loss, values)[0])
+        program = MODEL.program(batch.loss, batch, chunks > 1)
+        for code in (program.step,) if number else (program.setup, program.first):
+            process.run(code, [int(size[0]) for size in program.sizes(values)], max(0, chunks - 2))
+    return process.allocator.peak_reserved
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        Configuration(
+            loss="ce-", catalog=2_298_225, batch_size=1484, seq_len=16, negatives=21, valid_tokens=879,
+            architecture=Architecture(dim=128),
+        ),
+        Configuration(
+            loss="bce", catalog=242_056, batch_size=882, seq_len=6, negatives=1, valid_tokens=349,
+            architecture=Architecture(dim=128, heads=1),
+        ),
+    ],
+    ids=lambda full: full.loss,
+)  # fmt: skip
+def test_batches_of_other_shapes_count(full: Configuration) -> None:
+    """They cut the free blocks anew: more is held after them than after full batches alone, and the bound knows it."""
+    others = [replace(full, valid_tokens=full.fullest_tokens * percent // 100) for percent in (93, 81, 97, 88)]
+    last = replace(full, batch_size=full.batch_size // 3, valid_tokens=full.fullest_tokens // 3)
+    alone, mixed = held_after([full] * 8), held_after([full, full, *others, full, last, full])
+    assert mixed > alone
+    found = reserved(full, 1, 8, MODEL.program)
+    assert alone <= found.expected < mixed <= found.upper

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import SHARED
 
@@ -69,6 +69,7 @@ def interactions_of(users: list[list[tuple[int, int]]], timed: bool = True) -> I
     )
 
 
+@settings(deadline=None)
 @given(histories_of, st.sampled_from([0.3, 0.5, 0.9]), st.sampled_from([0.1, 0.5]), st.integers(0, 3))
 def test_global_time_equals_a_loop_over_users(
     users: list[list[tuple[int, int]]], quantile: float, share: float, seed: int
@@ -120,6 +121,7 @@ def test_global_time_never_trains_on_what_comes_after_the_cut() -> None:
     assert found.test.histories.values.max() > 25
 
 
+@settings(deadline=None)
 @given(histories_of, st.sampled_from([None, 1, 2, 100]), st.integers(0, 3))
 def test_leave_one_out_equals_a_loop_over_users(
     users: list[list[tuple[int, int]]], validation_users: int | None, seed: int
@@ -145,6 +147,7 @@ def test_leave_one_out_equals_a_loop_over_users(
     assert any(note.startswith(said) for note in found.notes) == (short > 0)
 
 
+@settings(deadline=None)
 @given(histories_of, st.integers(1, 5))
 def test_notes_and_counts_of_items_equal_loops(users: list[list[tuple[int, int]]], seed: int) -> None:
     try:

@@ -26,12 +26,12 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from random import Random
+from select import select
 
 import fuzz_inputs as hostile
 
@@ -304,10 +304,20 @@ def shares(options: argparse.Namespace, good: Path, place: Path) -> Iterator[Out
                     shutil.rmtree(place / f"case-{case}", ignore_errors=True)
             os._exit(0)
         os.close(writing)
-        readers.append(os.fdopen(reading))
-    with ThreadPoolExecutor(len(readers)) as pool:
-        for lines in pool.map(lambda reader: reader.readlines(), readers):
-            yield from (Outcome(**json.loads(line)) for line in lines)
+        readers.append(os.fdopen(reading, "rb", buffering=0))
+    while readers:
+        for reader in select(readers, [], [])[0]:
+            if line := reader.readline():
+                yield Outcome(**json.loads(line))
+            else:
+                readers.remove(reader)
+
+
+def show(failed: Outcome) -> None:
+    """A failed command and what it said, in two lines."""
+    lines = failed.said.strip().splitlines() or [""]
+    message = next((line for line in lines if line.startswith("error: ")), lines[-1])
+    print(f"{failed.case}: {failed.failure}: {failed.line[:300]!r}\n    {message[:200]!r}", flush=True)
 
 
 def main() -> None:
@@ -318,25 +328,29 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--verb", choices=list(WEIGHTS))
     parser.add_argument("--only", type=int)
+    parser.add_argument("--specimens", type=Path, help="folder of good files, made where it is not there")
     parser.add_argument("--failures", type=Path, default=Path("fuzz_failures.jsonl"))
     options = parser.parse_args()
     preload()
     place = Path(tempfile.mkdtemp(prefix="srsplan-fuzz-"))
-    good = place / "good"
-    good.mkdir()
-    specimens(good)
+    good = options.specimens or place / "good"
+    if not good.exists():
+        good.mkdir()
+        specimens(good)
     if options.only is not None:
         print(json.dumps(asdict(attempt(options.only, options.seed, options.verb, good, place)), indent=2), "\n", place)
         return
     started = time.monotonic()
-    found = sorted(shares(options, good, place), key=lambda each: each.case)
+    found = []
+    with options.failures.open("w") as lines:
+        for ended in shares(options, good.resolve(), place):
+            found.append(ended)
+            if ended.failure:
+                lines.write(json.dumps(asdict(ended)) + "\n")
+                lines.flush()
+                show(ended)
     shutil.rmtree(place)
     failed = [each for each in found if each.failure]
-    options.failures.write_text("".join(json.dumps(asdict(each)) + "\n" for each in failed))
-    for each in failed:
-        lines = each.said.strip().splitlines() or [""]
-        message = next((line for line in lines if line.startswith("error: ")), lines[-1])
-        print(f"{each.case}: {each.failure}: {each.line[:300]!r}\n    {message[:200]!r}")
     slowest = max(found, key=lambda each: each.cpu_s)
     codes = ", ".join(f"{count} x {code}" for code, count in sorted(Counter(each.code for each in found).items()))
     kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(each.failure for each in failed).most_common())

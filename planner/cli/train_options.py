@@ -12,7 +12,7 @@ from srsplan.planner.cli import options
 from srsplan.planner.plan import DEFAULT_PATH
 
 LARGEST_SEED = MOST = 2**31 - 1
-MOST_SHARING = 2**20
+MOST_SHARING = 2**16
 """Tokens that share a set of negatives are held as one block."""
 
 

@@ -52,6 +52,6 @@ def changes(before: Identity, now: Identity, folder: Path) -> tuple[str, ...]:
 def _checksum(split: Split) -> str:
     """CRC-32 of the sequences that are trained on and of what is tested: equal for the same data split the same way."""
     found = 0
-    for part in (split.train.offsets, split.train.items, split.validation.targets, split.test.targets):
+    for part in (split.train.offsets, split.train.values, split.validation.targets, split.test.targets):
         found = zlib.crc32(part.tobytes(), found)
     return f"{found:08x}"

@@ -31,6 +31,7 @@ from srsplan.models.data.splits import Split, split
 from srsplan.models.errors import InputError
 from srsplan.models.files import write_atomically
 from srsplan.models.schema import Document
+from srsplan.models.training.allocator_settings import with_expandable_segments
 from srsplan.models.training.callbacks import Callbacks
 from srsplan.models.training.checkpoint import read_state
 from srsplan.models.training.evaluation import popularity
@@ -214,7 +215,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def use_expandable_segments() -> None:
     """Set what every plan assumes of the allocator. Must come before CUDA starts; a user's own setting wins."""
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.update(with_expandable_segments(os.environ))
 
 
 def _check_kernel(order: Order) -> None:

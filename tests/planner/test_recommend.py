@@ -258,6 +258,7 @@ FITS_NOT = [
     ["--catalog", "1.6M", "--budget", "7.6GB", "--loss", "ce"],
     ["--catalog", "1.6M", "--gpu", "rtx-3050-6gb", "--dim", "512"],
     ["--catalog", "5K", "--budget", "700MB"],
+    ["--catalog", "1.6M", "--gpu", "a100-40gb", "--budget", "5GB"],
 ]
 
 

@@ -30,7 +30,7 @@ def train_all(options: TrainOptions) -> list[dict[str, Any]]:
         ready = [checked(each, data) for each in orders]
         return [_train(options, each, data, notes) for each, notes in ready]
     except KeyboardInterrupt:
-        console.err.print("stopped before training: nothing was changed")
+        console.err.print("stopped before training began")
         raise typer.Exit(INTERRUPTED) from None
 
 

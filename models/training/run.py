@@ -53,7 +53,7 @@ class Minimums:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to train, on what, where to."""
+    """An order for one run: the configuration, the data and the folder."""
 
     configuration: Configuration
     settings: Settings
@@ -75,12 +75,12 @@ class RunData:
     item_ids: NDArray[Any]
     """[V], the label in the file of each item."""
     notes: tuple[str, ...]
-    """What was done to the data, in sentences."""
+    """Sentences that say what was done to the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything read, checked and built, nothing trained yet."""
+    """A run of which everything is read, checked and built, and nothing is trained yet."""
 
     order: Order
     split: Split

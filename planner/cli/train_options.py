@@ -1,4 +1,4 @@
-"""Everything that `srsplan train` can be told, one field an option."""
+"""The options of `srsplan train`, one field for each."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def steady(configuration: Configuration, programs: Programs, expandable_segments
 
 @dataclass(frozen=True)
 class _Played:
-    """What a process came to, in bytes."""
+    """The peaks of a process, in bytes."""
 
     expected: int
     """Held after the early parts."""
@@ -161,7 +161,7 @@ def _life(configuration: Configuration, users: int, seen_pairs: int, programs: P
 
 
 def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
-    """The full step, then those of other batches."""
+    """Return the full step, then those of other batches."""
     values = expressions.step_values([configuration, *_batches(configuration)])
     counts = [int(count) for count in expressions.chunks(configuration.loss, values)]
     by_kind = {many: programs(configuration.loss, configuration, many) for many in {count > 1 for count in counts}}
@@ -173,7 +173,7 @@ def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
 
 
 def _batches(full: Configuration) -> list[Configuration]:
-    """Other batches of the same training; without padding only the last of an epoch differs."""
+    """Return other batches of the same training; without padding only the last of an epoch differs."""
     fills = FILL_PERCENT if full.fullest_tokens < full.tokens else ()
     last = replace(full, batch_size=max(full.micro_batches, full.batch_size // LAST_BATCH), valid_tokens=None)
     return [
@@ -183,7 +183,7 @@ def _batches(full: Configuration) -> list[Configuration]:
 
 
 def _ranking(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> Part:
-    """One evaluation batch."""
+    """Return the program of one evaluation batch."""
     values = expressions.evaluation_values(configuration, users, seen_pairs)
     chunks = int(expressions.chunks(expressions.EVALUATION, values)[0])
     program = programs(expressions.EVALUATION, configuration, chunks > 1)

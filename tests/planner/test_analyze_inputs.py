@@ -123,7 +123,7 @@ def test_parquet_of_pandas_with_an_index_text_and_categories(tmp_path: Path) -> 
         load_runs(tmp_path / "nested.parquet")
 
 
-NAMES = ["$x$", "a$", r"$\frac{", r"\alpha_{1}^2", "[red]x[/red]", "[/foo]", "esc\x1b[31m", "日本", "x" * 500, "&<>'"]
+NAMES = ["$x$", "a$", r"$\frac{$", r"\alpha_{1}^2", "[red]x[/red]", "[/foo]", "esc\x1b[31m", "日本", "x" * 500, "&<>'"]
 
 
 @pytest.mark.parametrize("image_format", ["png", "svg"])

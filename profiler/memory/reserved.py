@@ -72,7 +72,7 @@ def reserved(
     if free.needed <= cap:
         return Reserved(free.expected, free.needed)
     capped = life.play(cap)
-    if capped.late_retries <= LATE_RETRIES and capped.held <= cap:
+    if capped.runs_under(cap):
         return Reserved(capped.expected, capped.held)
     return Reserved(free.expected, free.needed)
 
@@ -82,10 +82,11 @@ def smallest_cap(configuration: Configuration, users: int, seen_pairs: int, prog
 
     Found from above, in steps of half a percent: what fits is not monotone in the cap.
     """
-    safe = reserved(configuration, users, seen_pairs, programs).upper
+    life = _life(configuration, users, seen_pairs, programs)
+    safe = life.play(inf).needed
     while True:
         cap = safe - int(safe * CAP_STEP)
-        if reserved(configuration, users, seen_pairs, programs, cap).upper > cap:
+        if not life.play(cap).runs_under(cap):
             return safe
         safe = cap
 
@@ -115,6 +116,10 @@ class _Played:
     def needed(self) -> int:
         """The cap under which all of this runs without a retry, and which what is held never exceeds."""
         return max(self.held, self.asked)
+
+    def runs_under(self, cap: float) -> bool:
+        """Whether what was played under a cap runs there at full speed: only its beginning retries."""
+        return self.late_retries <= LATE_RETRIES and self.held <= cap
 
 
 Parts = list[tuple[Part, Code]]

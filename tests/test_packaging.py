@@ -39,9 +39,13 @@ WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking", "srsplan.
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
+PUBLIC = ROOT / "planner" / "public"
+"""The package `srsplan` itself. A folder `srsplan` at the top would be found first, without its rooms, from there."""
+
+
 def sources() -> Iterator[Path]:
     for folder in FOLDERS:
-        yield from sorted((ROOT / folder).rglob("*.py"))
+        yield from (path for path in sorted((ROOT / folder).rglob("*.py")) if path.parent != PUBLIC)
 
 
 def module_of(path: Path) -> str:

@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "estimate", "plan"]
 
+ROOMS = ("kernels", "models", "profiler", "planner")
+"""Subpackages that `import srsplan` alone makes usable: `srsplan.models.load_run(...)`."""
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("srsplan")
+    if name in ROOMS:
+        from importlib import import_module
+
+        return import_module(f"srsplan.{name}")
     if name in __all__:
         from srsplan.planner import api
 

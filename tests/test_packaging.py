@@ -174,7 +174,7 @@ def test_the_public_surface() -> None:
     estimated = srsplan.estimate(loss="cce", catalog="30K", batch_size=64, seq_len=50, gpu="a100-40gb")
     assert estimated.fits
     with pytest.raises(AttributeError, match="zebra"):
-        _ = srsplan.zebra  # type: ignore[attr-defined]
+        _ = srsplan.zebra
 
 
 def test_importing_the_package_imports_nothing_else() -> None:

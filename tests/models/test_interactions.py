@@ -52,7 +52,8 @@ def test_text_formats_agree(tmp_path: Path, name: str) -> None:
         text = text.replace("_id", "_id:token").replace("timestamp", "timestamp:float")
     found = read_interactions(write(tmp_path, text, name))
     assert rows(found) == AS_READ
-    assert (found.users.dtype, found.items.dtype, found.users.tolist()) == (np.int32, np.int32, [0, 0, 1, 1, 1])
+    assert found.users.dtype == found.items.dtype == np.dtype(np.int32)
+    assert found.users.tolist() == [0, 0, 1, 1, 1]
     assert (len(found), found.user_count, found.catalog) == (5, 2, 3)
 
 

@@ -40,7 +40,7 @@ def made(tmp_path: Path, frame: pd.DataFrame) -> RunTable:
 def runs_of(name: str, rows: int, seed: int = 0) -> pd.DataFrame:
     random = np.random.default_rng(seed)
     knobs = {c: 2.0 ** random.integers(4, 10, rows) for c in ("batch_size", "max_seq_len", "loss_sample_count")}
-    frame = pd.DataFrame({"dataset": name, **knobs})
+    frame: pd.DataFrame = pd.DataFrame({"dataset": name, **knobs})
     frame[QUALITY] = np.log2(frame["max_seq_len"]) + 0.1 * random.random(rows)
     return frame
 

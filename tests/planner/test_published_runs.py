@@ -18,7 +18,8 @@ import published_runs as example
 
 
 def runs(negatives: float, batch_size: int = 64, length: int = 128) -> pd.DataFrame:
-    return pd.DataFrame({"batch_size": [batch_size], "max_seq_len": [length], example.NS: [negatives]})
+    frame: pd.DataFrame = pd.DataFrame({"batch_size": [batch_size], "max_seq_len": [length], example.NS: [negatives]})
+    return frame
 
 
 def predicted(sizes: example.Dataset, frame: pd.DataFrame, valid: float) -> float:
@@ -66,7 +67,7 @@ def test_what_the_fullest_batch_is_worth() -> None:
 def test_a_file_that_is_no_run_table(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
-    command = [sys.executable, ROOT / "examples" / "published_runs.py", path]
+    command = [sys.executable, str(ROOT / "examples" / "published_runs.py"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "error:" in done.stderr

@@ -80,6 +80,7 @@ class MemoryModel:
         self.measured = measured
         self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved] = {}
         self._read: dict[str, Program] = {}
+        self._evaluated: dict[tuple[object, ...], int] = {}
 
     def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
         """Return the closed form of a loss (or of "evaluation"); InputError for a depth that has none."""
@@ -102,8 +103,12 @@ class MemoryModel:
 
     def evaluation(self, configuration: Configuration, users: int, seen_pairs: int) -> int:
         """Return the allocated peak of evaluation with so many users, and pairs they have seen, in a batch."""
-        values = expressions.evaluation_values(configuration, users, seen_pairs)
-        return int(self._peaks("evaluation", configuration, values)[0])
+        sizes = configuration.catalog, configuration.architecture, configuration.precision, configuration.seq_len
+        key = *sizes, users, seen_pairs  # nothing else of a configuration is in the programs of an evaluation
+        if key not in self._evaluated:
+            values = expressions.evaluation_values(configuration, users, seen_pairs)
+            self._evaluated[key] = int(self._peaks(expressions.EVALUATION, configuration, values)[0])
+        return self._evaluated[key]
 
     def _peaks(self, loss: str, configuration: Configuration, values: expressions.Values) -> Bytes:
         """Walk once for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""

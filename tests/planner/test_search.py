@@ -183,3 +183,24 @@ def test_a_choice_that_does_not_run_is_left_out() -> None:
         if kept:
             assert checked.choices[0].confirmed is not None
             assert checked.choices[0].confirmed.fits
+
+
+def test_remembered_evaluations_are_those_of_a_fresh_model() -> None:
+    """Configurations that differ in one thing each, asked twice."""
+    base = {"dim": 64, "heads": 2, "seq_len": 64, "precision": "fp16", "batch_size": 64, "catalog": 40_000, "blocks": 1}
+    changes: list[dict[str, Any]] = [
+        {}, {"dim": 128}, {"heads": 4}, {"seq_len": 200}, {"precision": "fp32"}, {"batch_size": 512},
+        {"catalog": 90_000}, {"blocks": 3}, {"dim": 128, "seq_len": 200},
+    ]  # fmt: skip
+    shared = MemoryModel()
+    for _ in range(2):
+        for change in changes:
+            sizes: dict[str, Any] = {**base, **change}
+            configuration = Configuration(
+                loss="cce", catalog=sizes["catalog"], batch_size=sizes["batch_size"], seq_len=sizes["seq_len"],
+                architecture=Architecture(dim=sizes["dim"], blocks=sizes["blocks"], heads=sizes["heads"]),
+                precision=sizes["precision"],
+            )  # fmt: skip
+            for users, pairs in ((64, 640), (256, 640), (256, 90_000)):
+                fresh = MemoryModel().evaluation(configuration, users, pairs)
+                assert shared.evaluation(configuration, users, pairs) == fresh

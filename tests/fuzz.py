@@ -144,7 +144,7 @@ def _option(rng: Random, verb: str, words: list[str], folder: Path) -> list[str]
 
 def _file(rng: Random, _: str, words: list[str], folder: Path) -> list[str]:
     """One of the files of the command, spoiled in place or under another name."""
-    named = [at for at, word in enumerate(words) if (folder / word).exists()] if words else []
+    named = [at for at, word in enumerate(words) if word in os.listdir(folder)]  # never a path that leads out of it
     if not named:
         return words
     at = rng.choice(named)
@@ -164,7 +164,7 @@ def _output(rng: Random, verb: str, words: list[str], folder: Path) -> list[str]
     if verb in ("", "gpus", "estimate"):
         return words
     place = rng.choice(
-        (*MINE, *hostile.NAMES, "mine", ".", "", "/", "special", "special", "run", "plan.yaml", "srsplan.plan.yaml")
+        (*MINE, *hostile.NAMES, "mine", ".", "", "special", "special", "run", "plan.yaml", "srsplan.plan.yaml")
     )
     if place == "special":
         special = folder / "special"

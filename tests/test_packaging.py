@@ -33,7 +33,7 @@ WITH_TORCH = (
     "srsplan.planner.cli.train_", "srsplan.planner.smaller_run",
 )  # fmt: skip
 """Modules that may need torch at once; every other one is imported without."""
-WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking")
+WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking", "srsplan.models.training.allocator_settings")
 """Exceptions from these."""
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import SHARED
 from pyarrow import parquet
@@ -167,6 +167,7 @@ def test_ids_that_turn_into_text_late_are_text_everywhere(tmp_path: Path) -> Non
         assert {type(label) for label in found.user_ids} == {str}
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,7 @@ def test_parquet_of_pandas_with_an_index_text_and_categories(tmp_path: Path) -> 
         load_runs(tmp_path / "nested.parquet")
 
 
-NAMES = ["$x$", "a$", r"$\frac{", r"\alpha_{1}^2", "[red]x[/red]", "[/foo]", "esc\x1b[31m", "日本", "x" * 500, "&<>'"]
+NAMES = ["$x$", "a$", r"$\frac{$", r"\alpha_{1}^2", "[red]x[/red]", "[/foo]", "esc\x1b[31m", "日本", "x" * 500, "&<>'"]
 
 
 @pytest.mark.parametrize("image_format", ["png", "svg"])
@@ -136,6 +137,9 @@ def test_names_of_datasets_may_be_anything(run: Call, tmp_path: Path, image_form
     assert "esc\\x1b[31m" in ended.out
     pictures = {path.name for path in (tmp_path / "out").iterdir()}
     assert pictures == {f"spearman.{image_format}", f"memory_quality.{image_format}"}
+    if image_format == "svg":
+        for path in (tmp_path / "out").iterdir():
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("image_format", ["png", "svg"])

@@ -1,4 +1,4 @@
-"""What `srsplan train` may write into, delete, and go on with: never anything of the user's."""
+"""The folders that `srsplan train` writes into, deletes from and goes on with: it destroys nothing of the user's."""
 
 from __future__ import annotations
 

@@ -125,13 +125,23 @@ def test_a_measured_ratio_multiplies_both_and_never_crosses_them() -> None:
             Ratios(reserved=reserved_ratio, upper=upper, basis="")
 
 
+def test_a_measured_ratio_holds_under_a_cap_as_well() -> None:
+    """Where retries at the beginning make a step fit, one that takes half as much again fits half as much again."""
+    configuration = Configuration(loss="ce-", catalog=30_000, batch_size=64, seq_len=64, negatives=256)
+    free = MODEL.reserved(configuration, 64, 6400)
+    cap = (free.expected + free.upper) // 2
+    assert MODEL.fits(configuration, 64, 6400, cap)
+    assert MODEL_1_5.fits(configuration, 64, 6400, cap * 3 // 2)
+    assert not MODEL_1_5.fits(configuration, 64, 6400, cap)
+
+
 def test_an_evaluation_that_needs_more_than_training_is_expected() -> None:
     """1,024 users scored against chunks of 64 Mi scores; the training step is tiny."""
     configuration = Configuration(
         loss="cce", catalog=65_536, batch_size=1, seq_len=8, architecture=Architecture(dim=8, heads=1)
     )
     evaluation = MODEL.evaluation(configuration, 1024, 1024 * 8)
-    assert evaluation > int(MODEL.allocated([configuration])[0]) + (64 << 20)
+    assert evaluation > int(MODEL.allocated([configuration])[0]) + (32 << 20)
     found = reserved(configuration, 1024, 1024 * 8, MODEL.program)
     assert found.expected >= evaluation
     assert reserved(configuration, 1, 8, MODEL.program).expected < evaluation

@@ -72,6 +72,8 @@ COMMANDS = {
     "": ("--help", "--version", "nothing"),
 }  # fmt: skip
 """Commands that work, in a folder of specimens."""
+LONG = ("--epochs", "--patience")
+"""Options that may ask for hours of honest work."""
 MINE = {"thesis.txt": b"mine", "package.json": b"{}", "notes.jsonl": b'{"a": 1}\n', "llama.safetensors": b"\0" * 99,
         "mine/state.json": b"{}", "mine/best.safetensors": b"mine", "mine/config.json": b"{}"}  # fmt: skip
 """Files of the user's that no command may touch, though many are asked to."""
@@ -132,6 +134,8 @@ def _option(rng: Random, verb: str, words: list[str], folder: Path) -> list[str]
         return [*words, hostile.value(rng)]
     parameter = rng.choice(verb_command(verb).params)
     option = rng.choice([*parameter.opts, *parameter.secondary_opts])
+    if option in LONG:
+        return words
     if getattr(parameter, "is_flag", False) or not option.startswith("-"):
         return [*words, option if option.startswith("-") else hostile.value(rng)]
     found = rng.choice(sorted(path.name for path in folder.iterdir()))
@@ -144,7 +148,7 @@ def _option(rng: Random, verb: str, words: list[str], folder: Path) -> list[str]
 
 def _file(rng: Random, _: str, words: list[str], folder: Path) -> list[str]:
     """One of the files of the command, spoiled in place or under another name."""
-    named = [at for at, word in enumerate(words) if (folder / word).exists()] if words else []
+    named = [at for at, word in enumerate(words) if word in os.listdir(folder)]  # never a path that leads out of it
     if not named:
         return words
     at = rng.choice(named)
@@ -164,7 +168,7 @@ def _output(rng: Random, verb: str, words: list[str], folder: Path) -> list[str]
     if verb in ("", "gpus", "estimate"):
         return words
     place = rng.choice(
-        (*MINE, *hostile.NAMES, "mine", ".", "", "/", "special", "special", "run", "plan.yaml", "srsplan.plan.yaml")
+        (*MINE, *hostile.NAMES, "mine", ".", "", "special", "special", "run", "plan.yaml", "srsplan.plan.yaml")
     )
     if place == "special":
         special = folder / "special"
@@ -282,6 +286,7 @@ def attempt(case: int, seed: int, verb: str | None, good: Path, place: Path) -> 
 
 def preload() -> None:
     """Import what commands import later, once. Nothing may compute here: threads do not survive a fork."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     from srsplan.planner.cli.app import VERBS
 
     for name in (*PRELOADED, *(f"srsplan.planner.cli.{verb.module}" for verb in VERBS.values())):

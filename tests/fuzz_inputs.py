@@ -34,7 +34,7 @@ SIZES = (
 )
 TEXTS = (
     "", " ", "[red]x[/red]", "[/foo]", "[bold", "$(id)", "';touch X;'", "\x1b[2J", "\x07\x08", "a\nb", "\u202ereversed",
-    "é" * 300, "x" * 5000, "🂡", "\udcff", "-", "--", "-o", "--help", "../..", "auto", "ce", "cce-", "ce-,cce-", "bce",
+    "é" * 300, "x" * 5000, "🂡", "\udcff", "-", "--", "-o", "--help", "..", "auto", "ce", "cce-", "ce-,cce-", "bce",
     "ce,,ce", "none", "null", "a100", "h100-sxm", "rtx-4090", "cpu", "cuda", "fp16", "fp32", "int8", "global-time",
     "leave-one-out", "popularity", "in-batch", "uniform", "svg", "$\\frac{1}{0}$", "%s%n", "{0}", "user_id",
 )  # fmt: skip

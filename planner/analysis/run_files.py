@@ -41,11 +41,12 @@ DEEPEST_FOLDER = 4
 
 def find_run_files(paths: Sequence[Path]) -> list[Path]:
     """Return every file once, in order; a folder stands for all files named `runs.csv` in it and up to four levels
-    below. InputError where a folder holds none."""
-    found: dict[Path, Path] = {}
+    below. InputError where a folder holds none, and for a path that is no file."""
+    found: dict[str, Path] = {}
     for path in paths:
-        for file in _run_files_of(path) if path.is_dir() else [path]:
-            found.setdefault(file.resolve(), file)
+        for file in _run_files_of(path) if os.path.isdir(path) else [path]:
+            check_input(file, "run table", HINT)  # links in a circle and endless names have no real path
+            found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 
 

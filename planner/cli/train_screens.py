@@ -166,7 +166,7 @@ def result_table(document: Mapping[str, Any]) -> Table:
     table.add_column("")
     for rank in SHOWN_RANKS:
         table.add_column(f"\n@{rank}", justify="right")
-    for name in ("warm\n@10", "popularity\n@10", "popularity\nwarm @10"):
+    for name in ("warm\n@10", "popular\n@10", "popular\nwarm@10"):
         table.add_column(name, justify="right", style="dim")
     warm = document["warm"]
     for name in SHOWN_METRICS:

@@ -70,7 +70,7 @@ class _Running(Generic[T]):
     began: float
 
 
-def tested(cases: Iterable[Case[T]], jobs: int = 1) -> Iterator[tuple[T, Ended]]:
+def results(cases: Iterable[Case[T]], jobs: int) -> Iterator[tuple[T, Ended]]:
     """Test every case, so many at once; results come in the order in which they end."""
     for name in HEAVY:
         import_module(name)
@@ -95,7 +95,7 @@ def tested(cases: Iterable[Case[T]], jobs: int = 1) -> Iterator[tuple[T, Ended]]
 def baseline_failures(tests: Iterable[str]) -> tuple[str, ...]:
     """The tests that fail without any change: on them nothing can be caught."""
     whole = Case(about="baseline", change=lambda _: None, tests=sorted(set(tests)), stop_at_first=False)
-    ((_, ended),) = tested([whole])
+    ((_, ended),) = results([whole], jobs=1)
     return () if ended.code == 0 else ended.failures
 
 
@@ -130,13 +130,15 @@ def _run_tests(tree: Path, case: Case[T]) -> NoReturn:
         os.dup2(log, 2)
         os.chdir(tree)
         typing = str(tree / ".typing")
-        os.environ |= {"PYTHONPATH": typing, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
+        os.environ |= {"PYTHONPATH": typing, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         sys.dont_write_bytecode = True
         sys.path[:] = [typing, *(path for path in sys.path if ROOT not in (Path(path), *Path(path).parents))]
         for name in ("seeded_defects", "mutation", "changed_tree"):
             sys.modules.pop(name, None)
         import pytest
+        import torch
 
+        torch.set_num_threads(1)  # tests are small: threads would only wait for each other
         code = int(pytest.main([*PYTEST, *(["-x"] if case.stop_at_first else []), *case.tests]))
         sys.stdout.flush()
     finally:

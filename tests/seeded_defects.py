@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from changed_tree import ROOT, Case, Ended, baseline_failures, tested
+from changed_tree import ROOT, Case, Ended, baseline_failures, results
 
 LIST = Path(__file__).with_suffix(".yaml")
 
@@ -86,7 +86,7 @@ def main() -> int:
         print("these fail without any defect:", *failing, sep="\n")
         return 1
     cases = [Case(about=each, change=each.put_into, tests=tests[each.name]) for each in ready]
-    caught = sum(tell(defect, ended) for defect, ended in tested(cases, options.jobs))
+    caught = sum(tell(defect, ended) for defect, ended in results(cases, options.jobs))
     print(f"{caught} of {len(defects)} caught")
     return 0 if caught == len(defects) else 1
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from seeded_defects import ROOT, Defect, load
+from changed_tree import ROOT
+from seeded_defects import Defect, load
 
 DEFECTS = load()
 

@@ -23,11 +23,11 @@ from rich.table import Table
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import InputError
-from srsplan.planner.cli.profile import find_bench
 from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.cuda_probe import CudaProbe
 from srsplan.profiler.probes.detect import detect_gpu
+from srsplan.profiler.probes.device import find_device
 from srsplan.profiler.probes.grid import Wanted, choose_probes
 
 CATALOGS = (30_000, 300_000, 1_600_000)
@@ -83,7 +83,7 @@ def main(
         card = detect_gpu()
     except InputError as error:
         raise typer.BadParameter(error.message) from None
-    probe = find_bench(card, timeout_s=300.0).probe
+    probe = find_device(card, timeout_s=300.0).probe
     if not isinstance(probe, CudaProbe):
         raise typer.BadParameter("torch sees no NVIDIA GPU here")
     model = MemoryModel()

@@ -1,4 +1,4 @@
-"""How large a chunk the chunked losses work on: plain arithmetic, shared by the losses and by the planner.
+"""The sizes of the chunks that the chunked losses work on: plain arithmetic, shared by the losses and the planner.
 
 Shape letters: M tokens, V items, D hidden size, g tokens that share a set of ns negatives.
 """

@@ -25,7 +25,7 @@ from srsplan.kernels.samplers.in_batch import in_batch
 from srsplan.kernels.samplers.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
-"""What a user may ask for; "auto" leaves it to `choose`."""
+"""The implementations that a user may ask for; "auto" leaves it to `choose`."""
 
 EAGER, CHUNKED, TRITON = "eager PyTorch", "chunked PyTorch", "Triton"
 """The implementations as they are printed."""
@@ -67,7 +67,7 @@ class LossCall:
         return FUNCTIONS[self.loss][self.implementation](self.options, hidden, item_table, targets)
 
     def at_step(self, step: int) -> LossCall:
-        """The same call with the negatives of training step `step`."""
+        """Return the same call with the negatives of training step `step`."""
         sampling = replace(self.options.sampling, step=step)
         return replace(self, options=replace(self.options, sampling=sampling))
 

@@ -28,7 +28,7 @@ class Loss:
     chunked: bool
     """It never holds all logits at once: its memory has a term per chunk instead of one per token."""
     counterpart: str
-    """The same form with negatives where this one scores the whole catalog, and without where it samples."""
+    """Name of the same form with negatives where this one scores the whole catalog, and without where it samples."""
     shares_negatives: bool = False
     """`tokens_per_set` tokens may share one set of negatives."""
     samplers: tuple[Sampler, ...] = ("uniform",)

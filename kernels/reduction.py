@@ -1,4 +1,4 @@
-"""How the losses of single tokens become one number, the same for every loss and every implementation."""
+"""Reductions of the losses of single tokens to one number, the same for every loss and every implementation."""
 
 from __future__ import annotations
 

@@ -6,47 +6,71 @@ Every impossible combination is refused here, at construction, with the rule and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Loss, Sampler
 from srsplan.models.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
 LARGEST_CATALOG = 100_000_000
 LARGEST_DIM = 4096
+LARGEST = {
+    "catalog": LARGEST_CATALOG,
+    "batch_size": 1 << 20,
+    "seq_len": 1 << 16,
+    "micro_batches": 1 << 20,
+    "tokens_per_set": 1 << 20,
+    "dim": LARGEST_DIM,
+    "blocks": 64,
+    "heads": 512,
+}
+"""The largest value of every size, far above what anybody trains. With them the bytes of one storage stay countable,
+and a model of so many blocks can be built."""
 
 
 def require_positive(**values: object) -> None:
-    """InputError unless every value is an int above zero."""
+    """InputError unless every value is an int above zero, and at most what `LARGEST` says of a size of that name."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} {value!r} is not a whole number above zero", f"give {name} a positive size")
+            raise InputError(f"{name} {_shown(value)} is not a whole number above zero", f"give {name} a positive size")
+        if value > LARGEST.get(name, value):
+            raise InputError(f"{name} {_shown(value)} is above {LARGEST[name]}", f"give a smaller {name}")
+
+
+def _shown(value: object) -> str:
+    from srsplan.models.schema import shown  # with pydantic, which takes longer than everything else here
+
+    return shown(value)
 
 
 def reject_unknown_keys(document: Mapping[str, Any], known: list[str], where: str) -> None:
     """InputError naming the first key that is not known, with the nearest one that is."""
     for key in document:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
+            near = get_close_matches(str(key)[:80], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(known)}"
-            raise InputError(f"unknown key {key!r} in the {where}", hint)
+            raise InputError(f"unknown key {_shown(key)} in the {where}", hint)
 
 
 def find_loss(name: str) -> Loss:
-    """The loss of that name; InputError with the nearest name otherwise."""
-    if name in LOSSES:
+    """Find the loss of that name; InputError with the nearest name otherwise."""
+    if isinstance(name, str) and name in LOSSES:
         return LOSSES[name]
-    near = get_close_matches(name.lower(), LOSSES, n=1, cutoff=0.4)
+    near = get_close_matches(str(name)[:80].lower(), LOSSES, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"unknown loss {name!r}", f"{hint}losses are {', '.join(LOSSES)}")
+    raise InputError(f"unknown loss {_shown(name)}", f"{hint}losses are {', '.join(LOSSES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """SASRec's sizes; defaults are the paper's."""
+    """A model's sizes."""
 
     dim: int = 256
     """Hidden size D."""
@@ -55,12 +79,10 @@ class Architecture:
     heads: int = 2
     """Attention heads; must divide `dim`."""
     dropout: float = 0.1
-    """Dropout probability, the same everywhere."""
+    """Dropout probability, the same at every place of the model."""
 
     def __post_init__(self) -> None:
         require_positive(dim=self.dim, blocks=self.blocks, heads=self.heads)
-        if self.dim > LARGEST_DIM:
-            raise InputError(f"dim {self.dim} is above {LARGEST_DIM}", "give a hidden size such as 256")
         if self.dim % 8:
             raise InputError(f"dim {self.dim} is not a multiple of 8", f"use {self.dim // 8 * 8 + 8}")
         if self.dim % self.heads or (self.dim // self.heads) % 8:
@@ -68,8 +90,9 @@ class Architecture:
                 f"heads {self.heads} do not cut dim {self.dim} into multiples of 8",
                 "fused attention wants dim / heads to be a multiple of 8",
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout {self.dropout} is outside [0, 1)", "the paper's is 0.1")
+        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        if not number or not 0 <= self.dropout < 1:
+            raise InputError(f"dropout {_shown(self.dropout)} is outside [0, 1)", "0.1 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +100,7 @@ class Configuration:
     """One training configuration: what a plan chooses, a probe measures and `train` runs."""
 
     loss: str
-    """A key of LOSSES."""
+    """The name of a loss, a key of LOSSES."""
     catalog: int
     """Number of items V."""
     batch_size: int
@@ -109,45 +132,52 @@ class Configuration:
         if self.micro_batches > self.batch_size:
             raise InputError(
                 f"micro_batches {self.micro_batches} are more than the batch_size {self.batch_size}",
-                "a part holds one sequence at least",
+                "a micro-batch holds one sequence at least",
             )
         if not isinstance(self.recompute, bool):
-            raise InputError(f"recompute {self.recompute!r} is neither true nor false", "say true or false")
-        if not 2 <= self.catalog <= LARGEST_CATALOG:
-            raise InputError(f"catalog {self.catalog} is outside 2..{LARGEST_CATALOG}", "count the distinct items")
-        if self.precision not in ("fp32", "fp16", "bf16"):
-            raise InputError(f"unknown precision {self.precision!r}", "precisions are fp32, fp16, bf16")
+            raise InputError(f"recompute {_shown(self.recompute)} is neither true nor false", "say true or false")
+        if self.catalog < 2:
+            raise InputError(f"catalog {self.catalog} is below 2", "count the distinct items")
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise InputError(f"unknown precision {_shown(self.precision)}", f"precisions are {known}")
+        self._check_sampler(loss)
         self._check_negatives(loss)
-        if self.valid_tokens is not None and not 1 <= self.valid_tokens <= self.tokens:
-            raise InputError(
-                f"valid_tokens {self.valid_tokens} is outside 1..{self.tokens} (micro-batch x seq_len)",
-                "leave it out for the worst case, no padding",
-            )
+        if self.valid_tokens is not None:
+            require_positive(valid_tokens=self.valid_tokens)
+            if self.valid_tokens > self.tokens:
+                raise InputError(
+                    f"valid_tokens {_shown(self.valid_tokens)} is outside 1..{self.tokens} (micro-batch x seq_len)",
+                    "leave it out for the worst case, no padding",
+                )
 
-    def _check_negatives(self, loss: Loss) -> None:
+    def _check_sampler(self, loss: Loss) -> None:
         if self.sampler not in SAMPLERS:
-            raise InputError(f"unknown sampler {self.sampler!r}", f"samplers are {', '.join(SAMPLERS)}")
+            raise InputError(f"unknown sampler {_shown(self.sampler)}", f"samplers are {', '.join(SAMPLERS)}")
         if self.sampler not in loss.samplers:
             able = ", ".join(each.name for each in LOSSES.values() if self.sampler in each.samplers)
             raise InputError(f"{loss.name!r} does not draw negatives by {self.sampler!r}", f"losses that do are {able}")
+
+    def _check_negatives(self, loss: Loss) -> None:
+        require_positive(tokens_per_set=self.tokens_per_set)
         if not loss.sampled:
             if self.negatives is not None:
                 raise InputError(
-                    f"{loss.name!r} scores the whole catalog: negatives {self.negatives} mean nothing",
+                    f"{loss.name!r} scores the whole catalog: negatives {_shown(self.negatives)} mean nothing",
                     f"leave negatives out, or use {loss.counterpart}",
                 )
             return
         if self.negatives is None:
             raise InputError(f"{loss.name!r} is a sampled loss and needs a number of negatives", "--negatives 512")
-        require_positive(negatives=self.negatives, tokens_per_set=self.tokens_per_set)
+        require_positive(negatives=self.negatives)
         if loss.fixed_negatives not in (None, self.negatives):
             raise InputError(
-                f"{loss.name!r} takes {loss.fixed_negatives} negative, not {self.negatives}",
+                f"{loss.name!r} takes {loss.fixed_negatives} negative, not {_shown(self.negatives)}",
                 "use ce- or cce- for more",
             )
         if self.negatives >= self.catalog:
             raise InputError(
-                f"negatives {self.negatives} are not fewer than the catalog's {self.catalog} items",
+                f"negatives {_shown(self.negatives)} are not fewer than the catalog's {self.catalog} items",
                 f"use fewer negatives, or the full softmax {loss.counterpart}",
             )
         if self.tokens_per_set != 1 and not loss.shares_negatives:
@@ -182,14 +212,41 @@ class Configuration:
         return min(self.batch_size, self.negatives or self.catalog)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON and YAML."""
+        """The configuration in plain types, for JSON and YAML."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Configuration:
-        """The inverse of `to_dict`; unknown keys are an InputError with a suggestion."""
-        values = dict(document)
-        reject_unknown_keys(values, [f.name for f in fields(cls)], "configuration")
-        sizes = values.pop("architecture", {})
-        reject_unknown_keys(sizes, [f.name for f in fields(Architecture)], "architecture")
-        return cls(architecture=Architecture(**sizes), **values)
+        """The inverse of `to_dict`; an unknown key or another type is an InputError that names it."""
+        from pydantic import ValidationError  # here, because planning from sizes reads no document
+
+        from srsplan.models.schema import explained
+
+        names = [field.name for part in (cls, Architecture) for field in fields(part)]
+        try:
+            found = _schema().model_validate(dict(document)).model_dump()
+        except ValidationError as error:
+            raise explained(error, "the configuration", names, "write it as srsplan does") from error
+        return cls(**{**found, "architecture": Architecture(**found["architecture"])})
+
+
+@cache
+def _schema() -> type[BaseModel]:
+    """The schema of a configuration's document, made once."""
+    return _schema_of(Configuration)
+
+
+def _schema_of(kind: type[Configuration] | type[Architecture]) -> type[BaseModel]:
+    """A strict schema with the fields of a dataclass: no text for a number, and no true for 1."""
+    from pydantic import ConfigDict, create_model
+
+    columns: dict[str, Any] = {}
+    for field in fields(kind):
+        hint = get_type_hints(kind)[field.name]
+        if hint is Architecture:
+            nested = _schema_of(Architecture)
+            columns[field.name] = (nested, nested())
+        else:
+            columns[field.name] = (hint, ... if field.default is MISSING else field.default)
+    base: type[BaseModel] = create_model(kind.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **columns)
+    return base

@@ -83,12 +83,12 @@ def _has_time(record: ProbeRecord) -> bool:
 
 
 def _catalogued(name: str) -> Gpu | None:
-    """The card of that name; None for one that is outside the catalogue, whose speed is not known."""
+    """Return the card of that name; None for one outside the catalogue, whose speed is not known."""
     return next((gpu for gpu in load_gpus() if gpu.name == name), None)
 
 
 def _worst_error(records: Sequence[ProbeRecord]) -> float:
-    """The largest relative error of predicted allocated bytes; configurations of one form are predicted together."""
+    """Return the largest relative error of predicted allocated bytes."""
     model = MemoryModel()
     groups: dict[str, list[ProbeRecord]] = {}
     for record in records:
@@ -102,7 +102,7 @@ def _worst_error(records: Sequence[ProbeRecord]) -> float:
 
 
 def _ratios(measured: Sequence[ProbeRecord], path: Path) -> Ratios:
-    """Measured reserved bytes over predicted ones; an expected ratio below 1 is not trusted."""
+    """Return measured reserved bytes over predicted ones; a ratio below 1 is not trusted."""
     model = MemoryModel()
     steady = {each: lifetime.steady(each, model.program) for each in {record.configuration for record in measured}}
     found = [(each.reserved_bytes or 0) / steady[each.configuration] for each in measured]
@@ -111,7 +111,7 @@ def _ratios(measured: Sequence[ProbeRecord], path: Path) -> Ratios:
 
 
 def _times(measured: Sequence[ProbeRecord]) -> tuple[Rates, str]:
-    """Constants fitted to the probes where there are enough of them, else the assumed ones, scaled; and their worth."""
+    """Return constants fitted to the probes, or the assumed ones scaled where those are few, and their worth."""
     steps = [
         Timed(
             cost=timing.step_cost(record.configuration), gpu=card,

@@ -1,4 +1,4 @@
-"""What a training will take, priced by the memory model before it starts: a plan may have been edited.
+"""Memory of a training, priced by the memory model before it starts: a plan may have been edited.
 
 The figures are those of the data at hand: the fullest batch that they can give, the longest histories that are ranked.
 """
@@ -15,17 +15,17 @@ from srsplan.planner.workload import FromData
 from srsplan.profiler.memory.model import Memory, MemoryModel
 
 COPIES, FP32_BYTES = 4, 4
-"""Of every weight: itself, its gradient and Adam's two moments."""
+"""Every weight is there four times: itself, its gradient and Adam's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a training may take of a card, bytes; None where there is no such limit."""
+    """Bytes that a training may take of a card; None where there is no such limit."""
 
     budget_bytes: int | None
-    """What the plan's budget leaves for the allocator."""
+    """Bytes that the plan's budget leaves for the allocator."""
     device_bytes: int | None
-    """What the GPU has that it will run on; None on a CPU."""
+    """Bytes of the GPU that the training will run on; None on a CPU."""
     exact: bool = True
     """The implementation of the loss is the one that the memory model describes."""
 

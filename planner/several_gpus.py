@@ -34,15 +34,15 @@ class Layout:
     global_batch: int
     """Sequences of all GPUs in a step: what the optimizer's step is made of."""
     reserved_bytes: int
-    """Of each GPU, expected."""
+    """What each GPU is expected to reserve."""
     upper_bytes: int
-    """Of each GPU: what must fit."""
+    """What must fit on each GPU."""
 
 
 def layouts(
     configuration: Configuration, gpus: int, model: MemoryModel, users: int, seen_pairs: int
 ) -> tuple[Layout, ...]:
-    """Data parallel and row-sharded, on so many GPUs."""
+    """The two ways to use so many GPUs: data parallel, and row-sharded. InputError for an impossible number."""
     if not 1 <= gpus <= MOST_GPUS:
         raise InputError(f"--gpus {gpus} is outside 1..{MOST_GPUS}", "say how many GPUs train together")
 

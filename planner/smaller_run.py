@@ -20,34 +20,32 @@ SIZES = ((64, 50), (32, 50), (32, 20), (16, 20))
 
 @dataclass(frozen=True, kw_only=True)
 class SmallerRun:
-    """What is trained instead, and how long that takes."""
+    """A configuration to train instead, and the time that it takes."""
 
     configuration: Configuration
     epochs: int
     seconds: float
 
 
-def smaller_run(order: Order, data: RunData) -> SmallerRun | None:
-    """The largest model of which enough epochs take about two minutes; None where nothing smaller is faster.
+def smaller_run(order: Order, data: RunData, pace: Pace) -> SmallerRun:
+    """The largest model of which enough epochs take about two minutes; `pace` is that of the order itself.
 
-    Each size is measured, one after the other, until one is fast enough; the last one is taken as it is.
+    Smaller sizes are measured, one after the other, until one is fast enough; the last one is taken as it is.
     """
-    found: tuple[Configuration, Pace] | None = None
-    for configuration in _smaller(order.configuration):
-        found = configuration, measure(replace(order, configuration=configuration), data)
-        if found[1].run_seconds(FEWEST_EPOCHS) <= SMALLER_SECONDS:
+    configuration = order.configuration
+    smaller = _smaller(configuration)
+    while pace.run_seconds(FEWEST_EPOCHS) > SMALLER_SECONDS:
+        following = next(smaller, None)
+        if following is None:
             break
-    if found is None:
-        return None
-    configuration, pace = found
+        configuration, pace = following, measure(replace(order, configuration=following), data)
     fitting = int((SMALLER_SECONDS - pace.test_seconds) / pace.epoch_seconds)
     epochs = max(1, min(order.settings.epochs, fitting))
     return SmallerRun(configuration=configuration, epochs=epochs, seconds=pace.run_seconds(epochs))
 
 
 def _smaller(configuration: Configuration) -> Iterator[Configuration]:
-    """The configuration itself for fewer epochs, then smaller and smaller ones."""
-    yield configuration
+    """Smaller and smaller configurations."""
     sizes = configuration.architecture
     for dim, seq_len in SIZES:
         if dim <= sizes.dim and (dim, seq_len) != (sizes.dim, configuration.seq_len):

@@ -138,7 +138,7 @@ def _own_negatives_cost(configuration: Configuration) -> StepCost:
 
 
 def _element_bytes(configuration: Configuration) -> int:
-    """The size of a number in matrix products."""
+    """Return the bytes of a number in matrix products."""
     return 4 if configuration.precision == "fp32" else 2
 
 

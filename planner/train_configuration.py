@@ -1,4 +1,4 @@
-"""Which configuration is trained: a plan's, or the paper's defaults, with what the user says instead."""
+"""The configuration that is trained: a plan's, or the paper's defaults, with what the user says instead."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PlannedChoice:
     evaluation_batch: int
     """Users ranked at once."""
     usable_bytes: int
-    """What the plan's budget leaves for the allocator."""
+    """Bytes that the plan's budget leaves for the allocator."""
 
 
 def planned_choices(path: Path, ranks: tuple[int, ...]) -> list[PlannedChoice]:
@@ -83,7 +83,7 @@ def _default(loss: str, architecture: Architecture, knobs: Mapping[str, Any]) ->
 
 
 def _knobs_of(loss: str, planned: Configuration) -> dict[str, Any]:
-    """What follows from another loss than the plan's: knobs that it does not have are not the user's to unset."""
+    """Adapt a plan to another loss: knobs that the loss does not have are not the user's to unset."""
     kind = find_loss(loss)
     changes: dict[str, Any] = {"loss": kind.name}
     if not kind.sampled or kind.fixed_negatives:

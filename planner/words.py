@@ -59,8 +59,8 @@ def what_binds(choice: Choice, usable_bytes: int | None = None) -> str:
     memory = choice.memory
     if usable_bytes is not None and memory.upper_bytes < usable_bytes * SPARE_SHARE:
         return (
-            "not the budget: the batch size ends where an epoch would have fewer than 20 steps (or at 8,192), "
-            "negatives end at 4,096, sequences at the length that holds 95% of them whole (without data, 512)"
+            "not the budget: batches end where an epoch has 20 steps (or at 8,192), negatives at 4,096, "
+            "sequences at the length that holds 95% of them whole (without data, 512)"
         )
     if memory.evaluation_bytes > memory.allocated_bytes:
         return f"evaluation ({format_gib(memory.evaluation_bytes)})"

@@ -52,7 +52,7 @@ class Workload(Protocol):
         ...
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """M of the fullest batch, at most batch_size x seq_len."""
+        """Return M of the fullest batch, at most batch_size x seq_len."""
         ...
 
     def seen_pairs(self, users: int) -> int | None:
@@ -72,15 +72,15 @@ class WorstCase:
     users: int | None = None
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """All of them."""
+        """Every position of a batch."""
         return batch_size * seq_len
 
     def seen_pairs(self, users: int) -> int | None:
-        """Unknown."""
+        """None: without data it is not known what users have seen."""
         return None
 
     def seq_lens(self) -> list[int]:
-        """32 to 512."""
+        """Powers of two from 32 to 512."""
         return [32, 64, 128, 256, 512]
 
 
@@ -99,11 +99,11 @@ class MeanLength:
 
     @property
     def basis(self) -> str:
-        """The assumption."""
+        """The assumption in words."""
         return f"mean length {self.mean:g}, lengths assumed exponentially distributed; {BOUND}"
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """The bound of models.data.batches for the assumed lengths."""
+        """Return the bound of models.data.batches for the assumed lengths."""
         if (batch_size, seq_len) not in self._fullest:
             self._fullest[batch_size, seq_len] = self._bound(batch_size, seq_len)
         return self._fullest[batch_size, seq_len]
@@ -127,7 +127,7 @@ class MeanLength:
         return math.ceil(self.mean * (users + 6 * math.sqrt(users)))
 
     def seq_lens(self) -> list[int]:
-        """Up to the assumed 95% quantile."""
+        """Return powers of two up to the assumed 95% quantile."""
         return _powers_to(self.mean * math.log(1 / (1 - SEQ_LEN_QUANTILE)))
 
 
@@ -145,7 +145,7 @@ class FromData:
         )
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """The bound of models.data.batches for these lengths."""
+        """Return the bound of models.data.batches for these lengths."""
         from srsplan.models.data.batches import fullest_batch_tokens
 
         if (batch_size, seq_len) not in self._fullest:
@@ -154,7 +154,7 @@ class FromData:
         return self._fullest[batch_size, seq_len]
 
     def seen_pairs(self, users: int) -> int | None:
-        """The longest histories together."""
+        """Return the sum of the longest histories."""
         return int(np.sort(self.histories)[-users:].sum())
 
     def seq_lens(self) -> list[int]:

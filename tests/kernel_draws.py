@@ -1,4 +1,4 @@
-"""What the Triton kernels draw, as a tensor: for tests in the interpreter and on a card."""
+"""The draws of the Triton kernels as a tensor, for tests in the interpreter and on a card."""
 
 from __future__ import annotations
 

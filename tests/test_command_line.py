@@ -206,11 +206,11 @@ def test_closed_streams(closed: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_that_cannot_show_every_letter(encoding: str) -> None:
+def test_a_terminal_that_cannot_show_every_letter(encoding: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0"}
     for arguments, code in ((["gpus", "пусто"], 2), (["recommend", "--catalog", "300K", "--budget", "24GB"], 0)):
         done = subprocess.run(
-            [*START, *arguments], capture_output=True, env=environment, cwd="/tmp", timeout=60, check=False
+            [*START, *arguments], capture_output=True, env=environment, cwd=tmp_path, timeout=60, check=False
         )
         assert done.returncode == code, done.stderr
         assert b"Traceback" not in done.stderr

@@ -17,7 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 from paths import ROOT
 
+import srsplan
 import srsplan.kernels
+import srsplan.models
 from srsplan.planner.cli.app import VERBS, verb_command
 
 FOLDERS = ("kernels", "models", "profiler", "planner")
@@ -31,15 +33,19 @@ WITH_TORCH = (
     "srsplan.planner.cli.train_", "srsplan.planner.smaller_run",
 )  # fmt: skip
 """Modules that may need torch at once; every other one is imported without."""
-WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking")
+WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking", "srsplan.models.training.allocator_settings")
 """Exceptions from these."""
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
+PUBLIC = ROOT / "planner" / "public"
+"""The package `srsplan` itself. A folder `srsplan` at the top would be found first, without its rooms, from there."""
+
+
 def sources() -> Iterator[Path]:
     for folder in FOLDERS:
-        yield from sorted((ROOT / folder).rglob("*.py"))
+        yield from (path for path in sorted((ROOT / folder).rglob("*.py")) if path.parent != PUBLIC)
 
 
 def module_of(path: Path) -> str:
@@ -159,6 +165,27 @@ def test_functions_and_files_stay_short(folder: str) -> None:
     assert found[int(0.9 * len(found))] <= (30 if folder else 25)
     long = {str(path): count for path in paths if (count := len(path.read_text().splitlines())) >= 400}
     assert not long
+
+
+def test_the_public_surface() -> None:
+    assert srsplan.__all__ == ["__version__", "estimate", "plan"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", srsplan.__version__)
+    assert srsplan.plan(catalog="30K", budget="2GB").choices
+    estimated = srsplan.estimate(loss="cce", catalog="30K", batch_size=64, seq_len=50, gpu="a100-40gb")
+    assert estimated.fits
+    with pytest.raises(AttributeError, match="zebra"):
+        _ = srsplan.zebra
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    code = "import srsplan, sys; print(*(name for name in sys.modules if name.startswith(('srsplan.', 'numpy'))))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_the_public_surface_of_models() -> None:
+    assert srsplan.models.__all__ == ["TrainedRun", "load_run"]
+    for name in srsplan.models.__all__:
+        assert callable(getattr(srsplan.models, name))
 
 
 def test_the_public_surface_of_kernels() -> None:

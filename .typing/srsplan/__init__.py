@@ -1,1 +1,1 @@
-../../srsplan/__init__.py
+../../planner/public/__init__.py

@@ -28,7 +28,7 @@ import triton.language as tl
 from srsplan.kernels.triton_math import LOWEST, log_add_exp, surplus_of
 
 LOW = tl.constexpr(-1e20)
-"""Where a running maximum begins: above LOWEST, which stands for an excluded entry, and below every logit."""
+"""The value that a running maximum begins with: above LOWEST, which is an excluded entry, and below every logit."""
 
 SPARSE_SHARE = 0.4
 """Share of spans that matter below which looking at each is worth more than overlapping copies."""

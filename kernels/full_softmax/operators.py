@@ -180,7 +180,7 @@ full_softmax.register_autograd(_backward, setup_context=_save)
 
 
 class _Call:
-    """How a call is cut into programs: blocks of rows, spans of items, splits of the catalog."""
+    """A call cut into programs: blocks of rows, spans of items, splits of the catalog."""
 
     def __init__(self, hidden: Tensor, item_table: Tensor, with_grad: bool) -> None:
         tokens, self.catalog = hidden.shape[0], item_table.shape[0]

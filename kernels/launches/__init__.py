@@ -1,7 +1,7 @@
-"""How the Triton kernels are launched.
+"""Launching the Triton kernels.
 
-limits.py      what the kernels take
+limits.py      hidden sizes and types that the kernels take
 table.py       launches as data
 autotune.py    launches chosen by time, where a user asks for it
-call.py        what every operator passes to its kernels
+call.py        the arguments that every operator passes to its kernels
 """

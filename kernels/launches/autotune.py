@@ -57,7 +57,7 @@ def candidates(default: Launch, block_n: tuple[int, ...] = ()) -> Iterator[Launc
 
 
 def cache_file(card: str) -> Path:
-    """Where a card's launches are kept."""
+    """The file that a card's launches are kept in."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "srsplan" / f"launches-{re.sub('[^A-Za-z0-9]+', '-', card)}.json"
 

@@ -1,4 +1,4 @@
-"""What the Triton kernels take: hidden sizes and types. Does not import Triton."""
+"""The hidden sizes and types that the Triton kernels take. Does not import Triton."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is launched: its tiles, and what the compiler is told."""
+    """The tiles of a kernel, and the options of its compilation."""
 
     block_m: int
     """Tokens of a program."""
@@ -45,10 +45,10 @@ SAMPLED_BACKWARD = {
 }
 
 ASSUMED_CAPABILITY = 90
-"""Where there is no card to ask: in the interpreter, and on the ledger's meta tensors."""
+"""The capability that is assumed without a card: in the interpreter, and on the ledger's meta tensors."""
 Table = dict[int, Launch]
 SPAN_ITEMS = 256
-"""Items of the full softmax that share a byte with a block of rows: tiles divide it."""
+"""Items of a span: with a block of rows they share one byte. Tiles divide it."""
 
 _HOPPER = {
     "softmax_forward": {
@@ -77,7 +77,7 @@ _BLACKWELL = {
     "softmax_forward": {256: Launch(64, 64, 8, 2), 512: Launch(32, 32, 8, 2), 1024: Launch(16, 32, 8, 1)},
     "softmax_forward_loss": {1024: Launch(32, 16, 8, 1)},
 }
-"""Where its compiler needs more registers than Hopper's."""
+"""The entries that differ from Hopper's: Blackwell's compiler needs more registers there."""
 _AMPERE = {
     "softmax_forward": {
         64: Launch(128, 64, 8, 2),

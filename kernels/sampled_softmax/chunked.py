@@ -25,7 +25,7 @@ from srsplan.kernels.samplers.sampling import Sampling
 
 @dataclass(frozen=True)
 class Draw:
-    """How the chunks get their negatives: a number to draw for every set, or int64 [sets, ns]."""
+    """The source of the chunks' negatives: a number to draw for every set, or int64 [sets, ns]."""
 
     negatives: int | Tensor
     group: int

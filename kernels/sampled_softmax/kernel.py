@@ -102,6 +102,24 @@ def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr
     return found
 
 
+@triton.jit
+def score_tile(
+    rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias, indices,
+    columns, DIM: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr, LOG_Q: tl.constexpr,
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Draw and score one tile of a set: items [B], which of them are drawn [B], their rows, corrected logits [g, B],
+    and which of those count [g, B]: all that are drawn and not the target."""
+    slots = start + tl.arange(0, BLOCK_N)
+    drawn = slots < negatives
+    items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
+    scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
+    logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
+    logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
+    counts = drawn[None, :] & (items[None, :] != target[:, None])
+    return items, drawn, scored, logits, counts
+
+
 @triton.jit(do_not_specialize=["seed", "step", "count", "sets"])
 def sampled_forward(
     hidden, table, targets, losses, shifts, log_prob,
@@ -127,13 +145,10 @@ def sampled_forward(
     kept = tl.zeros((BLOCK_M,), tl.float32)
     first, second = set_keys(seed, step, set_number)
     for start in range(0, negatives, BLOCK_N):
-        slots = start + tl.arange(0, BLOCK_N)
-        drawn = slots < negatives
-        items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
-        scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
-        logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
-        logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
-        counts = drawn[None, :] & (items[None, :] != target[:, None])
+        _items, _drawn, _scored, logits, counts = score_tile(
+            rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias,
+            indices, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION,
+        )  # fmt: skip
         logits = tl.where(counts, logits, LOWEST)
         m_new = tl.maximum(m_i, tl.max(logits, 1))
         l_i = l_i * tl.exp(m_i - m_new) + tl.sum(tl.where(counts, tl.exp(logits - m_new[:, None]), 0.0), 1)
@@ -191,13 +206,10 @@ def sampled_backward(
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
     first, second = set_keys(seed, step, set_number)
     for start in range(0, negatives, BLOCK_N):
-        slots = start + tl.arange(0, BLOCK_N)
-        drawn = slots < negatives
-        items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
-        scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
-        logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
-        logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
-        counts = drawn[None, :] & (items[None, :] != target[:, None])
+        items, drawn, scored, logits, counts = score_tile(
+            rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias,
+            indices, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION,
+        )  # fmt: skip
         p = tl.where(counts, tl.exp(tl.minimum(logits - shift[:, None], 0.0)), 0.0) * weight[:, None]
         p = p.to(COMPUTE)
         acc += tl.dot(p, scored, input_precision=PRECISION)

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class SamplerKind(IntEnum):
-    """Where the negatives of a set come from. The Triton kernels are compiled for one of these values."""
+    """The source of a set's negatives. The Triton kernels are compiled for one of these values."""
 
     UNIFORM = 0
     """Every item of the catalog is equally likely."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How negatives are drawn, the same for every sampled loss."""
+    """The settings that negatives are drawn with, the same for every sampled loss."""
 
     tokens_per_set: int = 32
     """g: tokens that share one set of negatives. 1 draws for every token. Set k holds tokens k, k + sets, ...:

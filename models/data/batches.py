@@ -20,33 +20,37 @@ NORMAL_SIGMAS = 6.0
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """inputs int64 [B, L], targets int64 [B, L]: the target at a position is the item after its input, 0 = none."""
+    """Sequences of one step: the target at a position is the item after its input."""
 
     inputs: NDArray[np.int64]
+    """[B, L], items, 0 where padding stands."""
     targets: NDArray[np.int64]
+    """[B, L], 0 where there is none."""
 
 
 @dataclass(frozen=True)
 class TokenBound:
-    """Valid targets in one batch: what the fullest of an epoch does not exceed, and the mean over full batches."""
+    """How many valid targets one batch has."""
 
     fullest: int
+    """What the fullest batch of an epoch does not exceed."""
     mean: float
+    """The mean over full batches."""
 
 
 def cut(batch: Batch, parts: int) -> Iterator[Batch]:
-    """A batch in so many parts of equally many sequences, the last may have fewer; each as wide as the whole."""
+    """Cut a batch into so many micro-batches of equally many sequences (the last may have fewer), as wide as it is."""
     size = -(-len(batch.inputs) // parts)
     for start in range(0, len(batch.inputs), size):
         yield Batch(batch.inputs[start : start + size], batch.targets[start : start + size])
 
 
 def padded(sequences: Sequences, rows: NDArray[np.integer], longest: int) -> NDArray[np.int64]:
-    """The last `longest` items of these sequences, padded with 0 on the right: int64 [B, L], L at most `longest`."""
+    """Return the last `longest` items of these sequences, 0 on the right as padding: int64 [B, L], L <= `longest`."""
     ends = sequences.offsets[rows + 1]
     lengths = np.minimum(ends - sequences.offsets[rows], longest)
     columns = np.arange(lengths.max(initial=0))
-    items = sequences.items.take((ends - lengths)[:, None] + columns, mode="clip")
+    items = sequences.values.take((ends - lengths)[:, None] + columns, mode="clip")
     return np.where(columns < lengths[:, None], items, 0).astype(np.int64)
 
 
@@ -78,7 +82,8 @@ class TrainBatches:
 def history_batches(
     histories: Sequences, batch_size: int, seq_len: int
 ) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.int64]]]:
-    """For evaluation, in order: rows of the holdout, inputs int64 [B, L] (last `seq_len` items), last positions [B]."""
+    """Yield evaluation batches in order: rows of the holdout, inputs int64 [B, L] (the last `seq_len` items), and the
+    last position of each [B]."""
     require_positive(batch_size=batch_size, seq_len=seq_len)
     for start in range(0, len(histories), batch_size):
         rows = slice(start, min(start + batch_size, len(histories)))
@@ -87,7 +92,7 @@ def history_batches(
 
 
 def longest_input(lengths: NDArray[np.integer], seq_len: int) -> int:
-    """Positions of the widest batch that sequences of these lengths (items) give: at most `seq_len`."""
+    """Return how many positions the widest batch of sequences of these lengths (items) has: at most `seq_len`."""
     return int(_targets(lengths, seq_len).max(initial=0))
 
 

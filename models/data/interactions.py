@@ -1,6 +1,6 @@
 """Interactions from files: who took which item, in the order of time. numpy arrays out, nothing heavy imported early.
 
-Formats and column names: `interaction_files`. Letters: R interactions, U users, V items.
+Formats and column names are those of `formats`. Letters: R interactions, U users, V items.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _written_out(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
 
 
 def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text as numbers or as dates, whichever reads more of it; null where that fails."""
+    """Read text as numbers or as dates, whichever reads more of it; null where that fails."""
     import pandas as pd
     import pyarrow as pa
 

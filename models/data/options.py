@@ -15,4 +15,6 @@ class DataOptions:
 
     path: Path
     columns: Columns = field(default_factory=Columns)
+    """Names of the columns, where they are not the usual ones."""
     strategy: Strategy = "auto"
+    """How the file is split into train, validation and test."""

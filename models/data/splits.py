@@ -25,22 +25,21 @@ LEAK = (
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """n lists of items behind each other: the k-th is items[offsets[k]:offsets[k + 1]].
-
-    offsets int64 [n + 1], items int32 [offsets[n]], oldest first.
-    """
+    """n sequences of items as one jagged array: the k-th is values[offsets[k]:offsets[k + 1]], oldest first."""
 
     offsets: NDArray[np.int64]
-    items: NDArray[np.int32]
+    """[n + 1]"""
+    values: NDArray[np.int32]
+    """[offsets[n]], items 1 to V."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[n], items of each sequence."""
+        """Return how many items each sequence has, [n]."""
         return np.diff(self.offsets)
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """[R], the number of the sequence that each item stands in."""
+        """Return the number of the sequence that each value stands in, [offsets[n]]."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def __len__(self) -> int:
@@ -75,13 +74,13 @@ class Split:
 
     @cached_property
     def item_counts(self) -> NDArray[np.int64]:
-        """int64 [V + 1]: interactions in train of each item."""
-        return np.bincount(self.train.items, minlength=self.catalog + 1)
+        """Return how many interactions of train each item has, int64 [V + 1]."""
+        return np.bincount(self.train.values, minlength=self.catalog + 1)
 
     @cached_property
     def users_per_item(self) -> NDArray[np.int64]:
-        """int64 [V + 1]: distinct users in train of each item."""
-        pairs = np.sort(self.train.rows * (self.catalog + 1) + self.train.items)  # np.unique takes ten times as long
+        """Return how many distinct users of train each item has, int64 [V + 1]."""
+        pairs = np.sort(self.train.rows * (self.catalog + 1) + self.train.values)  # np.unique takes ten times as long
         distinct = pairs[np.diff(pairs, prepend=-1) > 0]
         return np.bincount(distinct % (self.catalog + 1), minlength=self.catalog + 1)
 
@@ -230,7 +229,7 @@ def _sample(users: NDArray[np.intp], count: int, seed: int) -> NDArray[np.intp]:
 def _hold_out(
     interactions: Interactions, users: NDArray[np.intp], targets: NDArray[np.int64]
 ) -> tuple[Holdout, tuple[str, ...]]:
-    """Of each of the users the interaction targets[u], with what the user did before; nothing before, then dropped."""
+    """Hold out the interaction targets[u] of each user, with what the user did before; drop users who did nothing."""
     starts = _bounds(interactions)[users]
     ends = targets[users]
     seen = ends > starts
@@ -241,7 +240,7 @@ def _hold_out(
 
 
 def _train(interactions: Interactions, kept: NDArray[np.int64]) -> tuple[Sequences, int]:
-    """The first kept[u] items of each user that keeps two or more, and how many users keep only one."""
+    """Return the first kept[u] items of each user that keeps two or more, and how many users keep only one."""
     users = np.flatnonzero(kept >= 2)
     starts = _bounds(interactions)[users]
     return _ranges(interactions.items, starts, starts + kept[users]), int((kept == 1).sum())
@@ -256,11 +255,11 @@ def _ranges(items: NDArray[np.int32], starts: NDArray[np.int64], ends: NDArray[n
 
 
 def _unreachable(train: Sequences, test: Holdout, catalog: int) -> tuple[str, ...]:
-    """What part of the test no model can hit, in sentences."""
-    known = np.bincount(train.items, minlength=catalog + 1) > 0
+    """Say in sentences which part of the test no model can hit."""
+    known = np.bincount(train.values, minlength=catalog + 1) > 0
     cold = int((~known[test.targets]).sum())
     rows = test.histories.rows
-    repeated = len(np.unique(rows[test.histories.items == test.targets[rows]]))
+    repeated = len(np.unique(rows[test.histories.values == test.targets[rows]]))
     notes = []
     if cold:
         notes.append(f"{cold:,} of {len(test):,} test targets never occur in train: they can hardly be hit")

@@ -1,4 +1,4 @@
-"""Who is told how training goes."""
+"""Callbacks: the listeners that the training loop tells how it goes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from srsplan.models.training.epochs_log import EpochRecord
 
 
 class Callbacks(Protocol):
-    """What the training loop calls. An exception raised in a callback ends the training."""
+    """The training loop calls these methods. An exception raised in one of them ends the training."""
 
     def on_epoch_start(self, epoch: int, batches: int) -> None:
         """Called before the first step of an epoch; epochs count from 1."""

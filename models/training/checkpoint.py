@@ -61,24 +61,24 @@ class GradScalerState(Document):
 
     @classmethod
     def of(cls, scaler: torch.amp.GradScaler) -> GradScalerState:
-        """What torch's own state holds."""
+        """Read the state of torch's scaler."""
         return cls(**{name.lstrip("_"): value for name, value in scaler.state_dict().items()})
 
     def restore(self, scaler: torch.amp.GradScaler) -> None:
-        """Put it back."""
+        """Put the state back into torch's scaler."""
         values = self.model_dump(exclude={"growth_tracker"})
         scaler.load_state_dict({**values, "_growth_tracker": self.growth_tracker})
 
 
 class State(Document):
-    """state.json."""
+    """The content of state.json."""
 
     version: Literal[2] = 2
     weights: SavedTensors
     best: SavedTensors | None
     """None before the first evaluation."""
     moments: bool
-    """Whether the optimizer has taken a step, and so has a state to go on with."""
+    """The optimizer has taken a step, and so has moments to go on with."""
     steps_done: Annotated[int, Field(ge=0, lt=2**63)]
     progress: Progress
     run: Identity
@@ -168,7 +168,7 @@ def read_state(folder: Path) -> State | None:
 
 
 def best_path(folder: Path, saved: SavedTensors) -> Path:
-    """Where the best weights are: a kill may have come before they got their name."""
+    """Find the best weights: a kill may have come before they got their name."""
     following = folder / NEXT_BEST
     return following if following.is_file() and crc32_of(following) == saved.crc32 else folder / BEST
 
@@ -196,7 +196,7 @@ def read_tensors(path: Path, expected: Mapping[str, Form], others: tuple[str, ..
 
 
 def forms(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
-    """Types and shapes by name."""
+    """List types and shapes by name."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
@@ -232,7 +232,7 @@ def _weights(step: TrainingStep) -> dict[str, Tensor]:
 
 
 def _tensors(step: TrainingStep) -> dict[str, Tensor]:
-    """Everything of a step that a resumed run needs, without a copy."""
+    """Name every tensor that a resumed run needs, without a copy."""
     tensors = {f"model.{name}": tensor for name, tensor in _weights(step).items()}
     for name, parameter in step.model.named_parameters():
         for key, value in step.optimizer.state.get(parameter, {}).items():
@@ -244,7 +244,7 @@ def _tensors(step: TrainingStep) -> dict[str, Tensor]:
 
 
 def _expected(step: TrainingStep, state: State) -> dict[str, Form]:
-    """What a checkpoint of this step must hold."""
+    """List the tensors that a checkpoint of this step must hold."""
     found = {f"model.{name}": form for name, form in forms(step.model.state_dict()).items()}
     for name, parameter in step.model.named_parameters() if state.moments else ():
         for key in ADAM_STATE:

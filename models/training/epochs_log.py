@@ -19,14 +19,14 @@ START_ANEW = "start anew with --overwrite, or put the file back as it was"
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """What one epoch did."""
+    """The figures of one epoch."""
 
     epoch: int
     """Epochs count from 1."""
     loss: float
     """The mean loss of the epoch's batches."""
     seconds: float
-    """What the epoch's steps took, evaluation excluded."""
+    """Seconds that the epoch's steps took, evaluation excluded."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Validation metrics such as NDCG_10; empty where the epoch was not evaluated."""
 

@@ -116,12 +116,12 @@ def subset(holdout: Holdout, users: int, seed: int) -> Holdout:
     starts, ends = holdout.histories.offsets[rows], holdout.histories.offsets[rows + 1]
     offsets = np.concatenate([[0], np.cumsum(ends - starts)])
     places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
-    return Holdout(Sequences(offsets, holdout.histories.items[places]), holdout.targets[rows])
+    return Holdout(Sequences(offsets, holdout.histories.values[places]), holdout.targets[rows])
 
 
 def _seen(histories: Sequences, rows: slice, catalog: int, device: torch.device) -> Seen:
     bounds = histories.offsets[rows.start : rows.stop + 1]
-    items = histories.items[bounds[0] : bounds[-1]].astype(np.int64) - 1
+    items = histories.values[bounds[0] : bounds[-1]].astype(np.int64) - 1
     users = np.repeat(np.arange(rows.stop - rows.start), np.diff(bounds))
     chunk = ranking_chunk_items(rows.stop - rows.start, catalog)
     return seen_items(users, items, catalog, chunk, device)

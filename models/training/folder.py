@@ -115,7 +115,7 @@ class RunFolder:
             yield
 
     def _names(self) -> set[str]:
-        """What is in the folder, beside the lock and files that a killed process did not finish."""
+        """List the folder, but for the lock and files that a killed process did not finish."""
         return {path.name for path in _listed(self.path) if path.name != LOCK and not TEMPORARY.fullmatch(path.name)}
 
     def _check_writable(self) -> None:
@@ -129,7 +129,7 @@ class RunFolder:
 
 
 def is_own(name: str) -> bool:
-    """Whether a file of that name in a run's folder is srsplan's, temporary files included."""
+    """Tell whether a file of that name in a run's folder is srsplan's, temporary files included."""
     temporary = TEMPORARY.fullmatch(name)
     if temporary is not None:
         name = temporary["name"]

@@ -1,4 +1,4 @@
-"""What makes two trainings the same run: a checkpoint goes on only with the options and the data that it began with."""
+"""Identity of a run: a checkpoint goes on only with the options and the data that it began with."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Value = str | int | float | bool | None
 Identity = dict[str, Value]
 
 MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
-"""What a resumed run may do otherwise: the ways out of a loss that diverged."""
+"""A resumed run may change these: they are the ways out of a loss that diverged."""
 
 MEMORY_ONLY = ("valid_tokens", "micro_batches", "recompute")
 """Parts of a configuration that decide the memory it takes, not what is computed."""
 
 
 def identity(configuration: Configuration, settings: Settings, split: Split) -> Identity:
-    """What must be the same for a resumed run to be the same run, by name."""
+    """Collect by name everything that must be equal for a resumed run to be the same run."""
     values = configuration.to_dict()
     sizes = values.pop("architecture")
     for name in MEMORY_ONLY:
@@ -52,6 +52,6 @@ def changes(before: Identity, now: Identity, folder: Path) -> tuple[str, ...]:
 def _checksum(split: Split) -> str:
     """CRC-32 of the sequences that are trained on and of what is tested: equal for the same data split the same way."""
     found = 0
-    for part in (split.train.offsets, split.train.items, split.validation.targets, split.test.targets):
+    for part in (split.train.offsets, split.train.values, split.validation.targets, split.test.targets):
         found = zlib.crc32(part.tobytes(), found)
     return f"{found:08x}"

@@ -33,7 +33,7 @@ class Trainer:
             micro_batches=step.configuration.micro_batches, evaluation_batch=settings.evaluation_batch
         )
         self.changes: tuple[str, ...] = ()
-        """What a resumed run does otherwise than before, in sentences."""
+        """Sentences that say which options a resumed run has changed."""
         configuration = step.configuration
         self._batches = TrainBatches(split.train, configuration.batch_size, configuration.seq_len, settings.seed)
         self._validation = subset(split.validation, settings.validation_users, settings.seed)
@@ -60,7 +60,7 @@ class Trainer:
         return self.progress
 
     def ranking(self, ks: tuple[int, ...] | None = None) -> Ranking:
-        """How this run ranks: as many users at once as fit, at the ranks `ks` or at all that are reported."""
+        """Describe how this run ranks: as many users at once as fit, at the ranks `ks` or at all that are reported."""
         ranking = Ranking(
             users=self.progress.evaluation_batch,
             seq_len=self.step.configuration.seq_len,

@@ -1,4 +1,4 @@
-"""How long a training will take, measured: a few steps and one evaluation batch of the real thing, thrown away."""
+"""The pace of a training, measured on a few of its real steps and one evaluation batch that are thrown away."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from srsplan.models.training.callbacks import NoCallbacks
 from srsplan.models.training.evaluation import subset
 from srsplan.models.training.run import Order, RunData, build
 
-MOST_STEPS = 6
-LIMIT_SECONDS = 10.0
+MOST_STEPS, MOST_USERS = 6, 32
+LIMIT_SECONDS = 5.0
 """No further step is measured after so long."""
 
 
@@ -49,7 +49,7 @@ def measure(order: Order, data: RunData) -> Pace:
             seconds.append(time.perf_counter() - began)
             if len(seconds) == MOST_STEPS or sum(seconds) > LIMIT_SECONDS:
                 break
-        some = subset(data.split.validation, settings.evaluation_batch, settings.seed)
+        some = subset(data.split.validation, min(MOST_USERS, settings.evaluation_batch), settings.seed)
         began = time.perf_counter()
         trainer.ranked(some, NoCallbacks())
         user_seconds = (time.perf_counter() - began) / len(some)

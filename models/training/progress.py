@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint remembers beside the tensors, and what early stopping counts."""
+"""Progress of a run: a checkpoint keeps it beside the tensors, and early stopping counts with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Whole = Annotated[int, Field(ge=0, lt=2**31)]
 
 @dataclass(kw_only=True)
 class Progress:
-    """What a checkpoint remembers of the training loop."""
+    """The state of the training loop that a checkpoint keeps."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 

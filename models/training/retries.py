@@ -1,4 +1,4 @@
-"""What happens where the GPU runs out of memory: the same work is done again in smaller pieces.
+"""Retries: where the GPU runs out of memory, the same work is done again in smaller pieces.
 
 A step is repeated with its batch cut into more parts whose gradients accumulate, so the model that is trained is the
 same. An evaluation is repeated with fewer users at once. Only where nothing can be cut any more does the error end the
@@ -26,7 +26,7 @@ from srsplan.models.training.step import TrainingStep
 T = TypeVar("T")
 
 ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
-"""What torch.optim.Adam and AdamW keep for each parameter once they have taken a step."""
+"""torch.optim.Adam and AdamW keep these for each parameter once they have taken a step."""
 
 
 def train_batch(step: TrainingStep, batch: Batch, progress: Progress, callbacks: Callbacks) -> Tensor:

@@ -31,6 +31,7 @@ from srsplan.models.data.splits import Split, split
 from srsplan.models.errors import InputError
 from srsplan.models.files import write_atomically
 from srsplan.models.schema import Document
+from srsplan.models.training.allocator_settings import with_expandable_segments
 from srsplan.models.training.callbacks import Callbacks
 from srsplan.models.training.checkpoint import read_state
 from srsplan.models.training.evaluation import popularity
@@ -53,7 +54,7 @@ class Minimums:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to train, on what, where to."""
+    """An order for one run: the configuration, the data and the folder."""
 
     configuration: Configuration
     settings: Settings
@@ -75,12 +76,12 @@ class RunData:
     item_ids: NDArray[Any]
     """[V], the label in the file of each item."""
     notes: tuple[str, ...]
-    """What was done to the data, in sentences."""
+    """Sentences that say what was done to the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything read, checked and built, nothing trained yet."""
+    """A run of which everything is read, checked and built, and nothing is trained yet."""
 
     order: Order
     split: Split
@@ -214,7 +215,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def use_expandable_segments() -> None:
     """Set what every plan assumes of the allocator. Must come before CUDA starts; a user's own setting wins."""
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.update(with_expandable_segments(os.environ))
 
 
 def _check_kernel(order: Order) -> None:

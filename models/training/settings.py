@@ -1,4 +1,4 @@
-"""How a configuration is trained: everything that a run decides beside the configuration itself."""
+"""Settings of a training: everything that a run decides beside its configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_SEED = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(StepSettings):
-    """How long and how a configuration is trained; an impossible value is an InputError at construction."""
+    """Settings of a training; an impossible value is an InputError at construction."""
 
     epochs: int = 200
     """At most this many."""

@@ -23,7 +23,7 @@ from srsplan.models.registry import build_model
 from srsplan.models.sequence_model import Context
 
 PART_SHIFT = 24
-"""Parts of a batch draw their negatives as steps do that are 2^24 apart."""
+"""Micro-batches of a step draw their negatives as steps do that are 2^24 apart."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -35,17 +35,17 @@ class StepSettings:
     """How a step trains, beside its configuration."""
 
     optimizer: Literal["adam", "adamw"] = "adam"
-    """The paper's is Adam."""
+    """Which optimizer; the paper's is Adam."""
     learning_rate: float = 1e-3
-    """Of the optimizer."""
+    """The optimizer's learning rate."""
     weight_decay: float = 0.0
-    """AdamW's, decoupled; Adam adds it to the gradient."""
+    """Decoupled from the gradient in AdamW; Adam adds it to the gradient."""
     kernel: Implementation = "auto"
-    """Which implementation of the loss."""
+    """Which implementation of the loss runs."""
     popularity_exponent: float = 0.75
     """The sampler "popularity" draws items in proportion to their interactions to this power."""
     seed: int = 42
-    """Of the weights, the order of batches, dropout and negatives."""
+    """Fixes the weights, the order of batches, dropout and negatives."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepInputs:
 
 
 def no_phase(name: str) -> None:
-    """Nobody listens to phases."""
+    """Do nothing, where nobody listens to phases."""
 
 
 class TrainingStep:
@@ -75,7 +75,8 @@ class TrainingStep:
     ) -> None:
         """Build on `device`; `autocast` overrides torch's, for the ledger's meta tensors.
 
-        The sampler "popularity" draws by `item_counts` [V]; without them all items weigh the same.
+        The sampler "popularity" draws by `item_counts` [V] and is a ValueError without them, except on meta tensors,
+        where nothing is drawn.
         """
         self.configuration, self.device = configuration, device
         with device:
@@ -110,10 +111,12 @@ class TrainingStep:
         if self.device.type == "meta":
             kinds = (torch.float32, torch.int32, torch.float32)
             return Distribution(*(torch.empty(catalog, dtype=kind, device=self.device) for kind in kinds))
-        return popularity(np.ones(catalog, np.int64) if counts is None else counts, exponent).to(self.device)
+        if counts is None:
+            raise ValueError("the sampler popularity needs item_counts")
+        return popularity(counts, exponent).to(self.device)
 
     def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase, draw: int | None = None) -> Tensor:
-        """Mean loss over the batch's valid targets; padding is never scored. `draw` numbers the negatives."""
+        """Mean loss over the batch's valid targets; padding is never scored. `draw` numbers the draw of negatives."""
         phase("forward")
         with self.autocast():
             hidden = self.model(batch.inputs)
@@ -123,13 +126,14 @@ class TrainingStep:
             return self._loss.at_step(step)(hidden, self.model.item_table, batch.targets)
 
     def run(self, batch: StepInputs, phase: Callable[[str], None] = no_phase) -> Tensor:
-        """One optimizer step; the detached loss, not synchronised."""
+        """Make one optimizer step; returns the detached loss, which nobody has waited for."""
         return self.run_parts([batch], len(batch.targets), phase)
 
     def run_parts(self, parts: Iterable[StepInputs], targets: int, phase: Callable[[str], None] = no_phase) -> Tensor:
-        """One optimizer step of a batch in parts, with so many valid targets in all: their gradients accumulate.
+        """Make one optimizer step of a batch in micro-batches, with so many valid targets in all.
 
-        Parts are taken one at a time, so that a generator need not hold them all on the device.
+        Their gradients accumulate. They are taken one at a time, so that a generator need not hold them all on the
+        device. Returns the detached mean loss over all targets; ValueError where there is no micro-batch.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)

@@ -30,7 +30,7 @@ def analyze_command(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUNS...", help="Run tables (.csv, .csv.gz, .parquet), or folders of runs that `train` made."
+            metavar="RUNS", help="Run tables (.csv, .csv.gz, .parquet), or folders of runs that `train` made."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the plots.")] = Path(

@@ -39,7 +39,9 @@ VERBS = {
         "Which loss, batch size, sequence length and negatives fit a budget, which to try first, and why.",
     ),
     "estimate": Verb(
-        "estimate", "estimate_command", "The memory and step time of one configuration, with the breakdown of its peak."
+        "estimate",
+        "estimate_command",
+        "The memory and step time of one configuration, or of many in a table; exit code 3 where none fits.",
     ),
     "profile": Verb(
         "profile",

@@ -51,12 +51,12 @@ def bench_command(
     if scale is not None and not 0 < scale <= 1:
         raise InputError(f"--scale {scale:g} is outside (0, 1]", "0.1 takes a tenth of the tokens and of the items")
     request = Request(
-        shapes=[parse_shape(each) for each in shapes.split(",")] if shapes else [],
+        shapes=[parse_shape(each) for each in shapes.split(",")] if shapes is not None else [],
         scale=scale,
         losses=_chosen("--losses", losses, LOSSES),
         logits=_chosen("--logits", ",".join(LOGITS) if logits.strip() == "both" else logits, LOGITS),
         peers=peers,
-        dtype=None if dtype is None else _chosen("--dtype", dtype, DTYPES)[0],
+        dtype=None if dtype is None else _one_of("--dtype", dtype, DTYPES),
         device=device,
         repeats=repeats,
         output=output,
@@ -75,9 +75,14 @@ def bench_command(
 def _chosen(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name not in known:
-            raise InputError(f"unknown {option} {name!r}", f"known are {', '.join(known)}")
+        _one_of(option, name, known)
     return names
+
+
+def _one_of(option: str, name: str, known: Sequence[str]) -> str:
+    if name not in known:
+        raise InputError(f"unknown {option} {name!r}", f"known are {', '.join(known)}")
+    return name
 
 
 def parse_shape(text: str) -> Shape:

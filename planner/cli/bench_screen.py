@@ -34,7 +34,7 @@ def head_lines(environment: Environment) -> str:
 
 
 def scaled_line(names: Sequence[str]) -> str:
-    """What is said where named shapes are scaled down without being asked."""
+    """The line that says which named shapes are scaled down without being asked."""
     from srsplan.profiler.bench.bout import CPU_SCALE
 
     return f"on a CPU {', '.join(names)}: {CPU_SCALE:g} of the tokens and items; --scale 1 takes all"

@@ -1,4 +1,4 @@
-"""What `estimate` prints for people: one configuration in full, or a table of several."""
+"""The screens of `estimate`: one configuration in full, or a table of several."""
 
 from __future__ import annotations
 

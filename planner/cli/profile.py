@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from srsplan.profiler.probes.catalogue import Gpu
     from srsplan.profiler.probes.device import ProbeDevice
-    from srsplan.profiler.probes.grid import Wanted
+    from srsplan.profiler.probes.grid import Predict, Wanted
     from srsplan.profiler.probes.records import ProbeRecord
 
 DEFAULT_PATH = Path("srsplan.profile.jsonl")
@@ -78,22 +78,11 @@ def _probe(wanted: Wanted, card: Gpu, timeout_s: float, fresh: bool, output: Pat
     from srsplan.planner.calibration import scaled_time
     from srsplan.profiler.memory.model import MemoryModel
     from srsplan.profiler.probes.device import find_device
-    from srsplan.profiler.probes.grid import choose_probes
     from srsplan.profiler.probes.run import ProbeRun
     from srsplan.profiler.probes.store import Store
 
-    model = MemoryModel()
-
-    def predict(steps: Sequence[Configuration]) -> list[int]:
-        return [int(size) for size in model.allocated(steps)]
-
-    chosen = choose_probes(wanted, predict)
-    if not chosen:
-        catalogs = ", ".join(format_count(size) for size in wanted.catalogs)
-        raise InputError(
-            f"no probe fits {format_gib(wanted.budget_bytes)}: with --catalog {catalogs} the smallest is larger",
-            "give smaller catalogs or a larger budget",
-        )
+    predict = MemoryModel().allocated_sizes
+    chosen = _chosen(wanted, predict)
     device = find_device(card, timeout_s)
     try:
         with Store(output, fresh) as store, _Screen() as screen:
@@ -106,10 +95,23 @@ def _probe(wanted: Wanted, card: Gpu, timeout_s: float, fresh: bool, output: Pat
             )  # fmt: skip
             return run.run(chosen)
     except KeyboardInterrupt:
-        console.err.print(
-            f"stopped; what was probed is in {console.markup(output)}, the same command goes on from there"
-        )
+        stopped = f"stopped; what was probed is in {console.markup(output)}, the same command goes on from there"
+        console.err.print(stopped, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _chosen(wanted: Wanted, predict: Predict) -> list[Configuration]:
+    """Return the probes to run; InputError where none fits."""
+    from srsplan.profiler.probes.grid import choose_probes
+
+    chosen = choose_probes(wanted, predict)
+    if not chosen:
+        catalogs = ", ".join(format_count(size) for size in wanted.catalogs)
+        raise InputError(
+            f"no probe fits {format_gib(wanted.budget_bytes)}: with --catalog {catalogs} the smallest is larger",
+            "give smaller catalogs or a larger budget",
+        )
+    return chosen
 
 
 def _basis_of(device: ProbeDevice) -> str:

@@ -1,4 +1,4 @@
-"""What `recommend` prints for people: one screen, most important first; with `--all` everything that the plan says."""
+"""The screen of `recommend`: one page, most important first; with `--all` everything that the plan says."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Choices on the first screen."""
+
+SHOWN_NOTES = 2
+"""Notes on the data on the first screen: its columns and its split."""
 
 KNOB_SYMBOLS = {"batch_size": "bs", "seq_len": "sl", "negatives": "ns"}
 BAR_LETTERS = 24
@@ -51,7 +54,7 @@ def recommendation(plan: Plan, everything: bool = False) -> Group:
     if everything:
         parts += _details(plan)
     else:
-        parts.append(Text("--all adds the best of the other losses, where memory goes, knobs and near misses."))
+        parts.append(Text("--all adds the other losses, where memory goes, knob costs and near misses."))
     return Group(*parts, several_table(plan.several_gpus))
 
 
@@ -69,7 +72,14 @@ def _assumptions(plan: Plan, everything: bool) -> dict[str, str]:
     samplers = {choice.sampler for choice in plan.choices} - {"uniform"}
     if samplers:
         lines["sampler"] = f"{', '.join(samplers)}, for the losses that have it"
-    return lines | dict(inputs.notes)
+    return lines | {label: sentences if everything else _first(sentences) for label, sentences in inputs.notes.items()}
+
+
+def _first(sentences: str) -> str:
+    """The first of several notes, and how many more there are."""
+    lines = sentences.split("\n")
+    more = len(lines) - SHOWN_NOTES
+    return "\n".join(lines[:SHOWN_NOTES]) + (f"; --all shows {more} more notes" if more > 0 else "")
 
 
 def _budget_line(plan: Plan, everything: bool) -> str:

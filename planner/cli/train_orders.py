@@ -38,7 +38,7 @@ class RankedOrder:
     """One training that was asked for."""
 
     rank: int
-    """Of the plan; 1 where there is none."""
+    """The rank in the plan; 1 where there is none."""
     order: Order
     planned_precision: Precision
     """The precision that the configuration is for, where a CPU trains it in fp32."""
@@ -139,7 +139,7 @@ def _folder(options: TrainOptions, configuration: Configuration, rank: int, seve
 
 
 def _usable_bytes() -> int:
-    """What the present GPU has for the allocator."""
+    """Bytes that the present GPU has for the allocator."""
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory) - CONTEXT_BYTES

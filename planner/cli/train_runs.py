@@ -1,4 +1,4 @@
-"""What `srsplan train` does with its orders: all of them are checked before the first is trained."""
+"""The runs of `srsplan train`: all orders are checked before the first is trained."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def train_all(options: TrainOptions) -> list[dict[str, Any]]:
         ready = [checked(each, data) for each in orders]
         return [_train(options, each, data, notes) for each, notes in ready]
     except KeyboardInterrupt:
-        console.err.print("stopped before training: nothing was changed")
+        console.err.print("stopped before training began")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -61,7 +61,7 @@ def _finish(options: TrainOptions, prepared: Prepared) -> dict[str, Any]:
 
 
 def _say_stopped(options: TrainOptions, order: Order, progress: Progress) -> None:
-    """What is saved, and the command that goes on, as it is: before the first checkpoint it begins again."""
+    """Say what is saved and which command goes on; before the first checkpoint that command begins again."""
     again = console.command(words_of("train", replace(options, resume=True, overwrite=False)))
     folder = console.markup(order.folder)
     if progress.seconds and progress.epoch:
@@ -77,18 +77,20 @@ def _say_stopped(options: TrainOptions, order: Order, progress: Progress) -> Non
 def _say_pace(options: TrainOptions, each: RankedOrder, data: RunData) -> None:
     """Say how long it will take, before it begins; offer a smaller run where that is long."""
     order, epochs = each.order, each.order.settings.epochs
+    console.err.print("measuring how long this takes on this CPU", style="dim")
     found = pace.measure(order, data)
     seconds = found.run_seconds(epochs)
     told = f"an epoch takes about {format_ms(1000 * found.epoch_seconds)}, and {counted(epochs, 'epoch')} about"
+    measured = f"{counted(found.steps, 'step')} measured, {format_ms(1000 * found.step_seconds)} each"
+    patience = counted(options.patience, "evaluation")
     console.err.print(
-        f"on this CPU {told} {format_ms(1000 * seconds)} ({counted(found.steps, 'step')} measured, "
-        f"{format_ms(1000 * found.step_seconds)} each); training ends earlier after "
-        f"{counted(options.patience, 'evaluation')} without a better one",
+        f"on this CPU {told} {format_ms(1000 * seconds)} ({measured}); training ends earlier after {patience} without "
+        "a better one",
         soft_wrap=True,
-    )  # fmt: skip
-    smaller = smaller_run(order, data) if seconds > LONG_SECONDS else None
-    if smaller is None:
+    )
+    if seconds <= LONG_SECONDS:
         return
+    smaller = smaller_run(order, data, found)
     sizes = smaller.configuration.architecture
     changed = replace(
         options, rank=str(each.rank), dim=sizes.dim, heads=sizes.heads, seq_len=smaller.configuration.seq_len,

@@ -1,4 +1,4 @@
-"""What `srsplan train` shows: sentences before the training, progress bars during it, tables of results after it."""
+"""Screens of `srsplan train`: sentences before the training, progress bars during it, tables of results after it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _configuration_line(order: Order) -> str:
 
 
 def _say_validation(prepared: Prepared) -> None:
-    """Said only where validation is on a part of its users."""
+    """Say where validation is on a part of its users only."""
     users, ranked = len(prepared.split.validation), prepared.trainer.settings.validation_users
     if ranked < users:
         console.err.print(f"validation ranks {ranked:,} of its {users:,} users, drawn once; the test ranks all of them")
@@ -136,7 +136,7 @@ def show_result(document: Mapping[str, Any]) -> None:
 
 
 def remarks(document: Mapping[str, Any]) -> Iterator[str]:
-    """What a newcomer should know about a result, in sentences."""
+    """Sentences that a newcomer should read beside a result."""
     warm, users = document["warm"]["test_users"], document["test_users"]
     if warm < users:
         yield (
@@ -153,7 +153,7 @@ def remarks(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _way_out(document: Mapping[str, Any]) -> str:
-    """What to try where a model has learned too little."""
+    """Advise what to try where a model has learned too little."""
     epochs = document["epochs"]
     if not document["stopped_early"]:
         return f"It was still in training: try more epochs, with --resume --epochs {4 * epochs}."

@@ -33,22 +33,22 @@ CPU_SCALE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user wants compared, on what."""
+    """The comparison that a user wants."""
 
     shapes: Sequence[Shape]
-    """Empty: those of the device."""
+    """The shapes by name or size; empty takes those of the device."""
     scale: float | None
-    """Share of the shapes' tokens and items; None: all, and on a CPU a hundredth of the named ones."""
+    """Share of the shapes' tokens and items; None takes all, and on a CPU a hundredth of the named ones."""
     losses: Sequence[str]
     """Names of `contestants.COMPARED`."""
     logits: Sequence[str]
     """random and trained, see `make_inputs`."""
     peers: bool
     dtype: str | None
-    """None: fp16, and on a CPU fp32."""
+    """The compute type; None takes fp16, and on a CPU fp32."""
     device: str
     repeats: int | None
-    """None: as many as a second allows."""
+    """Repeats of every contestant; None takes as many as a second allows."""
     output: Path | None = None
     """The CSV file that every result goes to."""
 
@@ -68,7 +68,7 @@ class Bout:
 
     @property
     def matches(self) -> int:
-        """How many results there will be."""
+        """The number of results that there will be."""
         return len(self.shapes) * len(self.logits) * len(self.entrants)
 
 

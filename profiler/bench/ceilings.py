@@ -73,7 +73,7 @@ def floor_ms(shape: Shape, loss: Loss, tokens_per_set: int, ceilings: Ceilings) 
 
 
 def times_the_floor(found: Measurement, ceilings: Ceilings) -> float | None:
-    """How many floors forward and backward took; None where it did not run."""
+    """The time of forward and backward in floors; None where it did not run."""
     if found.total_ms is None:
         return None
     return found.total_ms / floor_ms(found.shape, found.loss, found.tokens_per_set, ceilings)

@@ -36,9 +36,9 @@ class Contestant:
     """The function it computes, one of COMPARED."""
     tokens_per_set: int = 1
     run: Run | None = None
-    """None where it cannot run on this machine."""
+    """The function that runs it; None where it cannot run on this machine."""
     absent: str = ""
-    """Why it cannot, and the way out."""
+    """The reason why it cannot run, and the way out."""
     ours: bool = True
     """The ledger can say what memory it takes."""
     chunked: bool = False
@@ -47,7 +47,7 @@ class Contestant:
     """It is one of srsplan's Triton kernels, which do not take every size and type."""
 
     def absence(self, shape: Shape, dtype: torch.dtype) -> str:
-        """Why it does not run on a shape in a type; "" where it does."""
+        """The reason why it does not run on a shape in a type; "" where it does."""
         return self.absent or (refused_size(shape.dim, dtype) if self.on_triton else "")
 
 

@@ -33,7 +33,7 @@ class Environment:
     ceilings: Ceilings
 
     def document(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
+        """Everything, as JSON takes it."""
         return asdict(self)
 
     def origin(self) -> dict[str, str]:

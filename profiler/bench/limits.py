@@ -58,7 +58,7 @@ def check_time(
     hours = logits * sum(least_seconds(s, each, ceilings, repeats) for s in shapes for each in entrants) / 3600
     if hours > LONGEST_HOURS:
         raise InputError(
-            f"that takes at least {hours:,.1f} hours at the best this device can do, the limit is {LONGEST_HOURS:g}",
+            f"that takes at least {hours:,.1f} hours at the rates just measured, the limit is {LONGEST_HOURS:g}",
             "give smaller or fewer --shapes, a smaller --scale, fewer --losses or fewer --repeats",
         )
 

@@ -51,15 +51,15 @@ class Measurement:
     slowest_ms: float | None = None
     """The fastest and slowest of the repeats of which `total_ms` is the median."""
     peak_bytes: int | None = None
-    """Above the inputs, both gradients included; measured on CUDA."""
+    """Allocated peak above the inputs, both gradients included; measured on CUDA."""
     ledger_bytes: int | None = None
-    """The same by the ledger, for what is srsplan's own."""
+    """The same peak by the ledger, for srsplan's own forms."""
     value: float | None = None
     """The mean loss."""
     loss_error: float | None = None
-    """Relative to the first full softmax that ran. Sampled forms draw negatives of their own: None."""
+    """The error relative to the first full softmax that ran. Sampled forms draw negatives of their own: None."""
     repeats: int | None = None
-    """How many times `total_ms` is the median of."""
+    """The number of repeats that `total_ms` is the median of."""
 
 
 def measure(

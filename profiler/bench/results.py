@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import FileIO, StringIO
 from pathlib import Path
-from typing import TextIO
 
 from srsplan.models.errors import InputError, SrsplanError
 from srsplan.models.files import check_output
@@ -22,7 +23,7 @@ class Result:
 
     measured: Measurement
     times_the_floor: float | None
-    """How many times the device's floor forward and backward took; None where it did not run."""
+    """The time of forward and backward in floors of the device; None where it did not run."""
 
     def row(self) -> dict[str, object]:
         """One flat row, as files and JSON have it."""
@@ -42,48 +43,56 @@ def check_results_file(path: Path) -> None:
 class ResultsFile:
     """A CSV that grows by a line a result, on disk at once; nothing where no file is wanted.
 
-    A disk that refuses a line ends the file, not the measurements: `failure` says what happened.
+    A disk that refuses a line ends the file after the last whole one, not the measurements: `failure` says why.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.failure: SrsplanError | None = None
         self._path = path
-        self._file: TextIO | None = None
-        self._writer: csv.DictWriter[str] | None = None
-        self._lines = 0
+        self._file: FileIO | None = None
+        self._whole_lines = self._whole_bytes = 0
 
     def __enter__(self) -> ResultsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            try:
-                self._file.close()
-            except OSError as error:  # what was left in the buffer of a full disk
-                self._failed(error)
+            self._file.close()
 
     def add(self, row: Mapping[str, object]) -> None:
         """Append one line, and wait until it is on disk. The first makes the file."""
         if self._path is None or self.failure is not None:
             return
         try:
-            self._write(self._path, row)
+            if self._file is None:
+                self._file = FileIO(self._path, "x")
+            self._append(self._file, _csv_lines(row, header=not self._whole_lines))
         except OSError as error:
-            self._failed(error)
+            self._end(self._path, error)
 
-    def _write(self, path: Path, row: Mapping[str, object]) -> None:
-        if self._file is None or self._writer is None:
-            self._file = path.open("x", newline="")
-            self._writer = csv.DictWriter(self._file, list(row))
-            self._writer.writeheader()
-        self._writer.writerow(row)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._lines += 1
+    def _append(self, file: FileIO, content: bytes) -> None:
+        rest = content
+        while rest:  # a full disk may take a part
+            rest = rest[file.write(rest) or 0 :]
+        os.fsync(file.fileno())
+        self._whole_lines += 1
+        self._whole_bytes += len(content)
 
-    def _failed(self, error: OSError) -> None:
-        reason = error.strerror or str(error)
-        self.failure = self.failure or SrsplanError(
-            f"cannot write {self._path}: {reason}; the first {self._lines} results are in it",
-            "make room, or use --json",
+    def _end(self, path: Path, error: OSError) -> None:
+        """Leave whole lines only."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.truncate(self._whole_bytes)
+        self.failure = SrsplanError(
+            f"cannot write {path}: {error.strerror or error}; the first {self._whole_lines} results are in it",
+            "make room, and give another file with -o",
         )
+
+
+def _csv_lines(row: Mapping[str, object], header: bool) -> bytes:
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, list(row))
+    if header:
+        writer.writeheader()
+    writer.writerow(row)
+    return text.getvalue().encode()

@@ -59,7 +59,7 @@ class Block:
         return rest
 
     def swallow(self, neighbour: Block) -> None:
-        """Become one with the block before or after."""
+        """Merge with the block before or after."""
         if neighbour is self.following:
             self.following = neighbour.following
         else:
@@ -82,21 +82,21 @@ class Pool:
 
     @property
     def page(self) -> int:
-        """What an expandable segment grows by."""
+        """The bytes that an expandable segment grows by."""
         return SMALL_SEGMENT_BYTES if self.small else LARGE_SEGMENT_BYTES
 
     def add(self, block: Block) -> None:
-        """A block has become free."""
+        """Take up a block that has become free."""
         insort(self.order, (block.size, block.address))
         self.at[block.address] = block
 
     def remove(self, block: Block) -> None:
-        """A free block is taken or merged."""
+        """Drop a free block that is taken or merged."""
         del self.order[bisect_left(self.order, (block.size, block.address))]
         del self.at[block.address]
 
     def best_fit(self, size: int, expandable: bool) -> Block | None:
-        """The smallest free block that holds `size`; one that could still grow counts with what it could grow to."""
+        """Take the smallest free block that holds `size`; one that can grow counts with what it can grow to."""
         place = bisect_left(self.order, (size, 0))
         if place == len(self.order):
             return None
@@ -114,7 +114,7 @@ class Pool:
 
 
 class CachingAllocator:
-    """Allocations by key. `cap_bytes` limits what is reserved, as a process's memory fraction does."""
+    """The state of an allocator; `cap_bytes` limits what it reserves, as a process's memory fraction does."""
 
     def __init__(self, cap_bytes: int | None = None, expandable_segments: bool = False) -> None:
         self.cap_bytes, self.expandable = cap_bytes, expandable_segments
@@ -126,7 +126,10 @@ class CachingAllocator:
         self._next_address = FIRST_ADDRESS
 
     def allocate(self, key: int, requested: int) -> None:
-        """CapReachedError where the cap leaves no room. Allocated bytes count whole blocks, unsplit rests included."""
+        """Allocate a block; CapReachedError where the cap leaves no room.
+
+        Allocated bytes count whole blocks, unsplit rests included.
+        """
         size = max(MIN_BLOCK_BYTES, round_up(requested, MIN_BLOCK_BYTES))
         pool = self._pools[size <= SMALL_BYTES]
         block = pool.best_fit(size, self.expandable) or self._new_segment(pool, size)
@@ -145,7 +148,7 @@ class CachingAllocator:
         self.peak_allocated = max(self.peak_allocated, self.allocated)
 
     def free(self, key: int) -> None:
-        """The block returns to its pool, merged with free neighbours."""
+        """Return a block to its pool, merged with free neighbours."""
         block = self._live.pop(key)
         block.used = False
         self.allocated -= block.size
@@ -153,7 +156,7 @@ class CachingAllocator:
         block.pool.add(block)
 
     def reset_peaks(self) -> None:
-        """As torch.cuda.reset_peak_memory_stats."""
+        """Begin new peaks, as torch.cuda.reset_peak_memory_stats does."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
     def empty_cache(self) -> None:
@@ -193,7 +196,7 @@ class CachingAllocator:
             block.swallow(neighbour)
 
     def _new_segment(self, pool: Pool, size: int) -> Block | None:
-        """A block that holds `size`, from the driver; None where the cap forbids it."""
+        """Return a block that holds `size`, from the driver; None where the cap forbids it."""
         segment = SMALL_SEGMENT_BYTES if size <= SMALL_BYTES else LARGE_SEGMENT_BYTES
         if size >= MIN_LARGE_BYTES:
             segment = round_up(size, ROUND_LARGE_BYTES)
@@ -220,7 +223,7 @@ class CachingAllocator:
         return block
 
     def _new_range(self, pool: Pool, size: int) -> Block:
-        """A virtual range of which nothing is mapped, a thousand times as long as what is asked for."""
+        """Reserve a virtual range of which nothing is mapped, a thousand times as long as what is asked for."""
         length = round_up(max(VIRTUAL_RANGE_BYTES, 1024 * size), LARGE_SEGMENT_BYTES)
         # ranges lie apart, so that blocks of two never become neighbours
         address = round_up(self._next_address, LARGE_SEGMENT_BYTES)
@@ -231,7 +234,7 @@ class CachingAllocator:
 
     @staticmethod
     def _expandable_run(pool: Pool, size: int) -> list[Block]:
-        """The lowest run of neighbouring free and unmapped blocks that hold `size` together; none where none does."""
+        """Return the lowest run of neighbouring free and unmapped blocks that hold `size` together, or nothing."""
         for gap in sorted(pool.unmapped, key=lambda block: block.address):
             at: Block | None = gap.previous if gap.previous is not None and not gap.previous.used else gap
             run: list[Block] = []
@@ -262,7 +265,7 @@ class CachingAllocator:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a replay came to."""
+    """The outcome of a replayed trace."""
 
     fits: bool
     reserved_bytes: int

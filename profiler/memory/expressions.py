@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
+from math import prod
 from operator import mul
 
 import numpy as np
@@ -41,7 +42,7 @@ EVALUATION = "evaluation"
 
 
 def evaluate(expression: str, values: Values) -> NDArray[np.int64]:
-    """Bytes of an expression for every configuration of `values`."""
+    """Return the bytes of an expression for every configuration of `values`."""
     if "/" not in expression:
         return _product(expression, values)
     name, _, rest = expression.partition("/")
@@ -57,42 +58,45 @@ def evaluate(expression: str, values: Values) -> NDArray[np.int64]:
 
 
 def product(coefficient: int, powers: Mapping[str, int]) -> str:
-    """The expression of a coefficient times powers: product(4, {"V": 1, "D": 1}) is "4*V*D"."""
+    """Return the expression of a coefficient times powers: product(4, {"V": 1, "D": 1}) is "4*V*D"."""
     factors = [name for name in sorted(powers) for _ in range(powers[name])]
     return "*".join([str(coefficient), *factors] if coefficient != 1 or not factors else factors)
 
 
 def exact(values: Values) -> Values:
-    """The same values as Python integers, of which no product overflows."""
+    """Return the same values as Python integers, of which no product overflows."""
     return {name: array.astype(object) for name, array in values.items()}
 
 
 def largest(values: Values) -> Values | None:
-    """The largest of every variable in floating point: what bounds every expression; None where 64 bits are too few."""
+    """Return the largest of every variable in floating point, which bounds every expression.
+
+    None where 64 bits are too few for the variables themselves.
+    """
     if any(array.dtype == object for array in values.values()):
         return None
     return {name: np.array([array.max()], dtype=np.float64) for name, array in values.items()}
 
 
 def variables(expression: str) -> Counter[str]:
-    """How often each variable stands in an expression, as a factor."""
+    """Count how often each variable stands in an expression as a factor."""
     factors = expression.rpartition(":")[2] if "/" in expression else expression
     return Counter(factor for factor in factors.split("*") if factor and not factor[0].isdigit() and "/" not in factor)
 
 
 def attention_rows(seq_len: int) -> int:
-    """Positions that memory-efficient (fp32) attention keeps row sums for."""
+    """Return the number of positions that memory-efficient (fp32) attention keeps row sums for."""
     return scratch.round_up(seq_len, 32)
 
 
 def step_values(configurations: Sequence[Configuration]) -> dict[str, NDArray[np.int64]]:
-    """The variables of training steps, one array element per configuration."""
+    """Return the variables of training steps, one array element per configuration."""
     rows = [_step_row(configuration) for configuration in configurations]
     return {name: _integers([row[name] for row in rows]) for name in rows[0]}
 
 
 def evaluation_values(configuration: Configuration, users: int, seen_pairs: int) -> dict[str, NDArray[np.int64]]:
-    """The variables of one evaluation batch."""
+    """Return the variables of one evaluation batch."""
     chunk = chunking.ranking_chunk_items(users, configuration.catalog)
     last = _last(configuration.catalog, chunk)
     row = _step_row(configuration) | {"U": users, "Q": seen_pairs, "C": chunk, "c": last}
@@ -100,7 +104,7 @@ def evaluation_values(configuration: Configuration, users: int, seen_pairs: int)
 
 
 def chunks(loss: str, values: Values) -> NDArray[np.int64]:
-    """How many chunks a step of a chunked loss runs, or an evaluation batch; 1 for the other losses."""
+    """Return how many chunks a step of a chunked loss runs, or an evaluation batch; 1 for the other losses."""
     if loss == EVALUATION:
         total, chunk = "V", "C"
     elif not LOSSES[loss].chunked:
@@ -111,7 +115,7 @@ def chunks(loss: str, values: Values) -> NDArray[np.int64]:
 
 
 def program_key(loss: str, configuration: Configuration, many_chunks: bool) -> str:
-    """What a program is called: `loss` is that of a step, or "evaluation", which knows no options of training."""
+    """Return the key of a program: `loss` is that of a step, or "evaluation", which knows no options of training."""
     key = f"{loss}/{configuration.precision}/{configuration.architecture.blocks}/{'many' if many_chunks else 'one'}"
     if loss == EVALUATION:
         return key
@@ -120,7 +124,7 @@ def program_key(loss: str, configuration: Configuration, many_chunks: bool) -> s
 
 
 def _last(total: int, chunk: int) -> int:
-    """The size of the last chunk."""
+    """Return the size of the last chunk."""
     return (total - 1) % chunk + 1
 
 
@@ -159,8 +163,16 @@ def _integers(numbers: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _product(expression: str, values: Values) -> NDArray[np.int64]:
-    factors = [int(factor) if factor[0].isdigit() else values[factor] for factor in expression.split("*")]
-    return reduce(mul, factors, np.ones_like(values["V"]))
+    numbers, names = _factors(expression)
+    return reduce(mul, (values[name] for name in names), np.full_like(values["V"], numbers))
+
+
+@cache
+def _factors(expression: str) -> tuple[int, tuple[str, ...]]:
+    """The number and the variables of a product."""
+    factors = expression.split("*")
+    number = prod(int(factor) for factor in factors if factor[0].isdigit())
+    return number, tuple(factor for factor in factors if not factor[0].isdigit())
 
 
 def _embedding(entry: int, tokens: NDArray[np.int64], values: Values) -> NDArray[np.int64]:

@@ -33,9 +33,9 @@ ATTENTION_BACKWARD = {
 
 @dataclass(frozen=True)
 class Allocation:
-    """One storage: bytes requested, the phase and operator that made it, its shape (empty for workspaces).
+    """One storage: the bytes requested, the phase and operator that made it, its shape (empty for workspaces).
 
-    The operator of a workspace is "formula/entry" or "formula/entry/tokens", its formula one of `scratch`.
+    The operator of a workspace is "formula/entry" or "formula/entry/tokens"; the formula is one of `workspaces`.
     """
 
     requested_bytes: int
@@ -46,7 +46,7 @@ class Allocation:
 
     @property
     def allocated_bytes(self) -> int:
-        """As the allocator counts it."""
+        """The bytes that the caching allocator counts for it."""
         return scratch.round_up(self.requested_bytes, GRANULE_BYTES)
 
 
@@ -57,10 +57,10 @@ class Trace:
     allocations: list[Allocation] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
-    """(number of events before, name) of every phase."""
+    """Where every phase begins: (number of events before it, its name)."""
 
     def peak(self, first_event: int = 0) -> Peak:
-        """The largest live sum at or after `first_event`."""
+        """The instant with the most allocated bytes, at or after `first_event`."""
         live: set[int] = set()
         current, best, at = 0, -1, 0
         for position, event in enumerate(self.events):
@@ -73,13 +73,13 @@ class Trace:
         return Peak(best, at, tuple(self.allocations[index] for index in sorted(live)))
 
     def start_of(self, phase: str, occurrence: int = -1) -> int:
-        """The first event of a phase's n-th occurrence."""
+        """The number of the first event in a phase's n-th occurrence; the last occurrence by default."""
         return [event for event, name in self.marks if name == phase][occurrence]
 
 
 @dataclass(frozen=True)
 class Peak:
-    """An instant: its allocated bytes, where in the trace, and everything alive."""
+    """An instant of a trace: its allocated bytes, the event it follows, and everything alive."""
 
     allocated_bytes: int
     event: int
@@ -105,7 +105,7 @@ class Ledger(TorchDispatchMode):
         self._workspaces = {False, True} if warm_process else set()
 
     def phase(self, name: str) -> None:
-        """From here on allocations belong to `name`."""
+        """Begin a phase: allocations belong to it from here on."""
         self._phase = name
         self.trace.marks.append((len(self.trace.events), name))
 
@@ -157,7 +157,7 @@ class Ledger(TorchDispatchMode):
         self.trace.events.extend(~index for index in reversed(indices))
 
     def _matrix_workspace(self) -> None:
-        """One cuBLAS handle per thread: forward's, then autograd's; both keep their workspace."""
+        """Allocate what cuBLAS takes at the first matrix product of a thread, forward's or autograd's, and keeps."""
         backward = self._phase == "backward"
         if backward in self._workspaces:
             return
@@ -186,7 +186,7 @@ class Ledger(TorchDispatchMode):
 
 @cache
 def _fakes() -> dict[Any, Callable[..., Any]]:
-    """The fake implementations of srsplan's own operators; none where Triton is not installed."""
+    """Fake implementations of srsplan's own operators, by operator; none where Triton is not installed."""
     try:
         from srsplan.kernels.full_softmax import operators as softmax
         from srsplan.kernels.sampled_softmax import operators as sampled
@@ -202,9 +202,10 @@ def _fakes() -> dict[Any, Callable[..., Any]]:
 
 
 def _adds_in_place(args: tuple[Any, ...]) -> bool:
-    """Autograd adds into a gradient nobody else holds; never under a dispatch mode, so the ledger does it.
+    """Whether autograd would add in place, into a gradient that nobody else holds.
 
-    Held by nobody else: 4 references to the tensor (input buffer, Python wrapper, two on the stack), 2 to its storage.
+    It never does under a dispatch mode, so the ledger does it. Held by nobody else means 4 references to the tensor
+    (input buffer, Python wrapper, two on the stack) and 2 to its storage.
     """
     first, second = args[:2]
     return (

@@ -67,19 +67,20 @@ class Ratios:
 
 @cache
 def _programs() -> dict[str, bytes]:
-    """A line of JSON for every program that ships, by key: read as a whole, parsed where one is asked for."""
+    """Return a line of JSON for every program that ships, by key; a line is parsed where its program is asked for."""
     lines = gzip.decompress(PROGRAMS.read_bytes()).splitlines()
     return {key.decode(): text for key, _, text in (line.partition(b" ") for line in lines)}
 
 
 class MemoryModel:
-    """Every closed form that ships, and what a profile corrects about it."""
+    """The memory of any configuration by the closed forms that ship, corrected by a profile where there is one."""
 
     def __init__(self, measured: Ratios | None = None) -> None:
-        """`measured` ratios, where a profile gives them, correct the reserved bytes."""
+        """Predict without a profile, or with the ratios that one measured."""
         self.measured = measured
         self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved] = {}
         self._read: dict[str, Program] = {}
+        self._evaluated: dict[tuple[object, ...], int] = {}
 
     def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
         """Return the closed form of a loss (or of "evaluation"); InputError for a depth that has none."""
@@ -92,17 +93,25 @@ class MemoryModel:
         return self._read[key]
 
     def allocated(self, configurations: Sequence[Configuration]) -> Bytes:
-        """Allocated training peaks of configurations that share loss, precision and depth."""
+        """Return the allocated training peaks of configurations that share loss, precision, depth and options."""
         values = expressions.step_values(configurations)
         return self._peaks(configurations[0].loss, configurations[0], values)
 
+    def allocated_sizes(self, configurations: Sequence[Configuration]) -> list[int]:
+        """Return the same as whole numbers."""
+        return [int(peak) for peak in self.allocated(configurations)]
+
     def evaluation(self, configuration: Configuration, users: int, seen_pairs: int) -> int:
-        """Allocated peak of evaluation with so many users in a batch."""
-        values = expressions.evaluation_values(configuration, users, seen_pairs)
-        return int(self._peaks("evaluation", configuration, values)[0])
+        """Return the allocated peak of evaluation with so many users, and pairs they have seen, in a batch."""
+        sizes = configuration.catalog, configuration.architecture, configuration.precision, configuration.seq_len
+        key = *sizes, users, seen_pairs  # nothing else of a configuration is in the programs of an evaluation
+        if key not in self._evaluated:
+            values = expressions.evaluation_values(configuration, users, seen_pairs)
+            self._evaluated[key] = int(self._peaks(expressions.EVALUATION, configuration, values)[0])
+        return self._evaluated[key]
 
     def _peaks(self, loss: str, configuration: Configuration, values: expressions.Values) -> Bytes:
-        """One walk for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""
+        """Walk once for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""
         rounds = np.minimum(expressions.chunks(loss, values), 3)
         groups: list[tuple[NDArray[np.bool_], Bytes]] = []
         for count in np.unique(rounds):
@@ -116,7 +125,7 @@ class MemoryModel:
         return peaks
 
     def breakdown(self, configuration: Configuration) -> dict[str, int]:
-        """Bytes by tag at the allocated peak of a training step, largest first."""
+        """Return the bytes by tag at the allocated peak of a training step, largest first."""
         values = expressions.step_values([configuration])
         chunks = int(expressions.chunks(configuration.loss, values)[0])
         program = self.program(configuration.loss, configuration, chunks > 1)
@@ -125,18 +134,21 @@ class MemoryModel:
     def reserved(
         self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float = inf
     ) -> lifetime.Reserved:
-        """Peaks of what the process holds of the card, under a cap if it runs there; some 10 milliseconds."""
+        """Return the peaks of what the process holds of the card, under a cap if it runs there.
+
+        This takes some 10 milliseconds.
+        """
         found = self._replayed(configuration, users, seen_pairs, usable_bytes)
         return found if found.upper <= usable_bytes else self._replayed(configuration, users, seen_pairs, inf)
 
     def fits(self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: int) -> bool:
-        """Whether the upper bound is within so many bytes; faster than `reserved` where it is not."""
+        """Say whether the upper bound is within so many bytes; faster than `reserved` where it is not."""
         return self._replayed(configuration, users, seen_pairs, usable_bytes).upper <= usable_bytes
 
     def _replayed(
         self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float
     ) -> lifetime.Reserved:
-        """Not to the end where it does not run within `usable_bytes`. What was played is remembered."""
+        """Play the process as far as it runs within `usable_bytes`; what was played is remembered."""
         key = configuration, users, seen_pairs, usable_bytes
         if key not in self._known:
             played = lifetime.reserved(configuration, users, seen_pairs, self.program, usable_bytes / self._worst)
@@ -148,7 +160,7 @@ class MemoryModel:
         return self.measured.upper if self.measured else 1.0
 
     def _corrected(self, played: lifetime.Reserved) -> lifetime.Reserved:
-        """The measured multiples of what was played; `Ratios` keeps expected below upper."""
+        """Return the measured multiples of what was played; `Ratios` keeps expected below upper."""
         if self.measured is None:
             return played
         expected, upper = Fraction(self.measured.reserved), Fraction(self.measured.upper)

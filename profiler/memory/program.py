@@ -45,21 +45,21 @@ class Program:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Program:
-        """The inverse of `to_document`."""
+        """Return the program of a document: the inverse of `to_document`."""
         symbols = tuple((tag, text) for tag, text in document["symbols"])
         return cls(symbols, document["setup"], document["first"], document["step"])
 
     def to_document(self) -> dict[str, Any]:
-        """Lists and strings only."""
+        """Return the program as lists and strings."""
         return {"symbols": self.symbols, "setup": self.setup, "first": self.first, "step": self.step}
 
     def sizes(self, values: expressions.Values) -> list[Bytes]:
-        """Bytes requested per symbol, an array over configurations each; exact at any size."""
+        """Return the bytes requested per symbol, an array over configurations each; exact at any size."""
         enough = values if self._within_64_bits(values) else expressions.exact(values)
         return [-(-expressions.evaluate(text, enough) // self._parts(text)) for _, text in self.symbols]
 
     def _within_64_bits(self, values: expressions.Values) -> bool:
-        """Whether all that this program ever allocates together stays below 2^62 bytes, for every configuration."""
+        """Say whether all that this program ever allocates stays below 2^62 bytes together, for every configuration."""
         bounds = expressions.largest(values)
         if bounds is None:
             return False
@@ -68,16 +68,18 @@ class Program:
 
     @cached_property
     def _births(self) -> list[int]:
-        """How often each symbol is allocated, a loop counted once: a round leaves nothing behind."""
+        """The number of times each symbol is allocated; a loop counts once, because a round leaves nothing behind."""
         codes = Counter(flat([*self.setup, *self.first, *self.step], 1))
         return [codes[symbol] for symbol in range(len(self.symbols))]
 
     def _parts(self, expression: str) -> int:
+        if self.shards == 1:
+            return 1
         factors = expressions.variables(expression)
         return self.shards if factors["V"] and factors["D"] else 1
 
     def peaks(self, values: expressions.Values, repeats: int) -> Bytes:
-        """Allocated peak of a later step of every configuration; all have the same number of `repeats`."""
+        """Return the allocated peak of a later step of every configuration; all have the same number of `repeats`."""
         sizes = [_rounded(size) for size in self.sizes(values)]
         peak = np.zeros_like(sizes[0])
         for _, current in self._walk(sizes, repeats):
@@ -85,7 +87,7 @@ class Program:
         return peak
 
     def breakdown(self, values: expressions.Values, repeats: int) -> dict[str, int]:
-        """Bytes by tag at the peak of the first configuration, largest first; they add up to it."""
+        """Return the bytes by tag at the peak of the first configuration, largest first; they add up to it."""
         sizes = [_rounded(size[:1]) for size in self.sizes(values)]
         best, holders = -1, {}
         for live, current in self._walk(sizes, repeats):
@@ -97,7 +99,7 @@ class Program:
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
     def _walk(self, sizes: list[Bytes], repeats: int) -> Iterator[tuple[list[int], Bytes]]:
-        """(live symbols, their sum) after every allocation of a later step. The sum is updated in place."""
+        """Yield the live symbols and their sum after every allocation of a later step; the sum is updated in place."""
         live: list[int] = []
         for code in flat([*self.setup, *self.first], repeats):
             live.append(code) if code >= 0 else live.pop(code)
@@ -115,7 +117,7 @@ class Process:
     """A process's allocator while programs run in it, one after another."""
 
     def __init__(self, cap_bytes: int | None = None, expandable_segments: bool = True) -> None:
-        """CapReachedError from `run` where `cap_bytes` are not enough."""
+        """Begin an empty process; `run` raises CapReachedError where `cap_bytes` are not enough."""
         self.allocator = CachingAllocator(cap_bytes, expandable_segments=expandable_segments)
         self._live: list[int] = []
         self._next_key = 0
@@ -123,7 +125,7 @@ class Process:
     def run(self, code: Code, sizes: Sequence[int], repeats: int) -> None:
         """Allocate and free; storages that a part leaves behind stay for the next."""
         live, allocate, free, key = self._live, self.allocator.allocate, self.allocator.free, self._next_key
-        for each in flat(code, min(repeats, STEADY_CHUNKS)):
+        for each in self._written_out(code, min(repeats, STEADY_CHUNKS)):
             if each < 0:
                 old = live.pop(each)
                 if old:
@@ -136,9 +138,21 @@ class Process:
                 live.append(0)  # nothing is asked of the allocator
         self._next_key = key
 
+    @staticmethod
+    def _written_out(code: Code, repeats: int) -> tuple[int, ...]:
+        """A program's integers with its loops written out; remembered, because a process runs the same code again."""
+        known = _WRITTEN_OUT.get((id(code), repeats))
+        if known is None:
+            known = _WRITTEN_OUT[id(code), repeats] = (code, tuple(flat(code, repeats)))
+        return known[1]
+
+
+_WRITTEN_OUT: dict[tuple[int, int], tuple[Code, tuple[int, ...]]] = {}
+"""By identity of the code, which is kept beside its integers so that it stays the only one of that identity."""
+
 
 def flat(code: Code, repeats: int) -> Iterator[int]:
-    """A program's integers with its loops written out."""
+    """Yield a program's integers with its loops written out."""
     for each in code:
         if isinstance(each, int):
             yield each
@@ -148,7 +162,7 @@ def flat(code: Code, repeats: int) -> Iterator[int]:
 
 
 def encode(events: Iterable[int], symbol_of: Mapping[int, int], live: list[int]) -> list[int]:
-    """A trace's events (+index at birth, ~index at death) as code; `live` holds the indices alive, and is updated."""
+    """Return a trace's events (+index at birth, ~index at death) as code; `live`, the indices alive, is updated."""
     code = []
     for event in events:
         if event >= 0:
@@ -162,7 +176,7 @@ def encode(events: Iterable[int], symbol_of: Mapping[int, int], live: list[int])
 
 
 def looped(two: Code, three: Code, four: Code) -> Code:
-    """The code whose loop body runs chunks - 2 times, from the codes of 2, 3 and 4 chunks; ValueError if there is none.
+    """Return the code whose loop runs chunks - 2 times, from those of 2, 3 and 4 chunks; ValueError if none is.
 
     What three chunks have more than two is one run of integers, whose start is where the two begin to differ.
     """

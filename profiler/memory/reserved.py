@@ -72,7 +72,7 @@ def reserved(
     if free.needed <= cap:
         return Reserved(free.expected, free.needed)
     capped = life.play(cap)
-    if capped.late_retries <= LATE_RETRIES and capped.held <= cap:
+    if capped.runs_under(cap):
         return Reserved(capped.expected, capped.held)
     return Reserved(free.expected, free.needed)
 
@@ -82,10 +82,11 @@ def smallest_cap(configuration: Configuration, users: int, seen_pairs: int, prog
 
     Found from above, in steps of half a percent: what fits is not monotone in the cap.
     """
-    safe = reserved(configuration, users, seen_pairs, programs).upper
+    life = _life(configuration, users, seen_pairs, programs)
+    safe = life.play(inf).needed
     while True:
         cap = safe - int(safe * CAP_STEP)
-        if reserved(configuration, users, seen_pairs, programs, cap).upper > cap:
+        if not life.play(cap).runs_under(cap):
             return safe
         safe = cap
 
@@ -100,7 +101,7 @@ def steady(configuration: Configuration, programs: Programs, expandable_segments
 
 @dataclass(frozen=True)
 class _Played:
-    """What a process came to, in bytes."""
+    """The peaks of a process, in bytes."""
 
     expected: int
     """Held after the early parts."""
@@ -116,6 +117,10 @@ class _Played:
         """The cap under which all of this runs without a retry, and which what is held never exceeds."""
         return max(self.held, self.asked)
 
+    def runs_under(self, cap: float) -> bool:
+        """Whether what was played under a cap runs there at full speed: only its beginning retries."""
+        return self.late_retries <= LATE_RETRIES and self.held <= cap
+
 
 Parts = list[tuple[Part, Code]]
 
@@ -128,7 +133,7 @@ class _Life:
     later: Parts
 
     def play(self, cap: float, enough: float = inf) -> _Played:
-        """Run the process under a cap; not played on once it needs more than `enough`."""
+        """Run the process under a cap; not played on once it needs more than `enough`, or retries too often."""
         process = Process(None if cap == inf else int(cap))
         allocator, expected, early_retries = process.allocator, 0, 0
         late_retries: float = inf
@@ -137,6 +142,8 @@ class _Life:
                 process.run(code, part.sizes, part.repeats)
                 if number < len(self.early):
                     expected, early_retries = allocator.peak_reserved, allocator.retries
+                elif allocator.retries - early_retries > LATE_RETRIES:
+                    break
                 if max(allocator.peak_asked, allocator.peak_reserved) > enough:
                     break
             late_retries = allocator.retries - early_retries
@@ -154,7 +161,7 @@ def _life(configuration: Configuration, users: int, seen_pairs: int, programs: P
 
 
 def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
-    """The full step, then those of other batches."""
+    """Return the full step, then those of other batches."""
     values = expressions.step_values([configuration, *_batches(configuration)])
     counts = [int(count) for count in expressions.chunks(configuration.loss, values)]
     by_kind = {many: programs(configuration.loss, configuration, many) for many in {count > 1 for count in counts}}
@@ -166,7 +173,7 @@ def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
 
 
 def _batches(full: Configuration) -> list[Configuration]:
-    """Other batches of the same training; without padding only the last of an epoch differs."""
+    """Return other batches of the same training; without padding only the last of an epoch differs."""
     fills = FILL_PERCENT if full.fullest_tokens < full.tokens else ()
     last = replace(full, batch_size=max(full.micro_batches, full.batch_size // LAST_BATCH), valid_tokens=None)
     return [
@@ -176,7 +183,7 @@ def _batches(full: Configuration) -> list[Configuration]:
 
 
 def _ranking(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> Part:
-    """One evaluation batch."""
+    """Return the program of one evaluation batch."""
     values = expressions.evaluation_values(configuration, users, seen_pairs)
     chunks = int(expressions.chunks(expressions.EVALUATION, values)[0])
     program = programs(expressions.EVALUATION, configuration, chunks > 1)

@@ -1,4 +1,4 @@
-"""srsplan's own training step and evaluation on meta tensors: what the GPU would allocate, without one."""
+"""The training step and the evaluation batch on meta tensors: what a GPU would allocate, found without one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ FEW_CHUNKS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSizes:
-    """An evaluation batch: users ranked at once, and the (user, item) pairs they have seen."""
+    """An evaluation batch."""
 
     users: int
+    """Users ranked at once."""
     seen_pairs: int
+    """(user, item) pairs that they have seen and are not recommended again; 0 where nothing is filtered."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,17 @@ class Simulated:
 
     @property
     def allocated_bytes(self) -> int:
-        """Peak of the steady part."""
+        """The allocated peak of the steady part."""
         return self.trace.peak(self.first_event).allocated_bytes
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes requested by every allocation."""
+        """The bytes requested by every allocation."""
         return [allocation.requested_bytes for allocation in self.trace.allocations]
 
 
 def with_evaluation(training: Simulated, evaluation: Simulated, before_part: int) -> tuple[list[int], list[int]]:
-    """Sizes and events of a training into which an evaluation comes, as `train` does it.
+    """Put an evaluation into a training, as `train` does: the sizes and events of both together.
 
     `before_part`: before which micro-batch, counted from 0 through all steps.
     """
@@ -65,7 +67,7 @@ def with_evaluation(training: Simulated, evaluation: Simulated, before_part: int
 
 
 def simulate_step(configuration: Configuration, steps: int = 2) -> Simulated:
-    """Training steps of the fullest batch; those from the second on count. 0.1 s after torch is imported."""
+    """Trace training steps of the fullest batch; those from the second on count. Takes some 0.1 s."""
     ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
     with fused_optimizers_on_meta(), ledger:
         step = TrainingStep(configuration, META, autocast=cuda.autocast)
@@ -83,7 +85,10 @@ def simulate_step(configuration: Configuration, steps: int = 2) -> Simulated:
 
 
 def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) -> Simulated:
-    """One evaluation batch beside the model and Adam's moments, as `train` runs it."""
+    """Trace one evaluation batch beside the model and Adam's moments, as `train` runs it.
+
+    The model runs in the configuration's precision; scores are fp32 and their keys int64 (models/training/ranking.py).
+    """
     ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
     with fused_optimizers_on_meta(), ledger, torch.no_grad():
         with META:
@@ -123,7 +128,7 @@ def _batch(configuration: Configuration) -> StepInputs:
 
 
 def _seen(catalog: int, sizes: EvaluationSizes) -> Seen:
-    """The worst case: everything the batch has seen falls into the first chunk of items."""
+    """The worst case, in which everything that the batch has seen falls into the first chunk of items."""
     chunk_items = chunking.ranking_chunk_items(sizes.users, catalog)
     rows, items = (torch.empty(sizes.seen_pairs, dtype=torch.long, device=META) for _ in range(2))
     return Seen(rows, items, (0, *[sizes.seen_pairs] * -(-catalog // chunk_items)), chunk_items)

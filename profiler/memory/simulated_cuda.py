@@ -32,7 +32,7 @@ class SimulatedCuda(TorchFunctionMode):
     """Inside, functions on meta tensors allocate what they would on CUDA. `autocast()` is its autocast."""
 
     def __init__(self, dtype: torch.dtype, attention: str = "flash") -> None:
-        """`dtype` of autocast (fp32 = off); `attention` "flash" or "cudnn" in 16 bit, always "efficient" in fp32."""
+        """`dtype` is that of autocast, fp32 for none; `attention` is "flash" or "cudnn", in fp32 always "efficient"."""
         super().__init__()
         self.dtype, self.attention = dtype, attention
         self._active = False
@@ -40,7 +40,7 @@ class SimulatedCuda(TorchFunctionMode):
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Cast as CUDA's autocast, keep 16-bit copies of weights until the end."""
+        """Cast as CUDA's autocast does, and keep 16-bit copies of weights until the end."""
         self._active = self.dtype != torch.float32
         try:
             yield
@@ -50,7 +50,7 @@ class SimulatedCuda(TorchFunctionMode):
 
     @contextmanager
     def recompute(self) -> Iterator[None]:
-        """The same for what backward computes once more: autograd's hooks leave function modes behind."""
+        """Do the same for what backward computes once more, because autograd's hooks leave function modes behind."""
         with self, self.autocast():
             yield
 

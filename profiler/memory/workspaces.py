@@ -1,7 +1,8 @@
 """What CUDA kernels take from the allocator inside one operator: invisible to any trace of tensors, so by formula.
 
 Imports no torch: the planner's closed form evaluates the same formulas, on whole arrays of configurations.
-Every size in bytes, in order of allocation. Checked to the byte against 24 measured steps of one H200 (torch 2.11).
+Every size is in bytes, in the order of allocation. They are checked to the byte against 24 measured steps of one H200
+(torch 2.11).
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ def round_up(size: Size, multiple: int) -> Size:
 
 
 def embedding_backward_before(tokens: Size) -> tuple[Size, Size, Size, Size]:
-    """Sorted indices, original positions (both live to the end); then, freed again, the range and the radix sort."""
+    """Sizes of sorted indices and original positions, which live to the end, then of the range and the radix sort."""
     return tokens * 8, tokens * 8, tokens * 8, tokens * 16 + tokens // 4608 * 1024 + 65536
 
 
 def embedding_backward_after(tokens: Size, catalog: Size, dim: Size) -> tuple[tuple[Size, bool], ...]:
-    """Beside the gradient, (bytes, momentary): a momentary one is freed before the next is allocated.
+    """Sizes beside the gradient as (bytes, momentary); a momentary one is freed before the next is allocated.
 
-    Segment counts and their scan, segment starts and their scan, then the partial sums.
+    They are segment counts and their scan, segment starts and their scan, then the partial sums.
     """
     segments = tokens - (tokens - catalog) * (tokens > catalog)  # the smaller, for integers and arrays alike
     parts = tokens // 10 + segments
@@ -56,6 +57,6 @@ def embedding_backward_after(tokens: Size, catalog: Size, dim: Size) -> tuple[tu
 
 
 def attention_backward(batch: Size, heads: Size, length: Size, head_dim: Size) -> tuple[Size, Size]:
-    """Fused attention: fp32 row sums and the fp32 accumulator of the query's gradient."""
+    """Sizes of fused attention's fp32 row sums, and of the fp32 accumulator of the query's gradient."""
     rows = batch * heads * round_up(length, 128)
     return rows * 4, rows * round_up(head_dim, 32) * 4

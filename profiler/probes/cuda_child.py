@@ -1,4 +1,4 @@
-"""The child of a probe: reads a task on stdin, trains a few steps, prints one line of JSON and ends.
+"""The child process of a probe: reads a task on stdin, trains a few steps, prints one line of JSON and ends.
 
 python -m srsplan.profiler.probes.cuda_child < task.json
 """
@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +21,11 @@ from srsplan.models.training.step import StepInputs, TrainingStep
 from srsplan.profiler.probes.probe import EVALUATION_USERS, TIMED_STEPS
 
 WARM_UP_STEPS = 3
+"""Steps that are not timed: kernels are compiled and tuned, and the allocator finds its blocks."""
 
 
 def random_batch(configuration: Configuration, device: torch.device) -> StepInputs:
-    """A full batch with as many valid targets as the configuration says."""
+    """Return a batch of random items with as many valid targets as the fullest batch has."""
     shape, valid = (configuration.micro_batch_size, configuration.seq_len), configuration.fullest_tokens
     inputs = torch.randint(configuration.catalog, shape, device=device)
     positions = torch.randperm(configuration.tokens, device=device)[:valid].sort().values
@@ -33,8 +35,11 @@ def random_batch(configuration: Configuration, device: torch.device) -> StepInpu
 def measure(
     configuration: Configuration, device: torch.device, steps: int = TIMED_STEPS, users: int = EVALUATION_USERS
 ) -> dict[str, Any]:
-    """Peaks and times of warm steps, then the peak of one evaluation batch; one step more shows that it goes on."""
-    step = TrainingStep(configuration, device)
+    """Return the peaks (bytes) and times (milliseconds) of warm steps, and the peak of one evaluation batch.
+
+    One step more, after the evaluation, shows that training goes on.
+    """
+    step = TrainingStep(configuration, device, item_counts=np.ones(configuration.catalog, np.int64))
     parts = [random_batch(configuration, device)] * configuration.micro_batches
     for _ in range(WARM_UP_STEPS):
         _step(step, parts)
@@ -86,7 +91,7 @@ def _reset(device: torch.device) -> None:
 
 
 def _peaks(device: torch.device, names: tuple[str, ...]) -> dict[str, int | None]:
-    """On a CPU there is no allocator to ask."""
+    """Return the allocator's peaks under these names; None on a CPU, where there is no allocator to ask."""
     if device.type != "cuda":
         return dict.fromkeys(names)
     return dict(zip(names, (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()), strict=False))
@@ -97,7 +102,7 @@ def _retries(device: torch.device) -> int | None:
 
 
 def _context(device: torch.device) -> int | None:
-    """What is gone of the card and not this process's allocator's."""
+    """Return the bytes that are gone of the card without being this process's allocator's."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -105,7 +110,7 @@ def _context(device: torch.device) -> int | None:
 
 
 def main() -> None:
-    """One task."""
+    """Run one task and print what was found."""
     task = json.load(sys.stdin)
     device = torch.device(task["device"])
     if task["cap_bytes"] is not None and device.type == "cuda":

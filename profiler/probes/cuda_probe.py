@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +15,12 @@ from pydantic import ValidationError
 
 from srsplan.models.config import Configuration
 from srsplan.models.errors import SrsplanError
+from srsplan.models.training.allocator_settings import with_expandable_segments
 from srsplan.profiler.probes.probe import EVALUATION_USERS, TIMED_STEPS, installed
 from srsplan.profiler.probes.records import Findings, ProbeRecord, Status
 
 CHILD = (sys.executable, "-m", "srsplan.profiler.probes.cuda_child")
 TAIL_LINES, TAIL_CHARACTERS = 5, 2000
-ALLOCATOR_VARIABLE, EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
 """What a child's allocator is told, unless the user says otherwise: memory is predicted for this mode."""
 
 LOST = (
@@ -68,7 +67,7 @@ class CudaProbe:
         began = time.perf_counter()
         child = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", env=child_environment(os.environ), start_new_session=True,
+            text=True, errors="replace", env=with_expandable_segments(os.environ), start_new_session=True,
         )  # fmt: skip
         try:
             out, err = child.communicate(json.dumps(task), timeout=self.timeout_s)
@@ -82,14 +81,6 @@ class CudaProbe:
             found = _outcome(child.returncode, out, err)
         seconds = round(time.perf_counter() - began, 3)
         return self.blank(configuration).changed(**found, seconds=seconds)
-
-
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a child: the parent's, with expandable segments unless it decides about them."""
-    told = environment.get(ALLOCATOR_VARIABLE, "")
-    if "expandable_segments" not in told:
-        told = f"{told},{EXPANDABLE}" if told else EXPANDABLE
-    return {**environment, ALLOCATOR_VARIABLE: told}
 
 
 def _kill(child: subprocess.Popen[str]) -> None:

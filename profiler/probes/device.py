@@ -33,7 +33,7 @@ class ProbeDevice:
 
     @property
     def cap_bytes(self) -> int | None:
-        """What a larger card lets a probe reserve in the place of the one asked for; None where there is no cap."""
+        """The bytes that a larger card lets a probe reserve in place of the one asked for; None without a cap."""
         return self.wanted.capacity_bytes if self.measures and self.gpu.name != self.wanted.name else None
 
 

@@ -29,7 +29,7 @@ Text = Annotated[str, Field(max_length=4000)]
 
 
 class Findings(Document):
-    """What a child process may say of its probe; None stands for what it could not know."""
+    """The findings that a child process may report; None stands for what it could not know."""
 
     model_config = ConfigDict(strict=True)
 
@@ -46,7 +46,7 @@ class Findings(Document):
 
 
 class ProbeRecord(Findings):
-    """What a probe found. None stands for what it could not know, never a number that looks like a result."""
+    """The findings of a probe; None stands for what it could not know, never a number that looks like a result."""
 
     configuration: Configuration
     basis: Basis
@@ -70,7 +70,7 @@ class ProbeRecord(Findings):
 
     @property
     def key(self) -> str:
-        """What makes two probes the same: card, basis, configuration, cap."""
+        """The identity of a probe: card, basis, configuration, cap."""
         cap = [] if self.cap_bytes is None else [self.cap_bytes]
         return json.dumps([self.gpu, self.basis, self.configuration.to_dict(), *cap], sort_keys=True)
 

@@ -23,19 +23,19 @@ Complete = Callable[[ProbeRecord, Sequence[ProbeRecord]], ProbeRecord]
 
 
 class Observer(Protocol):
-    """Is told what happens: for progress on a screen."""
+    """Whoever wants to know how far the loop is, for progress on a screen."""
 
     def on_round_start(self, probes: int, stored: int) -> None:
-        """So many probes are about to run; so many more were stored already."""
+        """Note that so many probes are about to run, and so many more were stored already."""
 
     def on_probe_start(self, configuration: Configuration) -> None:
-        """A probe begins."""
+        """Note that a probe begins."""
 
     def on_probe_end(self, record: ProbeRecord) -> None:
-        """A probe has ended and is stored."""
+        """Note that a probe has ended and is stored."""
 
     def on_replaced(self, failed: int, others: int) -> None:
-        """So many probes failed; so many smaller ones are tried in their places."""
+        """Note that so many probes failed, and so many smaller ones are tried in their places."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,7 +126,7 @@ class Store:
 
 
 def _write_whole(file: int, line: bytes) -> None:
-    """Append a line and sync it; half a line is taken back."""
+    """Append a line and sync it, or take back what of it was written."""
     before, left = os.lseek(file, 0, os.SEEK_END), line
     try:
         while left:

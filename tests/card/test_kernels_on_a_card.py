@@ -16,7 +16,7 @@ from srsplan.kernels.full_softmax.api import cce_triton
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
-from srsplan.profiler.bench.losses import Shape
+from srsplan.profiler.bench.shapes import Shape
 from srsplan.profiler.memory.ledger import Ledger
 
 IGNORED = -100

@@ -10,7 +10,6 @@ import pytest
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
-from srsplan.planner.cli.profile import find_bench
 from srsplan.planner.confirm import confirm
 from srsplan.planner.search import Prices, Space, recommend
 from srsplan.planner.workload import WorstCase
@@ -18,12 +17,13 @@ from srsplan.profiler.memory import reserved as lifetime
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.cuda_probe import CudaProbe
 from srsplan.profiler.probes.detect import detect_gpu
+from srsplan.profiler.probes.device import find_device
 
 MODEL = MemoryModel()
 
 
 def probe() -> CudaProbe:
-    found = find_bench(detect_gpu(), timeout_s=200.0).probe
+    found = find_device(detect_gpu(), timeout_s=200.0).probe
     assert isinstance(found, CudaProbe)
     return found
 

@@ -77,7 +77,7 @@ def good(**changed: object) -> str:
         "", "{", "[1]", "null", "3", "\x00", "[" * 100_000, "9" * 5000, '{"a": 3}', '{"a": {"block_m": 1}}',
         good(block_m="32"), good(block_m=32.0), good(block_m=True), good(block_n=0), good(num_warps=-4),
         good(num_stages=None), good(block_n=10**9), good(extra=1), good(block_m=float("nan")),
-        " " * (2 << 20),
+        good() + " " * (2 << 20),
     ],
     ids=lambda content: content[:20] or "empty",
 )  # fmt: skip

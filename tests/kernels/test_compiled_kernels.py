@@ -24,7 +24,7 @@ SPILLED_BYTES = 32
 EPILOGUE_SPILLED_BYTES = {("softmax_forward", 512): 352}
 """Beside [64, 512] sums the targets' rows are loaded once more, after the loop, which itself spills nothing."""
 SPARSE_SPILLED_BYTES = 128
-"""Where spans are looked at one by one, few of them are worked on."""
+"""More is allowed where spans are looked at one by one: few of them are worked on."""
 
 
 def compiled(*arguments: object) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def test_sizes_of_one_are_constants_of_the_compiler() -> None:
 @pytest.mark.parametrize("fp32", [False, True])
 @pytest.mark.parametrize("capability", SHARED_MEMORY_BYTES)
 def test_launches_of_the_full_softmax_agree_on_spans(capability: int, fp32: bool) -> None:
-    """What forward says of a block of rows and a span must be about whole blocks and tiles of backward."""
+    """A byte of forward is about a block of rows and a span: backward's blocks and tiles must divide them."""
     forward, loss, table = (
         softmax_table(f"softmax_{name}", capability, fp32) for name in ("forward", "forward_loss", "backward_table")
     )

@@ -72,8 +72,8 @@ def test_loss_and_gradients_of_every_sampler(shape: tuple[int, ...], sampler: st
     loss = {"eager": ce_neg, "chunked": cce_neg, "triton": cce_neg_triton}[form]
     ours = [each.clone().requires_grad_() for each in (hidden, table)]
     truth = [each.double().requires_grad_() for each in (hidden, table)]
-    found = loss(*ours, targets, negatives, sampling=sampling, distribution=drawn_by)  # type: ignore[operator]
-    expected = defined(*truth, targets, spread, shares(drawn_by, catalog))
+    found = loss(ours[0], ours[1], targets, negatives, sampling=sampling, distribution=drawn_by)
+    expected = defined(truth[0], truth[1], targets, spread, shares(drawn_by, catalog))
     found.backward()
     expected.backward()
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)

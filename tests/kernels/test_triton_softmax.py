@@ -84,7 +84,8 @@ def peaked() -> tuple[Tensor, Tensor, Tensor]:
 
 def spans_that_matter(filter_eps: float) -> Tensor:
     hidden, table, targets = peaked()
-    return full_softmax(hidden, table, targets, IGNORED, float(torch.tensor(filter_eps).log()), True)[2]
+    spans: Tensor = full_softmax(hidden, table, targets, IGNORED, float(torch.tensor(filter_eps).log()), True)[2]
+    return spans
 
 
 def test_negligible_spans_are_skipped_and_nothing_is_lost() -> None:

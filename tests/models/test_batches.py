@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from paths import SHARED
 
-from srsplan.models.data.batches import TrainBatches, fullest_batch_tokens, history_batches, longest_input, padded
+from srsplan.models.data.batches import TrainBatches, cut, fullest_batch_tokens, history_batches, longest_input, padded
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Sequences, split
 from srsplan.models.errors import InputError
@@ -115,6 +115,17 @@ def test_bounds_of_equal_few_and_no_sequences() -> None:
     few = fullest_batch_tokens(np.array([3, 1, 5]), 64, 200)
     assert (few.fullest, few.mean) == (6, 6.0)
     assert fullest_batch_tokens(np.array([1, 1]), 64, 200).fullest == 0
+    # sequences of one item are never drawn
+    assert fullest_batch_tokens(np.array([3, 1, 5, 1]), 1, 200).mean == 3.0
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [(1, [7]), (2, [4, 3]), (3, [3, 3, 1]), (7, [1] * 7)])
+def test_micro_batches_are_the_batch_in_order(parts: int, sizes: list[int]) -> None:
+    whole = next(iter(TrainBatches(sequences([5, 2, 3, 9, 4, 2, 6]), 7, 4, 0).epoch(0)))
+    found = list(cut(whole, parts))
+    assert [len(part.inputs) for part in found] == sizes
+    assert np.concatenate([part.inputs for part in found]).tolist() == whole.inputs.tolist()
+    assert np.concatenate([part.targets for part in found]).tolist() == whole.targets.tolist()
 
 
 def test_longest_input_is_the_widest_batch() -> None:

@@ -26,7 +26,7 @@ def sequences(rows: list[list[int]]) -> Sequences:
 
 
 def lists(found: Sequences) -> list[list[int]]:
-    return [row.tolist() for row in np.split(found.items, found.offsets[1:-1])]
+    return [row.tolist() for row in np.split(found.values, found.offsets[1:-1])]
 
 
 def some_split() -> Split:

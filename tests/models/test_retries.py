@@ -1,4 +1,4 @@
-"""Where the GPU runs out of memory in the optimizer: the step is repeated, and what torch left half-made is cleared."""
+"""Out of memory in the optimizer: the step is repeated, and what torch left half-made is cleared."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from paths import SHARED
 
 from srsplan.models.data.interactions import Interactions, read_interactions
@@ -43,35 +45,60 @@ def by_user(found: Interactions) -> Lists:
 
 def as_lists(sequences: Sequences) -> list[list[int]]:
     bounds = sequences.offsets.tolist()
-    return [sequences.items[start:end].tolist() for start, end in pairwise(bounds)]
+    return [sequences.values[start:end].tolist() for start, end in pairwise(bounds)]
 
 
 def pairs(holdout: Holdout) -> list[tuple[list[int], int]]:
     return list(zip(as_lists(holdout.histories), holdout.targets.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("quantile", [0.5, 0.9])
-def test_global_time_equals_a_loop_over_users(seed: int, quantile: float) -> None:
-    interactions = made(seed)
-    found = split_global_time(interactions, time_quantile=quantile, validation_share=0.2, seed=seed)
-    times = sorted(time for row in by_user(interactions).values() for time, _ in row)
-    cut = next(time for time in times if sum(other <= time for other in times) >= quantile * len(times))
+histories_of = st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=7), min_size=2)
+"""Users, each a list of (time, item): many equal times and items."""
 
+
+def interactions_of(users: list[list[tuple[int, int]]], timed: bool = True) -> Interactions:
+    rows = [(who, *each) for who, row in enumerate(users) for each in sorted(row, key=lambda each: each[0])]
+    who, times, items = (np.array(column) for column in zip(*rows, strict=True))
+    return Interactions(
+        users=who.astype(np.int32),
+        items=items.astype(np.int32),
+        timestamps=times if timed else None,
+        user_ids=np.arange(len(users)),
+        item_ids=np.arange(5),
+        notes=(),
+    )
+
+
+@settings(deadline=None)
+@given(histories_of, st.sampled_from([0.3, 0.5, 0.9]), st.sampled_from([0.1, 0.5]), st.integers(0, 3))
+def test_global_time_equals_a_loop_over_users(
+    users: list[list[tuple[int, int]]], quantile: float, share: float, seed: int
+) -> None:
+    interactions = interactions_of(users)
+    times = sorted(time for row in users for time, _ in row)
+    cut = next(time for time in times if sum(other <= time for other in times) >= quantile * len(times))
     test, early = [], []
     for row in by_user(interactions).values():
-        items = [item for _, item in row]
-        past = [item for time, item in row if time <= cut]
+        items, past = [item for _, item in row], [item for time, item in row if time <= cut]
         early.append(past)
         if len(past) < len(items) and len(items) > 1:
             test.append((items[:-1], items[-1]))
+    kept = sorted(past for past in early if len(past) >= 2)
+    count = max(1, round(share * len(kept)))
+    if not test or len(kept) <= count:
+        with pytest.raises(InputError, match="leaves no user"):
+            split_global_time(interactions, time_quantile=quantile, validation_share=share, seed=seed)
+        return
+    found = split_global_time(interactions, time_quantile=quantile, validation_share=share, seed=seed)
     assert pairs(found.test) == test
-
-    validating = [(past[:-1], past[-1]) for past in early if len(past) >= 2]
-    assert len(found.validation) == round(0.2 * len(validating))
-    assert all(pair in validating for pair in pairs(found.validation))
+    assert len(found.validation) == count
     held_out = [[*history, target] for history, target in pairs(found.validation)]
-    assert sorted(as_lists(found.train) + held_out) == sorted(past for past in early if len(past) >= 2)
+    assert sorted(as_lists(found.train) + held_out) == kept
+    said = " ".join(found.notes)
+    single = sum(len(past) == 1 for past in early)
+    assert (f"{single} of {single + len(found.train)} users are left out of train" in said) == (single > 0)
+    alone = sum(len(row) == 1 and row[0][0] > cut for row in users)
+    assert (f"{alone} of {len(test) + alone} test users are left out" in said) == (alone > 0)
 
 
 def test_global_time_never_trains_on_what_comes_after_the_cut() -> None:
@@ -88,55 +115,76 @@ def test_global_time_never_trains_on_what_comes_after_the_cut() -> None:
     )
     share = float((interactions.timestamps <= 80).mean())
     found = split_global_time(marked, time_quantile=share, validation_share=0.3)
-    for part in (found.train.items, found.validation.histories.items, found.validation.targets):
+    for part in (found.train.values, found.validation.histories.values, found.validation.targets):
         assert part.max() <= 25
     assert (found.test.targets > 25).all()
-    assert found.test.histories.items.max() > 25
+    assert found.test.histories.values.max() > 25
 
 
-@pytest.mark.parametrize("validation_users", [None, 7])
-def test_leave_one_out_equals_a_loop_over_users(validation_users: int | None) -> None:
-    interactions = made(3, timed=False)
-    found = split_leave_one_out(interactions, validation_users=validation_users)
+@settings(deadline=None)
+@given(histories_of, st.sampled_from([None, 1, 2, 100]), st.integers(0, 3))
+def test_leave_one_out_equals_a_loop_over_users(
+    users: list[list[tuple[int, int]]], validation_users: int | None, seed: int
+) -> None:
+    interactions = interactions_of(users, timed=False)
     rows = [[item for _, item in row] for row in by_user(interactions).values()]
-    assert pairs(found.test) == [(row[:-1], row[-1]) for row in rows if len(row) >= 3]
-    validating = [(row[:-2], row[-2]) for row in rows if len(row) >= 3]
-    if validation_users is None:
-        assert pairs(found.validation) == validating
-    else:
-        assert len(found.validation) == validation_users
-        assert all(pair in validating for pair in pairs(found.validation))
-    trained = [row[:-2] if len(row) >= 3 else row for row in rows]
-    assert as_lists(found.train) == [row for row in trained if len(row) >= 2]
+    trained = [part for part in (row[:-2] if len(row) >= 3 else row for row in rows) if len(part) >= 2]
+    long = [row for row in rows if len(row) >= 3]
+    if not long or not trained:
+        with pytest.raises(InputError, match="leaves no user"):
+            split_leave_one_out(interactions, validation_users=validation_users, seed=seed)
+        return
+    found = split_leave_one_out(interactions, validation_users=validation_users, seed=seed)
+    assert pairs(found.test) == [(row[:-1], row[-1]) for row in long]
+    assert as_lists(found.train) == trained
+    assert len(found.validation) == min(len(long), validation_users or len(long))
+    # in the order of the users, each at most once
+    validating = iter((row[:-2], row[-2]) for row in long)
+    assert all(pair in validating for pair in pairs(found.validation))
     assert LEAK in found.notes
-    short = sum(len(row) < 3 for row in rows)
-    assert any(note.startswith(f"{short} of 60 users have fewer than three") for note in found.notes)
+    short = len(rows) - len(long)
+    said = f"{short} of {len(rows)} users have fewer than three interactions"
+    assert any(note.startswith(said) for note in found.notes) == (short > 0)
 
 
-def test_counts_per_item_equal_a_loop() -> None:
-    found = split(made(5))
+@settings(deadline=None)
+@given(histories_of, st.integers(1, 5))
+def test_notes_and_counts_of_items_equal_loops(users: list[list[tuple[int, int]]], seed: int) -> None:
+    try:
+        found = split_global_time(interactions_of(users), time_quantile=0.5, validation_share=0.3, seed=seed)
+    except InputError:
+        return
     rows = as_lists(found.train)
-    counts = [sum(row.count(item) for row in rows) for item in range(26)]
-    assert found.item_counts.tolist() == counts
-    assert found.users_per_item.tolist() == [sum(item in row for row in rows) for item in range(26)]
-    assert (found.item_counts.dtype, found.users_per_item.dtype) == (np.int64, np.int64)
-
-
-def test_notes_count_cold_and_repeated_targets() -> None:
-    found = split_global_time(made(6), time_quantile=0.3)
-    known = set(found.train.items.tolist())
-    cold = sum(target not in known for target in found.test.targets.tolist())
-    repeated = sum(target in history for history, target in pairs(found.test))
-    text = "\n".join(found.notes)
-    assert repeated
-    assert f"{repeated} of {len(found.test)} test targets are already" in text
-    assert (f"{cold} of {len(found.test)} test targets never occur" in text) == bool(cold)
+    assert found.item_counts.tolist() == [sum(row.count(item) for row in rows) for item in range(6)]
+    assert found.users_per_item.tolist() == [sum(item in row for row in rows) for item in range(6)]
+    known, said = {item for row in rows for item in row}, "\n".join(found.notes)
+    total = len(found.test)
+    counts = {
+        f" of {total} test targets never occur": sum(target not in known for _, target in pairs(found.test)),
+        f" of {total} test targets are already": sum(target in history for history, target in pairs(found.test)),
+        " of 5 items never occur": 5 - len(known),
+    }
+    for sentence, count in counts.items():
+        assert (f"{count}{sentence}" in said) == (count > 0)
+        assert (sentence in said) == (count > 0)
 
 
 def test_seed_chooses_who_validates() -> None:
     one, same, other = (pairs(split(made(), validation_share=0.3, seed=seed).validation) for seed in (1, 1, 2))
     assert one == same
     assert one != other
+    one, same, other = (
+        pairs(split(made(), "leave-one-out", validation_users=9, seed=seed).validation) for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert one != other
+
+
+def test_options_reach_the_split_they_belong_to() -> None:
+    interactions = made()
+    assert split(interactions, time_quantile=0.5).notes == split_global_time(interactions, time_quantile=0.5).notes
+    assert split(interactions, time_quantile=0.5).notes != split(interactions).notes
+    assert len(split(interactions, "leave-one-out", validation_users=3).validation) == 3
 
 
 def test_auto_follows_the_timestamps() -> None:
@@ -165,7 +213,7 @@ def test_movielens_and_video() -> None:
     assert len(found.test) == frame[frame["time"] > cut]["user"].nunique() == 166
     assert len(found.validation) == round(0.05 * (early >= 2).sum())
     assert len(found.train) == (early >= 2).sum() - len(found.validation)
-    assert len(found.train.items) <= early.sum() < 90_100
+    assert len(found.train.values) <= early.sum() < 90_100
     assert untouched(found, movies)
     video = read_interactions(SHARED / "data" / "video.txt")
     found = split(video)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from srsplan.kernels import Sampling, cce_neg, ce_neg
 from srsplan.kernels.dispatch import LossCall
@@ -19,7 +21,7 @@ from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.batches import Batch, cut
 from srsplan.models.errors import InputError
 from srsplan.models.training.inputs import step_inputs
-from srsplan.models.training.step import StepSettings, TrainingStep
+from srsplan.models.training.step import StepInputs, StepSettings, TrainingStep
 from srsplan.profiler.memory.simulate import simulate_step
 
 CPU = torch.device("cpu")
@@ -38,7 +40,7 @@ def some_batch(configuration: Configuration, seed: int = 3) -> Batch:
     return Batch(inputs, targets)
 
 
-def gradients(configuration: Configuration, batch: Batch, parts: int) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(configuration: Configuration, batch: Batch, parts: int) -> tuple[float, dict[str, Tensor]]:
     torch.manual_seed(5)
     step = TrainingStep(configuration, CPU, StepSettings(learning_rate=0.0))
     pieces = (step_inputs(part, configuration.catalog, CPU) for part in cut(batch, parts))
@@ -62,7 +64,7 @@ def test_parts_add_up_to_the_whole_batch(loss: str, parts: int) -> None:
 def test_parts_and_steps_draw_different_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, call = [], LossCall.__call__
 
-    def listening(self: LossCall, *tensors: torch.Tensor) -> torch.Tensor:
+    def listening(self: LossCall, *tensors: Tensor) -> Tensor:
         drawn.append(self.options.sampling.step)
         return call(self, *tensors)
 
@@ -96,6 +98,61 @@ def test_a_step_draws_by_its_sampler(loss: str, sampler: Sampler) -> None:
     assert float(step.loss(batch).detach()) == pytest.approx(float(expected), rel=1e-6)
 
 
+def one_target(configuration: Configuration) -> StepInputs:
+    """One sequence, of which the third position alone has a target: item 1."""
+    inputs = torch.arange(configuration.seq_len)[None] % configuration.catalog
+    return StepInputs(inputs, torch.tensor([2]), torch.tensor([1]))
+
+
+def scores(step: TrainingStep, batch: StepInputs) -> Tensor:
+    """The scores of every item for that target, float64 [V]."""
+    with torch.no_grad():
+        hidden: Tensor = step.model(batch.inputs)[0, 2]
+        return step.model.item_table.double() @ hidden.double()
+
+
+def drawn_losses(step: TrainingStep, batch: StepInputs, draws: int) -> list[float]:
+    with torch.no_grad():
+        return [float(step.loss(batch, draw=draw)) for draw in range(draws)]
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_popularity_draws_by_counts_to_the_power_of_the_exponent(exponent: float) -> None:
+    """With one negative the loss tells which item was drawn: each as often as its share, and worth 1 / share."""
+    counts = np.array([1, 4, 16, 64, 256])
+    configuration = replace(FULL, loss="ce-", catalog=5, negatives=1, sampler="popularity")
+    step = TrainingStep(configuration, CPU, StepSettings(popularity_exponent=exponent), item_counts=counts)
+    batch, shares = one_target(configuration), torch.from_numpy(counts**exponent / (counts**exponent).sum())
+    score = scores(step, batch)
+    worth = torch.log((score.exp() * (1 - shares[1]) / shares) + score[1].exp()) - score[1]
+    worth[1] = 0.0  # the target itself is no negative
+    found = torch.tensor(drawn_losses(step, batch, 800), dtype=torch.float64)
+    distance, item = (found[:, None] - worth).abs().min(1)
+    assert float(distance.max()) < 1e-5
+    drawn = torch.bincount(item, minlength=5) / len(item)
+    assert drawn.tolist() == pytest.approx(shares.tolist(), abs=0.07)
+
+
+def test_popularity_without_counts_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs item_counts"):
+        TrainingStep(replace(FULL, loss="ce-", negatives=5, sampler="popularity"), CPU)
+
+
+def test_bce_skips_a_negative_that_is_the_target() -> None:
+    """Of two items half of the negatives are the target: they count for nothing, the other is pushed down."""
+    configuration = replace(FULL, loss="bce", catalog=2, negatives=1)
+    step = TrainingStep(configuration, CPU)
+    batch = one_target(configuration)
+    other, target = scores(step, batch).tolist()
+    alone = math.log1p(math.exp(-target))
+    found = sorted(drawn_losses(step, batch, 40))
+    assert 8 <= sum(value == pytest.approx(alone, abs=1e-6) for value in found) <= 32
+    for value in found:
+        assert value == pytest.approx(alone, abs=1e-6) or value == pytest.approx(
+            alone + math.log1p(math.exp(other)), abs=1e-6
+        )
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputed_blocks_give_the_same_bits(dropout: float) -> None:
     configuration = replace(FULL, architecture=replace(SIZES, dropout=dropout))
@@ -104,6 +161,16 @@ def test_recomputed_blocks_give_the_same_bits(dropout: float) -> None:
     again_loss, again = gradients(replace(configuration, recompute=True), batch, 1)
     assert again_loss == loss
     assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_recomputes_its_blocks_where_it_is_told_to(recompute: bool) -> None:
+    configuration = replace(FULL, recompute=recompute)
+    step, runs = TrainingStep(configuration, CPU), []
+    for block in step.model.get_submodule("blocks").children():
+        block.register_forward_hook(lambda *_: runs.append(1))
+    step.run(step_inputs(some_batch(configuration), configuration.catalog, CPU))
+    assert len(runs) == SIZES.blocks * (2 if recompute else 1)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -119,18 +186,18 @@ def test_recomputing_takes_less_memory(loss: str) -> None:
 
 
 def test_adamw_decays() -> None:
-    batch = some_batch(FULL)
-    inputs = step_inputs(batch, FULL.catalog, CPU)
-    norms = {}
-    for name in ("adam", "adamw"):
+    """Beside Adam's step every weight shrinks by learning rate x decay, however large its gradient."""
+    inputs, weights = step_inputs(some_batch(FULL), FULL.catalog, CPU), {}
+    for settings in (
+        StepSettings(learning_rate=0.1),
+        StepSettings(optimizer="adamw", learning_rate=0.1, weight_decay=0.5),
+    ):
         torch.manual_seed(1)
-        decay = 0.0 if name == "adam" else 0.9
-        settings = StepSettings(optimizer=name, learning_rate=0.1, weight_decay=decay)  # type: ignore[arg-type]
         step = TrainingStep(FULL, CPU, settings)
-        for _ in range(3):
-            step.run(inputs)
-        norms[name] = float(step.model.item_table.detach().norm())
-    assert norms["adamw"] < 0.99 * norms["adam"]
+        before = step.model.item_table.detach().clone()
+        step.run(inputs)
+        weights[settings.optimizer] = step.model.item_table.detach()
+    torch.testing.assert_close(weights["adamw"], weights["adam"] - 0.05 * before, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def made(tmp_path: Path, frame: pd.DataFrame) -> RunTable:
 def runs_of(name: str, rows: int, seed: int = 0) -> pd.DataFrame:
     random = np.random.default_rng(seed)
     knobs = {c: 2.0 ** random.integers(4, 10, rows) for c in ("batch_size", "max_seq_len", "loss_sample_count")}
-    frame = pd.DataFrame({"dataset": name, **knobs})
+    frame: pd.DataFrame = pd.DataFrame({"dataset": name, **knobs})
     frame[QUALITY] = np.log2(frame["max_seq_len"]) + 0.1 * random.random(rows)
     return frame
 
@@ -255,9 +255,10 @@ def test_intervals_at_the_edges() -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Analysis, float]:
-    """1,200 datasets of three runs, and two of thirty; how long they took in CPU seconds."""
+    """1,200 datasets of three runs, twelve that forests could be fitted to; how long they took in CPU seconds."""
     small = [runs_of(f"d{number:04}", 3, seed=number) for number in range(1200)]
-    table = made(tmp_path_factory.mktemp("many"), pd.concat([*small, runs_of("large", 30), runs_of("vast", 1500)]))
+    large = [runs_of(f"large{number}", 22 + number) for number in range(11)]
+    table = made(tmp_path_factory.mktemp("many"), pd.concat([*small, *large, runs_of("vast", 1500)]))
     begun = time.process_time()
     found = analyze(table, AnalysisOptions(forests=ForestOptions(trees=40, fold_trees=5, shuffles=2)))
     return found, time.process_time() - begun
@@ -265,15 +266,15 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Analysis, float]:
 
 def test_many_datasets_are_analysed_within_limits(many: tuple[Analysis, float]) -> None:
     found, seconds = many
-    assert seconds < 10
+    assert seconds < 20
     assert len(found.datasets) == 1_000 + 1
-    assert found.datasets["large"].forest["ndcg_10"] is not None
+    fitted = [name for name, each in found.datasets.items() if each.forest["ndcg_10"] is not None]
+    assert sorted(fitted) == sorted([*(f"large{number}" for number in range(2, 11)), "vast", "average"])
     vast = found.datasets["vast"].forest["ndcg_10"]
     assert vast is not None
     assert vast.runs == 1_000
     notes = " ".join(found.notes)
-    assert "Only the 1,000 datasets with the most runs of 1,202" in notes
+    assert "Only the 1,000 datasets with the most runs of 1,212" in notes
     assert "Forests are fitted for the 10 datasets with the most runs only" in notes
     assert "Forests see 1,000 runs, drawn at random, of vast" in notes
-    assert "d0000 has 3 runs" in notes
     assert all(len(note) < 400 for note in found.notes)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,11 @@ Call = Callable[..., Ended]
 
 def table_of(names: list[str], rows: int = 4) -> pd.DataFrame:
     random = np.random.default_rng(0)
-    frame = pd.DataFrame({"dataset": np.repeat(names, rows)})
+    frame: pd.DataFrame = pd.DataFrame({"dataset": np.repeat(names, rows)})
     for column in ("batch_size", "max_seq_len", "loss_sample_count"):
         frame[column] = 2 ** random.integers(3, 9, len(frame))
-    return frame.assign(**{QUALITY: random.random(len(frame)), MEMORY: 1 + random.random(len(frame))})
+    frame[QUALITY], frame[MEMORY] = random.random(len(frame)), 1 + random.random(len(frame))
+    return frame
 
 
 def save(path: Path, names: list[str], rows: int = 4) -> Path:
@@ -123,7 +125,7 @@ def test_parquet_of_pandas_with_an_index_text_and_categories(tmp_path: Path) -> 
         load_runs(tmp_path / "nested.parquet")
 
 
-NAMES = ["$x$", "a$", r"$\frac{", r"\alpha_{1}^2", "[red]x[/red]", "[/foo]", "esc\x1b[31m", "日本", "x" * 500, "&<>'"]
+NAMES = ["$x$", "a$", r"$\frac{$", r"\alpha_{1}^2", "[red]x[/red]", "[/foo]", "esc\x1b[31m", "日本", "x" * 500, "&<>'"]
 
 
 @pytest.mark.parametrize("image_format", ["png", "svg"])
@@ -136,6 +138,9 @@ def test_names_of_datasets_may_be_anything(run: Call, tmp_path: Path, image_form
     assert "esc\\x1b[31m" in ended.out
     pictures = {path.name for path in (tmp_path / "out").iterdir()}
     assert pictures == {f"spearman.{image_format}", f"memory_quality.{image_format}"}
+    if image_format == "svg":
+        for path in (tmp_path / "out").iterdir():
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("image_format", ["png", "svg"])
@@ -169,7 +174,7 @@ def test_a_full_disk_is_one_message_and_leaves_the_old_pictures(tmp_path: Path) 
     runs = save(tmp_path / "runs.csv", ["a"], rows=8)
     out = tmp_path / "out"
     code = "from srsplan.planner.cli.app import main; main()"
-    command = [sys.executable, "-c", code, "analyze", runs, "-o", out]
+    command = [sys.executable, "-c", code, "analyze", str(runs), "-o", str(out)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 

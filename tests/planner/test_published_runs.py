@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ROOT, SHARED
 
@@ -18,7 +18,8 @@ import published_runs as example
 
 
 def runs(negatives: float, batch_size: int = 64, length: int = 128) -> pd.DataFrame:
-    return pd.DataFrame({"batch_size": [batch_size], "max_seq_len": [length], example.NS: [negatives]})
+    frame: pd.DataFrame = pd.DataFrame({"batch_size": [batch_size], "max_seq_len": [length], example.NS: [negatives]})
+    return frame
 
 
 def predicted(sizes: example.Dataset, frame: pd.DataFrame, valid: float) -> float:
@@ -34,12 +35,14 @@ def test_the_formula_by_hand() -> None:
     assert predicted(sizes, runs(np.inf), 2000) == pytest.approx(3.5 * table + 10 * tokens * 1000 + body)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([16.0, 512.0, np.inf]), st.floats(0, 1), st.floats(0, 1))
 def test_more_valid_tokens_never_take_less(negatives: float, one: float, other: float) -> None:
     sizes, few, many = example.Dataset(50_000, 50.0), *(64 * 128 * share for share in sorted((one, other)))
     assert predicted(sizes, runs(negatives), few) <= predicted(sizes, runs(negatives), many)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 1.0))
 def test_valid_tokens_are_read_back_from_a_run(fill: float) -> None:
     sizes, frame = example.Dataset(50_000, 50.0), runs(2048)
@@ -64,7 +67,7 @@ def test_what_the_fullest_batch_is_worth() -> None:
 def test_a_file_that_is_no_run_table(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
-    command = [sys.executable, ROOT / "examples" / "published_runs.py", path]
+    command = [sys.executable, str(ROOT / "examples" / "published_runs.py"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "error:" in done.stderr

@@ -145,7 +145,8 @@ def held_out_regrets(public: RunTable) -> pd.DataFrame:
             }
             truth = fits[QUALITY].to_numpy()
             found += [(rule, regret(truth, s, 1), regret(truth, s, 3)) for rule, s in rules.items()]
-    return 100 * pd.DataFrame(found, columns=["rule", "top_1", "top_3"]).groupby("rule").mean()
+    means: pd.DataFrame = 100 * pd.DataFrame(found, columns=["rule", "top_1", "top_3"]).groupby("rule").mean()
+    return means
 
 
 @pytest.mark.evidence

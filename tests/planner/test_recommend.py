@@ -153,12 +153,15 @@ def test_nothing_heavy_is_imported(arguments: list[object], tmp_path: Path) -> N
 
 
 @pytest.mark.evidence
-def test_data_gives_catalog_users_and_real_lengths(run: Run) -> None:
+def test_data_gives_catalog_users_and_real_lengths(run: Run, narrow: None) -> None:
     document = run("recommend", "--data", ML_100K, "--budget", "2GB", "--json").json
     assert document["inputs"]["catalog"] == 1682
     assert document["inputs"]["users"] == 823
     assert "823 training sequences" in document["inputs"]["padding"]
     assert document["inputs"]["notes"]["data"]
+    screen = run("recommend", "--data", ML_100K, "--budget", "2GB").out
+    assert len(screen.splitlines()) <= 30
+    assert "user column 'user_id:token'" in " ".join(screen.split())
     for choice in document["choices"]:
         assert choice["valid_tokens"] < choice["batch_size"] * choice["seq_len"]
         assert choice["epoch_seconds"] is not None
@@ -258,6 +261,7 @@ FITS_NOT = [
     ["--catalog", "1.6M", "--budget", "7.6GB", "--loss", "ce"],
     ["--catalog", "1.6M", "--gpu", "rtx-3050-6gb", "--dim", "512"],
     ["--catalog", "5K", "--budget", "700MB"],
+    ["--catalog", "1.6M", "--gpu", "a100-40gb", "--budget", "5GB"],
 ]
 
 

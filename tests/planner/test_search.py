@@ -90,14 +90,12 @@ def test_whatever_is_recommended_fits(
     assert found.choices or found.near_misses
 
 
-def test_growth_comes_before_the_order() -> None:
-    """Here the third of the coarse grid overtakes the second when both are grown."""
-    same = [
-        choice.configuration
-        for choice in found_for(space_of(1_600_000), 8).choices
-        if choice.configuration.loss == "cce-"
-    ]
-    assert len({each.balance for each in same}) > 1
+@pytest.mark.parametrize("gigabytes", [8, 8.2])
+def test_growth_comes_before_the_order(gigabytes: float) -> None:
+    """With 8.2 GB the second of the coarse grid overtakes the first when both are grown."""
+    found = found_for(space_of(1_600_000, ("cce-",)), gigabytes)
+    same = [choice.configuration for choice in found.choices]
+    assert len({each.balance for each in same}) == len(same) == 3
     assert in_stated_order(same)
 
 
@@ -117,7 +115,7 @@ def test_evaluation_takes_as_many_users_as_training_leaves_room_for() -> None:
     space = space_of(30_000, ("cce-",))
     tight, wide = prices_of(space, 0.75), prices_of(space, 40)
     seen = set()
-    for batch_size, seq_len in ((16, 16), (16, 64), (64, 64), (256, 32), (2048, 128)):
+    for batch_size, seq_len in ((1, 512), (16, 16), (16, 64), (64, 64), (256, 32), (2048, 128)):
         configuration = space.configuration("cce-", batch_size, seq_len, 32)
         training = int(MODEL.allocated([configuration])[0])
         for prices, floor in ((tight, 1), (wide, 64)):
@@ -185,3 +183,24 @@ def test_a_choice_that_does_not_run_is_left_out() -> None:
         if kept:
             assert checked.choices[0].confirmed is not None
             assert checked.choices[0].confirmed.fits
+
+
+def test_remembered_evaluations_are_those_of_a_fresh_model() -> None:
+    """Configurations that differ in one thing each, asked twice."""
+    base = {"dim": 64, "heads": 2, "seq_len": 64, "precision": "fp16", "batch_size": 64, "catalog": 40_000, "blocks": 1}
+    changes: list[dict[str, Any]] = [
+        {}, {"dim": 128}, {"heads": 4}, {"seq_len": 200}, {"precision": "fp32"}, {"batch_size": 512},
+        {"catalog": 90_000}, {"blocks": 3}, {"dim": 128, "seq_len": 200},
+    ]  # fmt: skip
+    shared = MemoryModel()
+    for _ in range(2):
+        for change in changes:
+            sizes: dict[str, Any] = {**base, **change}
+            configuration = Configuration(
+                loss="cce", catalog=sizes["catalog"], batch_size=sizes["batch_size"], seq_len=sizes["seq_len"],
+                architecture=Architecture(dim=sizes["dim"], blocks=sizes["blocks"], heads=sizes["heads"]),
+                precision=sizes["precision"],
+            )  # fmt: skip
+            for users, pairs in ((64, 640), (256, 640), (256, 90_000)):
+                fresh = MemoryModel().evaluation(configuration, users, pairs)
+                assert shared.evaluation(configuration, users, pairs) == fresh

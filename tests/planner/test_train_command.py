@@ -172,3 +172,14 @@ def test_a_kernel_that_cannot_run_is_refused_before_anything_is_written(
     assert done.code == 2
     assert phrase in done.message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["epochs", "patience", "seq-len", "batch-size", "tokens-per-set", "validation-users", "min-item", "micro-batches"],
+)
+def test_numbers_beyond_any_machine_are_refused(train_on: Run, tmp_path: Path, option: str) -> None:
+    done = train_on(*TINY, f"--{option}", "9" * 400, "-o", "out")
+    assert done.code == 2
+    assert f"--{option}" in done.message
+    assert not (tmp_path / "out").exists()

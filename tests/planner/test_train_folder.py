@@ -1,4 +1,4 @@
-"""What `srsplan train` may write into, delete, and go on with: never anything of the user's."""
+"""The folders that `srsplan train` writes into, deletes from and goes on with: it destroys nothing of the user's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from command import Ended
 from small_runs import contents, walks
 
@@ -85,6 +86,21 @@ def test_wrong_arguments_never_cost_the_old_run(train: Run, out: Path, wrong: li
     before = contents(out)
     done = train("--overwrite", *wrong)
     assert done.code == 2, done.err
+    assert contents(out) == before
+
+
+def test_a_model_that_cannot_be_built_never_costs_the_old_run(
+    train: Run, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU runs out of memory while the tables are made: the old run is deleted after that, not before."""
+    assert train().code == 0
+    before = contents(out)
+
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("srsplan.models.training.run.build", full)
+    assert train("--overwrite").code == 4
     assert contents(out) == before
 
 

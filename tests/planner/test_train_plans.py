@@ -156,9 +156,9 @@ def test_the_time_is_said_first_and_a_long_run_comes_with_a_smaller_one(
     done = run("train", "--data", data, *arguments)
     assert done.code == 0, done.err
     said = done.err.splitlines()
-    assert said[0].startswith("on this CPU an epoch takes about ")
-    assert said[1].startswith("a smaller run takes about ")
-    words = shlex.split(said[2])
+    assert said[1].startswith("on this CPU an epoch takes about ")
+    assert said[2].startswith("a smaller run takes about ")
+    words = shlex.split(said[3])
     assert words[:4] == ["srsplan", "train", "--data", str(data)]
     assert words[words.index("--output") + 1] == "a b-small"
     again = run(*words[1:])

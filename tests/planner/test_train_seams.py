@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from small_runs import walks
 
-from srsplan.kernels.samplers.alias import popularity
+from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Holdout, split
 from srsplan.models.sasrec import Block, SASRec
@@ -50,7 +50,7 @@ def ndcg(weights: dict[str, torch.Tensor], holdout: Holdout, ks: int = 10) -> fl
     gains = []
     for user, target in enumerate(holdout.targets):
         bounds = holdout.histories.offsets[user : user + 2]
-        history = torch.from_numpy(holdout.histories.items[bounds[0] : bounds[1]].astype(np.int64)) - 1
+        history = torch.from_numpy(holdout.histories.values[bounds[0] : bounds[1]].astype(np.int64)) - 1
         with torch.no_grad():
             scores = model.item_table @ model(history[None, -8:])[0, -1]
         scores[history] = -torch.inf

@@ -6,7 +6,7 @@ import csv
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_model import Measured, trace
 from paths import SHARED
@@ -30,8 +30,10 @@ def table(name: str) -> list[dict[str, str]]:
 
 
 def measured(row: dict[str, str]) -> Measured:
-    sizes = (int(row[name]) for name in ("catalog", "batch_size", "seq_len", "negatives"))
-    return Measured(row["loss"], *sizes, row["amp"], row["adam"])
+    return Measured(
+        loss=row["loss"], catalog=int(row["catalog"]), batch_size=int(row["batch_size"]), seq_len=int(row["seq_len"]),
+        negatives=int(row["negatives"]), precision=row["amp"], optimizer=row["adam"],
+    )  # fmt: skip
 
 
 def starts(recorded: Trace) -> list[int]:
@@ -94,6 +96,7 @@ def test_which_of_40_caps_fit() -> None:
 SIZES = st.one_of(st.integers(1, 4000), st.integers(1, 3 * MIB), st.integers(1, 90 * MIB))
 
 
+@settings(deadline=None)
 @given(
     steps=st.lists(st.tuples(SIZES, st.integers(0, 5)), max_size=60),
     expandable=st.booleans(),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +21,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from srsplan.kernels import ce
+from srsplan.kernels.losses import CE, CE_NEG
 from srsplan.models.errors import InputError
-from srsplan.planner.cli.bench import Wishes, _CsvFile, _row, _shapes, _tables, _unsteady, parse_shape
-from srsplan.profiler.bench import losses as bench
+from srsplan.planner.cli.bench import parse_shape
+from srsplan.planner.cli.bench_screen import tables, unsteady
 from srsplan.profiler.bench import peers as bench_peers
+from srsplan.profiler.bench.bout import Bout, Request, chosen_shapes, run_all
 from srsplan.profiler.bench.ceilings import Ceilings, floor_ms
-from srsplan.profiler.bench.losses import SHAPES, Contestant, Measurement, Shape
+from srsplan.profiler.bench.contestants import Contestant, contestants
+from srsplan.profiler.bench.contestants import Run as RunLoss
+from srsplan.profiler.bench.inputs import make_inputs
+from srsplan.profiler.bench.measuring import Measurement, measure
+from srsplan.profiler.bench.predicted import ledger_bytes
+from srsplan.profiler.bench.results import Result, ResultsFile
+from srsplan.profiler.bench.shapes import SHAPES, Shape
 
 Run = Callable[..., Ended]
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -59,29 +72,20 @@ def test_it_runs_and_says_on_what(run: Run, tmp_path: Path) -> None:
     assert {row["torch"] for row in kept} == {torch.__version__}
 
 
-def test_the_screen_puts_forms_of_one_function_side_by_side(run: Run) -> None:
-    done = run("bench", "--shapes", "64x300x16x8", "--logits", "trained", "--losses", "ce-", "--repeats", 1)
-    assert "64x300x16x8, trained logits, sampled softmax" in done.out
-    assert "full softmax" not in done.out
-    assert "loss off" not in done.out
-    assert "Triton cce-, 32 a set: absent, runs on CUDA" in " ".join(done.out.split())
-
-
 def test_figures_are_whole_on_80_columns_and_tables_in_the_order_asked_for() -> None:
-    ceilings = Ceilings(product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=5e8)
-    figures = {"forward_ms": 123_456.7, "total_ms": 654_321.9, "value": 12.3, "loss_error": 0.0213}
-    rows = [
-        _row(
-            Measurement(
-                shape=SHAPES[name], logits="trained", contestant="torch 2.13.0 linear_cross_entropy", loss="ce",
+    figures: dict[str, Any] = {"forward_ms": 123_456.7, "total_ms": 654_321.9, "value": 12.3, "loss_error": 0.0213}
+    results = [
+        Result(
+            times_the_floor=1.5,
+            measured=Measurement(
+                shape=SHAPES[name], logits="trained", contestant="torch 2.13.0 linear_cross_entropy", loss=CE,
                 tokens_per_set=1, status="ok", peak_bytes=130 * GIB, **figures
             ),
-            ceilings,
         )
         for name in ("zvuk", "beauty")
     ]  # fmt: skip
     screen = Console(width=80, record=True, file=io.StringIO())
-    for table in _tables(rows):
+    for table in tables(results):
         screen.print(table)
     text = screen.export_text()
     assert "…" not in text
@@ -101,9 +105,11 @@ def test_figures_are_whole_on_80_columns_and_tables_in_the_order_asked_for() -> 
         (["--losses", "ce,bpr"], "unknown --losses 'bpr'"),
         (["--logits", "sharp"], "unknown --logits 'sharp'"),
         (["--dtype", "fp8"], "unknown --dtype 'fp8'"),
+        (["--dtype", "fp16,bf16"], "unknown --dtype 'fp16,bf16'"),
+        (["--shapes", ""], "unknown shape ''"),
         (["--device", "tpu"], "unknown --device 'tpu'"),
         (["--scale", "-0.5"], "--scale -0.5 is outside"),
-        (["--repeats", "0"], "repeats 0"),
+        (["--repeats", "0"], "--repeats 0 is outside 1..1000"),
         (["-o", "no/folder/x.csv"], "no/folder/x.csv"),
     ],
 )
@@ -114,25 +120,69 @@ def test_bad_input_is_one_clear_message(run: Run, arguments: list[str], phrase: 
     assert "Traceback" not in done.err
 
 
-def test_a_file_that_exists_is_left_alone(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "old.csv").write_text("precious\n")
-    done = run("bench", "--shapes", "64x300x16x8", "-o", "old.csv")
-    assert (done.code, (tmp_path / "old.csv").read_text()) == (2, "precious\n")
+@pytest.mark.parametrize("kind", ["file", "empty file", "pipe", "device", "folder", "nothing"])
+def test_an_output_that_is_there_is_left_alone_and_refused_before_any_work(run: Run, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "old.csv"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind in ("file", "empty file"):
+        path.write_text("precious\n" if kind == "file" else "")
+    given = {"device": "/dev/full", "nothing": ""}.get(kind, "old.csv")
+    done = run("bench", "--shapes", "64x300x16x8", "-o", given)
+    assert (done.code, done.out) == (2, "")
+    assert "error:" in done.err
+    if kind == "file":
+        assert path.read_text() == "precious\n"
+    assert [each.name for each in tmp_path.iterdir()] == ([] if kind in ("device", "nothing") else ["old.csv"])
 
 
 def test_a_result_is_on_disk_before_the_next_begins(tmp_path: Path) -> None:
     path = tmp_path / "bench.csv"
-    with _CsvFile(path) as file:
+    with ResultsFile(path) as file:
         for count in (1, 2):
             file.add({"contestant": "eager ce", "total_ms": count})
             assert len(path.read_text().splitlines()) == 1 + count
+    assert file.failure is None
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+sys.argv = ["srsplan", *sys.argv[1:]]
+from srsplan.planner.cli.app import main
+main()
+"""
+
+
+def test_a_full_disk_loses_no_result(tmp_path: Path) -> None:
+    """A real limit on the size of files: whole lines stay, everything is on the screen, and the exit code says so."""
+    arguments = ["bench", "--shapes", "64x300x16x8", "--logits", "random", "--repeats", "1", "-o", "x.csv", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert len(results) == len(contestants(CPU))
+    with (tmp_path / "x.csv").open(newline="") as lines:
+        kept = list(csv.DictReader(lines))
+    assert 0 < len(kept) < len(results)
+    assert [row["contestant"] for row in kept] == [row["contestant"] for row in results[: len(kept)]]
+    assert all(row["dtype"] == "fp32" for row in kept)
+    said = " ".join(done.stderr.split())
+    assert f"cannot write x.csv: File too large; the first {len(kept)} results are in it" in said
+    assert "Traceback" not in said
 
 
 def test_times_that_say_little_are_called_so() -> None:
-    steady = {"status": "ok", "fastest_ms": 1.0, "slowest_ms": 1.5}
-    wild, absent = {**steady, "slowest_ms": 9.0}, {"status": "absent", "fastest_ms": None, "slowest_ms": None}
-    assert _unsteady([steady, wild, absent]) == _unsteady([absent]) == ""
-    assert _unsteady([wild, wild, steady]).startswith("repeats of 2 of 3 times differ more than 2-fold")
+    steady = Measurement(
+        shape=TINY, logits="random", contestant="", loss=CE, tokens_per_set=1, status="ok", fastest_ms=1.0,
+        slowest_ms=1.5,
+    )  # fmt: skip
+    wild, absent = replace(steady, slowest_ms=9.0), replace(steady, status="absent", fastest_ms=None, slowest_ms=None)
+    assert unsteady([steady, wild, absent]) == unsteady([absent]) == ""
+    assert unsteady([wild, wild, steady]).startswith("repeats of 2 of 3 times differ more than 2-fold")
 
 
 @given(st.integers(1, 10**7), st.integers(2, 10**7), st.integers(1, 128), st.integers(1, 4096))
@@ -146,8 +196,8 @@ def test_shapes_read_back(tokens: int, catalog: int, eighths: int, negatives: in
         assert parse_shape(text) == expected
 
 
-def entrant(run: bench.Run, name: str = "other") -> Contestant:
-    return Contestant(name=name, loss="ce", run=run, ours=False)
+def entrant(run: RunLoss, name: str = "other") -> Contestant:
+    return Contestant(name=name, loss=CE, run=run, ours=False)
 
 
 def broken(*_: object) -> torch.Tensor:
@@ -162,36 +212,38 @@ def broken(*_: object) -> torch.Tensor:
         (lambda *_: torch.empty(1 << 60), ("oom", "out of memory")),
     ],
 )
-def test_what_fails_is_a_result(run: bench.Run, expected: tuple[str, str]) -> None:
-    inputs = bench.make_inputs(TINY, "random", torch.float32, CPU)
-    found = bench.measure(entrant(run), inputs, TINY, "random", lambda: GIB)
+def test_what_fails_is_a_result(run: RunLoss, expected: tuple[str, str]) -> None:
+    inputs = make_inputs(TINY, "random", torch.float32, CPU)
+    found = measure(entrant(run), inputs, TINY, "random", lambda: GIB)
     assert ((found.status, found.reason), found.total_ms) == (expected, None)
 
 
 def test_what_does_not_fit_is_not_run() -> None:
-    inputs = bench.make_inputs(TINY, "random", torch.float32, CPU)
-    found = bench.measure(bench.contestants(CPU)[0], inputs, TINY, "random", lambda: 1000)
+    inputs = make_inputs(TINY, "random", torch.float32, CPU)
+    found = measure(contestants(CPU)[0], inputs, TINY, "random", lambda: 1000)
     assert (found.status, found.total_ms) == ("oom", None)
     assert found.reason.startswith("needs ")
 
 
 def test_the_others_run_after_a_failure_and_a_wrong_loss_shows() -> None:
-    wrong = entrant(lambda inputs, shape: 1.5 * bench.eager.ce(inputs.hidden, inputs.table, inputs.targets), "wrong")
-    entrants = [entrant(broken), bench.contestants(CPU)[0], wrong]
-    bout = bench.Bout(shapes=[TINY], logits=["random"], entrants=entrants, dtype=torch.float32, device=CPU, repeats=1)
+    wrong = entrant(lambda inputs, shape: 1.5 * ce(inputs.hidden, inputs.table, inputs.targets), "wrong")
+    entrants = [entrant(broken), contestants(CPU)[0], wrong]
+    bout = Bout(shapes=[TINY], logits=["random"], entrants=entrants, dtype=torch.float32, device=CPU, repeats=1)
     announced: list[str] = []
-    failed, eager, off = bench.run_all(bout, lambda: GIB, announced.append)
+    failed, eager, off = run_all(bout, lambda: GIB, announced.append)
     assert [failed.status, eager.status, off.status] == ["failed", "ok", "ok"]
-    assert (failed.loss_error, eager.loss_error, off.loss_error) == (None, 0, pytest.approx(0.5))
+    assert failed.loss_error is None
+    assert eager.loss_error == 0
+    assert off.loss_error == pytest.approx(0.5)
     assert announced == ["tiny: random inputs", "tiny: other", "tiny: eager ce", "tiny: wrong"]
 
 
 def test_inputs_that_cannot_be_made_are_everyones_result() -> None:
     huge = replace(TINY, tokens=1 << 55)
-    absent = Contestant(name="absent", loss="ce", absent="not here", ours=False)
+    absent = Contestant(name="absent", loss=CE, absent="not here", ours=False)
     entrants = [entrant(broken), absent]
-    bout = bench.Bout(shapes=[huge, TINY], logits=["random"], entrants=entrants, dtype=torch.float32, device=CPU)
-    found = list(bench.run_all(bout, lambda: GIB, lambda _: None))
+    bout = Bout(shapes=[huge, TINY], logits=["random"], entrants=entrants, dtype=torch.float32, device=CPU)
+    found = list(run_all(bout, lambda: GIB, lambda _: None))
     assert [each.status for each in found] == ["oom", "absent", "failed", "absent"]
     assert found[0].reason == "making the inputs: out of memory"
 
@@ -205,7 +257,7 @@ def test_a_peer_that_is_not_there_says_how_to_get_it() -> None:
 def test_torchs_peer_is_the_chunked_form_not_eager() -> None:
     """Without options it is eager `ce` under another name; 8,192 x 4,096 logits would be 128 MiB."""
     sized = Shape(name="", tokens=8192, catalog=4096, negatives=8, dim=16)
-    inputs = bench.make_inputs(sized, "random", torch.float32, CPU)
+    inputs = make_inputs(sized, "random", torch.float32, CPU)
     peer = next(each for each in bench_peers.peers(CPU) if each.name.startswith("torch"))
     largest = 0
 
@@ -221,30 +273,30 @@ def test_torchs_peer_is_the_chunked_form_not_eager() -> None:
     with Largest():
         value = peer.run(inputs, sized)
     assert largest < 4 * sized.tokens * sized.catalog
-    eager = bench.eager.ce(inputs.hidden, inputs.table, inputs.targets)
+    eager = ce(inputs.hidden, inputs.table, inputs.targets)
     assert float(value.detach()) == pytest.approx(float(eager.detach()), rel=1e-4)
 
 
 def test_trained_like_logits_are_what_they_say() -> None:
     """The target has a tenth of the softmax on average; targets are Zipf's: the first of 2,000 items has 12%."""
     shape = Shape(name="", tokens=4096, catalog=2000, negatives=8, dim=64)
-    inputs = bench.make_inputs(shape, "trained", torch.float32, CPU)
+    inputs = make_inputs(shape, "trained", torch.float32, CPU)
     with torch.no_grad():
         share = torch.softmax(inputs.hidden @ inputs.table.T, 1).gather(1, inputs.targets[:, None])
     assert 0.07 < float(share.mean()) < 0.14
     assert 0.10 < float((inputs.targets == 0).float().mean()) < 0.15
-    again = bench.make_inputs(shape, "trained", torch.float32, CPU)
+    again = make_inputs(shape, "trained", torch.float32, CPU)
     assert torch.equal(inputs.hidden, again.hidden)
 
 
 def test_the_floor_by_hand() -> None:
     ceilings = Ceilings(product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=5e8)
     shape = Shape(name="", tokens=1000, catalog=50_000, negatives=99, dim=256)
-    assert floor_ms(shape, "ce", 1, ceilings) == pytest.approx(1e3 * 8 * 1000 * 50_000 * 256 / 1e12)
+    assert floor_ms(shape, CE, 1, ceilings) == pytest.approx(1e3 * 8 * 1000 * 50_000 * 256 / 1e12)
     rows = 1000 * 99
-    assert floor_ms(shape, "ce-", 1, ceilings) == pytest.approx(1e3 * (2 * rows / 1e9 + rows / 5e8))
+    assert floor_ms(shape, CE_NEG, 1, ceilings) == pytest.approx(1e3 * (2 * rows / 1e9 + rows / 5e8))
     products = 8 * 1000 * 100 * 256 / 1e12
-    assert floor_ms(shape, "ce-", 500, ceilings) == pytest.approx(1e3 * max(products, 2 * (2 * 99 / 1e9 + 99 / 5e8)))
+    assert floor_ms(shape, CE_NEG, 500, ceilings) == pytest.approx(1e3 * max(products, 2 * (2 * 99 / 1e9 + 99 / 5e8)))
 
 
 def test_the_ledger_knows_what_operators_allocate_inside() -> None:
@@ -252,16 +304,16 @@ def test_the_ledger_knows_what_operators_allocate_inside() -> None:
     shape = Shape(name="", tokens=4096, catalog=50_000, negatives=512)
     table, hidden = shape.catalog * shape.dim, 2 * shape.tokens * shape.dim
     expected = {"Triton cce-": 6, "Triton cce-, repeatable": 14, "Triton cce-, no copy of the table": 4}
-    found = {each.name: each for each in bench.contestants(META) if each.tokens_per_set == 32}
+    found = {each.name: each for each in contestants(META) if each.tokens_per_set == 32}
     for name, bytes_each in expected.items():
-        size = bench.ledger_bytes(found[name], shape, torch.float16)
+        size = ledger_bytes(found[name], shape, torch.float16)
         assert size == pytest.approx(bytes_each * table + hidden, rel=0.01), name
 
 
 def test_megamarket_needs_less_than_two_and_a_half_gib() -> None:
     """The published kernel needs 25."""
-    entrant = next(each for each in bench.contestants(META) if each.name.endswith("no copy of the table"))
-    size = bench.ledger_bytes(entrant, SHAPES["megamarket"], torch.float16)
+    entrant = next(each for each in contestants(META) if each.name.endswith("no copy of the table"))
+    size = ledger_bytes(entrant, SHAPES["megamarket"], torch.float16)
     assert size is not None
     assert size <= 2.5 * GIB
 
@@ -275,17 +327,31 @@ def test_scaling_keeps_a_shape_possible() -> None:
     assert replace(small, name="") == replace(SHAPES["30music"].scaled(0.001), name="")
 
 
-def wishes(**given: Any) -> Wishes:
-    blank: dict[str, Any] = dict.fromkeys(("shapes", "scale", "dtype", "repeats"))
-    return Wishes(**{**blank, "losses": ("ce",), "logits": ("random",), "peers": False, "device": "cpu", **given})
+def request(names: str | None = None, scale: float | None = None) -> Request:
+    return Request(
+        shapes=[parse_shape(name) for name in names.split(",")] if names else [], scale=scale, losses=("ce",),
+        logits=("random",), peers=False, dtype=None, device="cpu", repeats=None,
+    )  # fmt: skip
 
 
-def test_named_shapes_are_a_hundredth_on_a_cpu_and_said(capsys: pytest.CaptureFixture[str]) -> None:
-    named, custom = _shapes(wishes(shapes="beauty,96x700x32x20"), on_cpu=True)
+def test_named_shapes_are_a_hundredth_on_a_cpu() -> None:
+    (named, custom), scaled = chosen_shapes(request("beauty,96x700x32x20"), on_cpu=True)
     assert (named.name, named.tokens, named.catalog) == ("beauty x 0.01", 328, 1760)
-    assert custom.tokens == 96
-    assert "on a CPU beauty: 0.01 of the tokens and items; --scale 1 takes all" in capsys.readouterr().err
-    assert _shapes(wishes(shapes="beauty", scale=1.0), on_cpu=True) == [SHAPES["beauty"]]
-    assert _shapes(wishes(), on_cpu=False) == list(SHAPES.values())
-    assert len(_shapes(wishes(), on_cpu=True)) == 2
-    assert capsys.readouterr().err == ""
+    assert (custom.tokens, scaled) == (96, ["beauty"])
+    assert chosen_shapes(request("beauty", 1.0), on_cpu=True) == ([SHAPES["beauty"]], [])
+    assert chosen_shapes(request(), on_cpu=False) == (list(SHAPES.values()), [])
+    assert len(chosen_shapes(request(), on_cpu=True)[0]) == 2
+
+
+def test_the_screen_puts_forms_of_one_function_side_by_side_and_says_what_is_scaled(run: Run) -> None:
+    done = run("bench", "--shapes", "ml20m", "--losses", "ce-", "--logits", "trained", "--repeats", 1)
+    assert "on a CPU ml20m: 0.01 of the tokens and items; --scale 1 takes all" in done.message
+    assert "ml20m x 0.01, trained logits, sampled softmax" in done.out
+    assert "full softmax" not in done.out
+    assert "loss off" not in done.out
+    assert "Triton cce-, 32 a set: absent, runs on CUDA" in " ".join(done.out.split())
+
+
+def test_shapes_without_a_name_are_what_they_say() -> None:
+    for shape in chosen_shapes(request(), on_cpu=True)[0]:
+        assert parse_shape(shape.name) == shape

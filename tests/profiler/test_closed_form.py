@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_steps import random_steps
 
+from srsplan.kernels.chunking import RANKING_CHUNK_ELEMENTS, ranking_chunk_items
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration, Precision
 from srsplan.models.errors import InputError
 from srsplan.planner.several_gpus import exchange_bytes, layouts
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.allocator import replay
-from srsplan.profiler.memory.derive import derive_step
+from srsplan.profiler.memory.derive import derive_evaluation, derive_step
 from srsplan.profiler.memory.generic_sizes import Kind
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.memory.program import Process, Program, flat, looped
@@ -68,8 +69,22 @@ def test_a_program_reserves_what_the_trace_does(loss: str, precision: Precision)
 @pytest.mark.parametrize("catalog", [900, 300_000, 1_600_000])
 def test_evaluation_equals_the_ledger(users: int, catalog: int) -> None:
     configuration = Configuration(loss="cce", catalog=catalog, batch_size=32, seq_len=200)
-    ledger = simulate_evaluation(configuration, EvaluationSizes(users=users, seen_pairs=users * 200)).allocated_bytes
-    assert MODEL.evaluation(configuration, users, users * 200) == pytest.approx(ledger, rel=0.005)
+    for pairs in (users * 200, 0):  # 0: nothing is filtered
+        ledger = simulate_evaluation(configuration, EvaluationSizes(users=users, seen_pairs=pairs)).allocated_bytes
+        assert MODEL.evaluation(configuration, users, pairs) == pytest.approx(ledger, rel=0.005)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_evaluation_is_planned_with_fp32_scores_and_their_keys(precision: Precision) -> None:
+    """12 bytes for every user and item of a chunk, in any precision; no scores in 16 bit."""
+    configuration = Configuration(loss="cce", catalog=300_000, batch_size=32, seq_len=20, precision=precision)
+    trace = simulate_evaluation(configuration, EvaluationSizes(users=64, seen_pairs=640)).trace
+    shape = (64, ranking_chunk_items(64, 300_000))
+    found = {allocation.dtype for allocation in trace.allocations if allocation.shape == shape}
+    assert found == {"torch.float32", "torch.int32", "torch.int64"}
+    largest = trace.peak(trace.start_of("evaluation")).live
+    assert sum(each.requested_bytes for each in largest if each.shape == shape) == 12 * shape[0] * shape[1]
+    assert 12 * shape[0] * shape[1] <= 12 * RANKING_CHUNK_ELEMENTS == 192 << 20
 
 
 @pytest.mark.parametrize(("loss", "precision", "blocks", "many"), [("ce", "fp16", 2, False), ("cce-", "bf16", 1, True)])
@@ -83,6 +98,14 @@ def test_the_shipped_file_is_what_the_ledger_says_today(
     if sys.version_info < (3, 11):  # it frees two temporaries of a line in the other order
         derived = replace(derived, first=shipped.first, step=shipped.step)
     assert derived == shipped
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_shipped_evaluation_is_what_the_ledger_says_today(many: bool) -> None:
+    derived = derive_evaluation("bf16", 2, many)
+    configuration = Configuration(loss="cce", catalog=9, batch_size=1, seq_len=1, precision="bf16")
+    shipped = MODEL.program("evaluation", configuration, many)
+    assert Program.from_document(json.loads(json.dumps(derived.to_document()))) == shipped
 
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 9)))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -219,6 +219,7 @@ def test_text_that_is_no_cards_name_selects_none(name: str) -> None:
             assert len(caught.value.message) < 300
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_card_or_an_input_error(text: str) -> None:
     assert meant_by(text)

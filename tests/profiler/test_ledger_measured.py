@@ -19,7 +19,8 @@ def rows() -> list[dict[str, str]]:
 @pytest.mark.evidence
 @pytest.mark.parametrize("row", rows(), ids=lambda row: "-".join(list(row.values())[:7]))
 def test_allocated_peak_equals_the_gpu(row: dict[str, str]) -> None:
-    sizes = (int(row[name]) for name in ("catalog", "batch_size", "seq_len", "negatives"))
-    recorded, second_step = trace(Measured(row["loss"], *sizes, row["amp"], row["adam"]))
+    catalog, batch_size, seq_len, negatives = (int(row[n]) for n in ("catalog", "batch_size", "seq_len", "negatives"))
+    step = Measured(row["loss"], catalog, batch_size, seq_len, negatives, row["amp"], row["adam"])
+    recorded, second_step = trace(step)
     measured = int(row["allocated_peak_bytes"])
     assert recorded.peak(second_step).allocated_bytes == pytest.approx(measured, rel=0.005)

@@ -14,6 +14,7 @@ from probe_records import CONFIGURATION
 from torch import Tensor
 
 from srsplan.models.sasrec import SASRec
+from srsplan.models.training.ranking import rank
 from srsplan.models.training.step import StepInputs, TrainingStep
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes import cuda_child
@@ -144,7 +145,7 @@ def test_probes_under_different_caps_are_different_probes() -> None:
 def test_a_probe_runs_as_many_steps_as_it_is_told_and_ranks_so_many_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps of warm-up, what was asked for, and one step after the evaluation."""
     steps, users = [], []
-    run_parts, rank = TrainingStep.run_parts, cuda_child.rank
+    run_parts = TrainingStep.run_parts
 
     def counted(step: TrainingStep, parts: list[StepInputs], targets: int) -> Tensor:
         steps.append(len(parts))

@@ -147,6 +147,8 @@ def test_times_of_another_card_are_transferred_and_labelled() -> None:
     assert found.step_ms_median is not None
     assert found.step_ms_median >= 10.0
     assert scaled_time(record(5), [other], find_gpu("a100-40gb")).step_ms_median is None
+    unknown = other.changed(gpu="l20")  # a card whose speed is not in the catalogue
+    assert scaled_time(record(4), [unknown], find_gpu("a100-40gb")).step_ms_median is None
 
 
 ARGUMENTS = (

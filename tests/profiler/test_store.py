@@ -191,6 +191,7 @@ def test_a_link_to_a_profile_is_the_profile_also_for_the_lock(tmp_path: Path) ->
     assert len(load(path).records) == 2
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**50 - 2), st.floats(1e-3, 1e9), st.text(max_size=40))
 def test_a_record_is_read_as_it_was_written(size: int, step_ms: float, text: str) -> None:
     text = text.encode("utf-8", "replace").decode()

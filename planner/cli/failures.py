@@ -17,7 +17,7 @@ from srsplan.planner.cli import console
 EXTRAS = {
     "train": ("torch", "triton", "safetensors"),
     "data": ("pandas", "pyarrow"),
-    "analyze": ("scipy", "sklearn", "matplotlib"),
+    "analyze": ("scipy", "sklearn", "matplotlib", "joblib"),
 }
 """Packages that a plain install leaves out, by the extra that brings them."""
 EXTRA_OF_VERB = {"train": "train", "profile": "train", "bench": "bench", "analyze": "analyze"}

@@ -168,7 +168,7 @@ def test_a_step_recomputes_its_blocks_where_it_is_told_to(recompute: bool) -> No
     configuration = replace(FULL, recompute=recompute)
     step, runs = TrainingStep(configuration, CPU), []
     for block in step.model.get_submodule("blocks").children():
-        block.register_forward_hook(lambda *_: runs.append(1))
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
     step.run(step_inputs(some_batch(configuration), configuration.catalog, CPU))
     assert len(runs) == SIZES.blocks * (2 if recompute else 1)
 

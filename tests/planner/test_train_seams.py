@@ -163,17 +163,24 @@ def test_a_plans_recomputation_is_done(
     assert calls["block"] == times * calls["batch"] > 0
 
 
-def test_expandable_segments_are_on_before_training(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every plan assumes them, beside whatever else the user has set; what the user says about them stays."""
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
-    for told, expected in (
-        ("", "expandable_segments:True"),
-        ("max_split_size_mb:64", "max_split_size_mb:64,expandable_segments:True"),
-        ("expandable_segments:False", "expandable_segments:False"),
-    ):
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = told
-        assert train("--loss", "cce", "--epochs", 1, "--overwrite").code == 0
-        assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == expected
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (None, {"expandable_segments:True"}),
+        ("max_split_size_mb:64", {"max_split_size_mb:64", "expandable_segments:True"}),
+        ("expandable_segments:False", {"expandable_segments:False"}),
+    ],
+)
+def test_expandable_segments_are_on_before_training(
+    train: Run, monkeypatch: pytest.MonkeyPatch, before: str | None, words: set[str]
+) -> None:
+    """Every plan assumes them; whatever else the user has set stays, and so does a choice against them."""
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", before or "")
+    if before is None:
+        monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    assert train("--loss", "cce", "--epochs", 1).code == 0
+    assert set(os.environ["PYTORCH_CUDA_ALLOC_CONF"].split(",")) == words
 
 
 @pytest.mark.parametrize("exponent", [None, 0.0, 2.0])

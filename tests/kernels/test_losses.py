@@ -119,6 +119,22 @@ def test_several_chunks_equal_one(loss: Callable[..., Tensor], monkeypatch: pyte
     assert_near(case.run(loss, **options), tuple(tensor.double() for tensor in whole), 1e-6)
 
 
+def test_every_chunk_draws_negatives_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine equal tokens, one in a chunk: their losses differ in nothing but what was drawn."""
+    monkeypatch.setattr(chunking, "sampled_chunk_sets", lambda *sizes: 1)
+    hidden, table, targets = torch.ones(9, 16), torch.randn(500, 16), torch.zeros(9, dtype=torch.long)
+    losses = cce_neg(hidden, table, targets, 20, sampling=Sampling(tokens_per_set=1), reduction="none")
+    assert len(set(losses.tolist())) == 9
+
+
+def test_in_16_bit_every_block_of_items_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table's gradient is added block by block; four blocks of 30 rows hold what one holds."""
+    case = Case.make((37, 101, 24), torch.bfloat16)
+    whole = case.run(cce)
+    monkeypatch.setattr(chunking, "ITEM_ROWS", 30)
+    assert_near(case.run(cce), tuple(tensor.double() for tensor in whole), 1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("loss", ["cce", "cce_neg"])
 def test_16_bit_products_are_no_worse_than_twice_eager(loss: str, dtype: torch.dtype) -> None:
@@ -209,8 +225,11 @@ def test_draws_repeat_and_differ() -> None:
 
 
 def test_bce_equals_its_definition() -> None:
+    """A negative that is the target is skipped: the first nine are, as far as their targets are not ignored."""
     case = Case.make((37, 101, 24))
     negatives = torch.randint(101, (37, 1))
+    negatives[:9, 0] = case.targets[:9].clamp(min=0)
+    assert bool((negatives[:, 0] == case.targets).any())
 
     def truth(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         losses = []

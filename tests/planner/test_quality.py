@@ -40,6 +40,13 @@ def test_it_learns_which_knob_matters(tmp_path: Path) -> None:
     assert model.r2_out_of_bag > 0.9
 
 
+def test_trust_is_judged_on_runs_that_a_tree_did_not_see(tmp_path: Path) -> None:
+    """Of noise a forest remembers much and knows nothing."""
+    random = np.random.default_rng(5)
+    model = QualityModel.fit(made_table(tmp_path, lambda bs, sl, ns: 0.05 + 0.01 * random.random()))
+    assert model.r2_out_of_bag < 0.1
+
+
 def test_the_full_softmax_is_told_apart_from_many_negatives(tmp_path: Path) -> None:
     model = QualityModel.fit(made_table(tmp_path, lambda bs, sl, ns: 0.05 if np.isinf(ns) else 0.01))
     assert model.score(64, 64, None) > model.score(64, 64, 512) + 1

@@ -51,6 +51,16 @@ def test_a_seed_that_no_generator_takes_is_refused(train_on: Run, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_short_users_and_rare_items_are_left_out(train_on: Run, data: Path) -> None:
+    """Two rows of a user who has no others, and one of an item that nobody else took."""
+    with data.open("a") as file:
+        file.write("short,i0,0\nshort,i1,1\nu0,rare,9\n")
+    done = train_on(*TINY, "--epochs", 1, "-o", "out", "--min-user", 3, "--min-item", 2, "--json")
+    assert done.code == 0, done.err
+    assert "kept 480 of 483 interactions" in done.message
+    assert done.json["configuration"]["catalog"] == 40
+
+
 def test_resume_and_overwrite_contradict(train_on: Run, tmp_path: Path) -> None:
     done = train_on(*TINY, "--resume", "--overwrite", "-o", "out")
     assert done.code == 2

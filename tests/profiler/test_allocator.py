@@ -93,7 +93,7 @@ def test_which_of_40_caps_fit() -> None:
             assert ratio == pytest.approx(float(cap["reserved_over_allocated"]), abs=0.001), cap
 
 
-SIZES = st.one_of(st.integers(1, 4000), st.integers(1, 3 * MIB), st.integers(1, 90 * MIB))
+SIZES = st.one_of(st.integers(1, 4000), st.integers(1, 3 * MIB), st.integers(8 * MIB, 90 * MIB))
 
 
 @settings(deadline=None)

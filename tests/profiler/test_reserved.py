@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_steps import random_steps
 
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import LARGEST, LARGEST_CATALOG, LARGEST_DIM, Architecture, Configuration
@@ -182,3 +183,48 @@ def test_batches_of_other_shapes_count(full: Configuration) -> None:
     assert mixed > alone
     found = reserved(full, 1, 8, MODEL.program)
     assert alone <= found.expected < mixed <= found.upper
+
+
+def retries_by_round(configuration: Configuration, users: int, cap: int, rounds: int) -> list[int]:
+    """All retries so far, after each round of a full step and an evaluation, of a process under a cap."""
+    values = expressions.step_values([configuration])
+    ranked = expressions.evaluation_values(configuration, users, users * configuration.seq_len)
+    count = int(expressions.chunks(configuration.loss, values)[0])
+    chunks = int(expressions.chunks(expressions.EVALUATION, ranked)[0])
+    program = MODEL.program(configuration.loss, configuration, count > 1)
+    ranking = MODEL.program(expressions.EVALUATION, configuration, chunks > 1)
+    sizes, ranked_sizes = (
+        [int(size[0]) for size in each.sizes(of)] for each, of in ((program, values), (ranking, ranked))
+    )
+    process, found = Process(cap), list[int]()
+    for code in (program.setup, program.first):
+        process.run(code, sizes, max(0, count - 2))
+    for _ in range(rounds):
+        process.run(program.step, sizes, max(0, count - 2))
+        process.run(ranking.step, ranked_sizes, max(0, chunks - 2))
+        found.append(process.allocator.retries)
+    return found
+
+
+LARGE = [
+    full
+    for loss in ("ce", "cce-", "cce")
+    for full in random_steps(loss, "fp16", 2, 8, seed=3)
+    if 1 << 30 <= int(MODEL.allocated([full])[0]) <= 180 << 30
+]
+
+
+def test_under_the_upper_bound_nothing_is_ever_given_back() -> None:
+    """Not even where a request asks for more than is held afterwards."""
+    for full in LARGE:
+        upper = reserved(full, 64, 64 * full.seq_len, MODEL.program).upper
+        assert retries_by_round(full, 64, upper, 3) == [0, 0, 0], full
+    assert len(LARGE) >= 10
+
+
+def test_under_the_smallest_cap_settled_training_hardly_ever_gives_back() -> None:
+    """Once in a round of a step and an evaluation at most: more, and every step would be slow."""
+    for full in LARGE:
+        cap = smallest_cap(full, 64, 64 * full.seq_len, MODEL.program)
+        first, *_, last = retries_by_round(full, 64, cap, 6)
+        assert last - first <= 5, full

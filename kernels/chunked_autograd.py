@@ -31,7 +31,7 @@ class Tokens:
 
     @property
     def keep(self) -> Tensor:
-        """Which tokens count, bool [M]."""
+        """Mask of the tokens that count, bool [M]."""
         return self.targets != self.ignore_index
 
     @property

@@ -1,4 +1,4 @@
-"""Which implementation of a loss runs: one callable that carries its own description.
+"""Choice of the implementation of a loss: one callable that carries its own description.
 
 `choose` returns a `LossCall`. Its `implementation` is both what is printed and what selects the function that a call
 runs, so that the two cannot differ. Nothing is chosen silently: an implementation that cannot run is an error that says

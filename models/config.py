@@ -1,4 +1,4 @@
-"""What is trained: one frozen configuration that passes through every layer. Imports nothing heavy.
+"""The training configuration: one frozen object that passes through every layer. Imports nothing heavy.
 
 Every impossible combination is refused here, at construction, with the rule and the values in the message.
 """
@@ -112,7 +112,7 @@ class Configuration:
     tokens_per_set: int = 1
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"
-    """How negatives are drawn: uniformly, by the popularity of items, or from the targets of the same (micro-)batch."""
+    """Source of the negatives: all items alike, items by popularity, or the targets of the same (micro-)batch."""
     valid_tokens: int | None = None
     """Targets that are not padding in the fullest (micro-)batch; None = no padding, the worst case."""
     architecture: Architecture = Architecture()

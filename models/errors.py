@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and the exit code each kind ends with.
+"""The errors that srsplan reports to a user, and the exit code that each kind ends with.
 
 SrsplanError            1   anything else: a full disk, a fault of srsplan's own
 ├── InputError          2   something the user gave is wrong: repeated in the message, with what to change

@@ -26,7 +26,7 @@ LARGEST_FILE_BYTES = 64 << 20
 """Plans, profiles and states are far smaller: what is larger is another file."""
 
 LONGEST_NAME_BYTES = 255
-"""What common file systems allow."""
+"""Bytes of the longest file name that common file systems allow."""
 LONGEST_SHOWN = 200
 """So many characters of a path are repeated in a message."""
 
@@ -128,7 +128,7 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
 
 
 def _target(path: Path) -> Path:
-    """What a path stands for, links followed to their end, whether or not there is something at it."""
+    """Return the path that `path` stands for, links followed to their end, whether or not there is something at it."""
     return Path(os.path.realpath(path))
 
 

@@ -39,7 +39,7 @@ def shown(value: object) -> str:
 
 
 def _place(parts: tuple[int | str, ...]) -> str:
-    """Where in a document something stands: `choices.0.memory`, never longer than two lines."""
+    """Return a place in a document as text: `choices.0.memory`, never longer than two lines."""
     place = ".".join(map(str, parts))
     return place if len(place) <= 2 * LONGEST_SHOWN else place[: 2 * LONGEST_SHOWN] + "..."
 

@@ -1,4 +1,4 @@
-"""What to tell somebody for whom nothing fits. Every way out that is named was priced first: it works."""
+"""Advice where nothing fits. Every way out that is named was priced first: it works."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _with_dim(question: Question, dim: int) -> Question:
 
 
 def _fits(question: Question) -> bool:
-    """Whether the smallest configuration of any of the losses fits."""
+    """Tell whether the smallest configuration of any of the losses fits."""
     try:
         return any(question.prices.fits(each) for each in _smallest(question))
     except SrsplanError:
@@ -123,7 +123,7 @@ def _smallest(question: Question) -> list[Configuration]:
 
 
 def quality_note(choices: tuple[Choice, ...], trust: str) -> str:
-    """How good the order is, and where the evidence for it ends."""
+    """Return a sentence on how good the order is, and where the evidence for it ends."""
     worth = trust or (
         "a rule, not a measurement: on public runs its first pick loses 12.0% of the best NDCG on average, the best "
         "of three 6.9%"

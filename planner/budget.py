@@ -1,4 +1,4 @@
-"""What of a card a plan may use: reserved bytes, after the CUDA context and a margin for being wrong."""
+"""The budget of a plan: reserved bytes of a card, after the CUDA context and a margin for being wrong."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Budget:
     """The card it is meant for."""
     context_bytes: int = CONTEXT_BYTES
     context_basis: str = "assumed"
-    """Where the context's size is from."""
+    """Source of the context's size."""
 
     @property
     def usable_bytes(self) -> int:
-        """What the allocator may reserve."""
+        """Bytes that the allocator may reserve."""
         return self.bytes - self.context_bytes - self.margin_bytes
 
     def for_usable(self, usable_bytes: int) -> int:

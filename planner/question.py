@@ -65,11 +65,11 @@ class Question:
     step_basis: str
     order: Order = BALANCE
     trust: str = ""
-    """How far to trust an order that was learned from runs."""
+    """Sentence on how far to trust an order that was learned from runs."""
     data: DataFile | None = None
     gpus: int = 1
     notes: dict[str, str] = field(default_factory=dict)
-    """What was done to the data, what a profile and a check found: sentences by label."""
+    """Sentences by label: what was done to the data, what a profile and a check found."""
 
     def under(self, *, budget: Budget | None = None, gpu: Gpu | None = None, space: Space | None = None) -> Question:
         """The same question under another budget, for another card or space."""
@@ -128,7 +128,7 @@ def known_data(
 
 
 def workload_without_data(mean_length: float | None, users: Size | None) -> Workload:
-    """What can be said of a workload without its interactions."""
+    """Return the workload as far as it is known without interactions."""
     count = None if users is None else parse_count(str(users), "--users")
     return WorstCase(users=count) if mean_length is None else MeanLength(mean_length, count)
 

@@ -1,4 +1,4 @@
-"""What a configuration takes on each of several GPUs, on paper: srsplan trains on one.
+"""The memory of a configuration on each of several GPUs, on paper: srsplan trains on one.
 
 Two ways to cut the work, the batch of a GPU being the configuration's in both:
 
@@ -34,9 +34,9 @@ class Layout:
     global_batch: int
     """Sequences of all GPUs in a step: what the optimizer's step is made of."""
     reserved_bytes: int
-    """What each GPU is expected to reserve."""
+    """Bytes that each GPU is expected to reserve."""
     upper_bytes: int
-    """What must fit on each GPU."""
+    """Bytes that must fit on each GPU."""
 
 
 def layouts(

@@ -22,7 +22,7 @@ TAG_MEANING = {
 FIXED = ("table", "gradient", "optimizer", "model")
 
 SPARE_SHARE = 0.5
-"""Where this share of the budget is left, something else than the budget ends the search."""
+"""Share of the budget: where the first choice needs less, something else than the budget limits it."""
 
 
 class Knobs(Protocol):
@@ -55,7 +55,7 @@ def catalog_line(catalog: int, dim: int) -> str:
 
 
 def what_binds(choice: Choice, usable_bytes: int | None = None) -> str:
-    """What a user would have to give up for more; with `usable_bytes`, whether the budget binds at all."""
+    """Name what limits a choice: its largest holder of memory, or, with `usable_bytes`, that the budget is no limit."""
     memory = choice.memory
     if usable_bytes is not None and memory.upper_bytes < usable_bytes * SPARE_SHARE:
         return (

@@ -1,4 +1,4 @@
-"""What the data say about a plan: items, users, and how many targets of a batch are not padding.
+"""The workload: how many items and users there are, and how many targets of a batch are not padding.
 
 Sources, best first: the interactions themselves, a mean length with an assumed distribution, or nothing, which means no
 padding at all: the worst case. The plan says which.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from srsplan.models.errors import InputError
 
 BOUND = "fullest batch bounded (Chernoff, e^-18 a batch)"
-"""How the fullest of an epoch's random batches is bounded; models/data/batches.py has the reasons."""
+"""Name of the bound on the fullest of an epoch's random batches; models/data/batches.py has the reasons."""
 
 QUANTILES = 2000
 """An assumed distribution of lengths is represented by so many of its quantiles."""
@@ -39,11 +39,11 @@ USERS_PER_BATCH = 20
 
 
 class Workload(Protocol):
-    """What the search asks about the data."""
+    """The figures about the data that the search asks for."""
 
     @property
     def basis(self) -> str:
-        """Where the figures come from, for people."""
+        """Source of the figures, for people."""
         ...
 
     @property

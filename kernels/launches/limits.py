@@ -14,7 +14,7 @@ TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def refused_size(dim: int, dtype: torch.dtype | None = None) -> str:
-    """Why the kernels do not take hidden size D in a type (16 bit without one); "" where they do."""
+    """Return the reason why the kernels do not take hidden size D in a type (16 bit without one); "" where they do."""
     if dim < 1 or dim % DIM_STEP or dim > LARGEST_DIM:
         return f"hidden size {dim} is no multiple of {DIM_STEP} up to {LARGEST_DIM}"
     if dtype == torch.float32 and dim > LARGEST_FP32_DIM:

@@ -30,10 +30,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class TokenBound:
-    """How many valid targets one batch has."""
+    """Bound and mean of the number of valid targets in a batch."""
 
     fullest: int
-    """What the fullest batch of an epoch does not exceed."""
+    """Upper bound for the fullest batch of an epoch."""
     mean: float
     """The mean over full batches."""
 
@@ -97,7 +97,7 @@ def longest_input(lengths: NDArray[np.integer], seq_len: int) -> int:
 
 
 def fullest_batch_tokens(lengths: NDArray[np.integer], batch_size: int, seq_len: int) -> TokenBound:
-    """How many valid targets the fullest batch of an epoch has at most, from the lengths (items) of the sequences.
+    """Bound the valid targets of an epoch's fullest batch, from the lengths (items) of the sequences.
 
     Memory follows the fullest batch, and epochs are shuffled at random, so every batch is a random draw. The bound is
     the smaller of two: the `batch_size` longest sequences together, which nothing exceeds, and the Chernoff bound that

@@ -1,4 +1,4 @@
-"""How much a file of interactions may hold: what the machine's memory carries, and what a file of its size can say.
+"""Limits of a file of interactions: what the machine's memory carries, and what a file of its size can hold.
 
 Compression lets a megabyte stand for gigabytes of equal rows. Real interactions do not compress like that: which item a
 user took next takes more than half a byte. Only what unpacks to more than any real file is refused, however large.
@@ -82,7 +82,7 @@ def decoded_bytes(column: pa.ChunkedArray) -> int:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds text or bytes of any length."""
+    """Tell whether a column holds text or bytes of any length."""
     from pyarrow import types
 
     return bool(

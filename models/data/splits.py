@@ -48,7 +48,7 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Holdout:
-    """What the model sees of H users, and the one item it should name for each."""
+    """For each of H users, the history that the model sees and the one item that it should name."""
 
     histories: Sequences
     targets: NDArray[np.int32]

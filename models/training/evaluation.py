@@ -31,7 +31,7 @@ Rank = Callable[[Tensor, Tensor, "Seen | None"], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """How a holdout is ranked."""
+    """Options for ranking a holdout."""
 
     users: int
     """The evaluation batch: users ranked at once."""

@@ -30,7 +30,7 @@ FEW_FORESTS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class ForestOptions:
-    """How forests are fitted and judged."""
+    """Options for fitting and judging forests."""
 
     seed: int = 0
     """Seeds the trees, the folds and the shuffles; equal seeds give equal figures."""

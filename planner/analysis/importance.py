@@ -1,4 +1,4 @@
-"""What moves quality in a run table, dataset by dataset: rank correlations, forests, and their average."""
+"""Analysis of what moves quality in a run table, dataset by dataset: rank correlations, forests, and their average."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Spearman = dict[str, dict[str, Correlation | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
-    """What `analyze` computes and with which seed."""
+    """Options of an analysis."""
 
     forests: ForestOptions = field(default_factory=ForestOptions)
     keep_full: bool = False
@@ -176,7 +176,7 @@ def _full_note(table: RunTable, full: int, options: AnalysisOptions) -> list[str
 
 
 def _limits(table: RunTable, rows: Mapping[str, NDArray[np.intp]]) -> list[str]:
-    """What was not done because datasets are too small, too large or too many."""
+    """Return sentences on what was not done because datasets are too small, too large or too many."""
     notes = []
     total = table.frame["dataset"].nunique()
     if total > len(rows):

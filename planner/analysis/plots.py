@@ -1,4 +1,4 @@
-"""How pictures look and where they go: style, text that may stand in them, and files that are srsplan's own.
+"""Pictures and their files: style, text that may stand in them, and how srsplan knows its own files.
 
 matplotlib is imported when a picture is drawn. Names of datasets are the user's: nothing in them is read as formulas
 (mathtext is off for every text), and control characters are shown as Python writes them.
@@ -30,7 +30,7 @@ MARKS: dict[str, tuple[bytes, bytes]] = {
     ".png": (b"\x89PNG", b"tEXtSoftware\x00" + AUTHOR.encode()),
     ".svg": (b"<?xml", f"<dc:title>{AUTHOR}</dc:title>".encode()),
 }
-"""How a picture begins, and what the first 4 KiB of one of srsplan's hold."""
+"""By extension, the first bytes of any picture, and bytes that stand in the first 4 KiB of one of srsplan's."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -102,7 +102,7 @@ def encode(figure: Figure, image_format: Format) -> bytes:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether srsplan drew this picture."""
+    """Tell whether srsplan drew this picture."""
     start, mark = MARKS[path.suffix]
     with path.open("rb") as file:
         head = file.read(4096)

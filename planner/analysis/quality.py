@@ -1,4 +1,4 @@
-"""Which configurations that fit to try first: a forest over earlier runs, tempered by the balance of bs and ns.
+"""The order to try configurations that fit: a forest over earlier runs, tempered by the balance of bs and ns.
 
 Measured on 747 public runs: five datasets, each held out in turn, the pick compared with the best run under eight
 budgets of 4 to 64 GiB (37 cells). The first pick and the best of three lose 12.0 and 6.9% of NDCG by max min(bs, ns)
@@ -80,7 +80,7 @@ class QualityModel:
 
     @property
     def trust(self) -> str:
-        """What the figures behind a re-ranking are worth, in words."""
+        """Sentences on how far the figures behind a re-ranking can be trusted."""
         of = f"{len(self.datasets)} datasets" if len(self.datasets) > 1 else f"one dataset, {self.datasets[0]}"
         known = f"Forest fitted to {self.rows} runs of {of}: out-of-bag R2 {self.r2_out_of_bag:.2f}"
         if self.rank_unseen:

@@ -37,7 +37,7 @@ LARGEST_RESULT = 1e100
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How rows that distort statistics are treated."""
+    """Options for the treatment of rows that distort statistics."""
 
     keep_duplicates: bool = False
     """Keep every row of a repeated configuration; by default they become one row, their mean."""

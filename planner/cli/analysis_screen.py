@@ -1,4 +1,4 @@
-"""What `srsplan analyze` prints: what was done to the runs, correlations, scores of the forests, what matters most."""
+"""The screen of `srsplan analyze`: treatment of the runs, correlations, scores of the forests, what matters most."""
 
 from __future__ import annotations
 

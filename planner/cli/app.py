@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """Where a verb's function lives, and what `srsplan --help` says about it without importing it."""
+    """The place of a verb's function, and what `srsplan --help` says about it without importing it."""
 
     module: str
     function: str
@@ -207,7 +207,7 @@ def _told(code: int, sentence: str) -> int:
 
 
 def _unread() -> int:
-    """What was printed has no reader any more (`srsplan gpus | head -1`): nothing is left to be said."""
+    """Drop output that has lost its reader (`srsplan gpus | head -1`); return the exit code for that."""
     _discard(sys.stdout)
     _discard(sys.stderr)
     return UNREAD

@@ -1,4 +1,4 @@
-"""Where everything printed for people goes: results to stdout, progress and errors to stderr.
+"""Output for people: results go to stdout, progress and errors to stderr.
 
 Text of the user's (paths, columns, names of datasets) reaches the terminal through `plain`, or through `markup` where
 it stands inside rich's markup; commands to be copied through `command`. Nothing else escapes or quotes.

@@ -23,7 +23,7 @@ USUAL_PRECISION = "fp16"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What differs between the rows of a table."""
+    """The values that differ between the rows of a table."""
 
     loss: str
     precision: str
@@ -105,7 +105,7 @@ def _negatives(loss: str, counts: list[int | None]) -> list[int | None]:
 
 
 def _sizes(text: str, option: str) -> list[int]:
-    """Whole numbers separated by commas; InputError where one is none, or where a comma groups thousands."""
+    """Parse whole numbers separated by commas; InputError where one is none, or where a comma groups thousands."""
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not (part.isascii() and part.isdigit() and len(part) <= 18) or (part.startswith("0") and part != "0"):

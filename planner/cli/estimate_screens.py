@@ -67,7 +67,7 @@ def _circumstances(estimate: Estimate) -> dict[str, str]:
 
 
 def _verdict(estimate: Estimate) -> dict[str, str]:
-    """Whether the budget suffices; and from where on every budget does.
+    """Return the lines that say whether the budget suffices, and from which size on every budget does.
 
     A smaller one may suffice as well: below, the allocator gives memory back until blocks find their places, and
     whether they do depends on the exact size.

@@ -1,4 +1,4 @@
-"""What becomes of an exception that no command expected: one message, and a log where srsplan itself is at fault."""
+"""Exceptions that no command expected: each becomes one message, with a log where srsplan itself is at fault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 """Packages whose name on the package index is another than the one that is imported."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What the system says where a file, a disk or a terminal takes no more bytes."""
+"""Error numbers of the system for a file, a disk or a terminal that takes no more bytes."""
 
 
 def explained(error: Exception, arguments: Sequence[str]) -> SrsplanError:

@@ -126,7 +126,10 @@ def _legend(choices: Sequence[ChoiceEntry]) -> Iterator[str]:
 
 
 def _reasons(plan: Plan, choices: Sequence[ChoiceEntry]) -> dict[str, str]:
-    """Why each choice stands where it does, no reason twice; how good the order is; and what limits the first."""
+    """Return sentences by label: why choices stand where they do, how good the order is, and what limits the first.
+
+    A reason that several choices share stands there once.
+    """
     ranks: dict[str, list[str]] = {}
     for choice in choices:
         ranks.setdefault(choice.why, []).append(f"#{choice.rank}")
@@ -147,7 +150,7 @@ def _details(plan: Plan) -> list[RenderableType]:
 
 
 def breakdown_table(holders: Mapping[str, int], title: str) -> Table:
-    """Who holds the allocated peak."""
+    """Return a table of the bytes at the allocated peak by what holds them."""
     allocated = sum(holders.values())
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
     table.add_column("tag")
@@ -164,13 +167,13 @@ def breakdown_table(holders: Mapping[str, int], title: str) -> Table:
 
 
 def _knob_line(knobs: Sequence[KnobEntry]) -> Text:
-    """What a step of each knob costs."""
+    """Return the line that says what a step of each knob costs."""
     steps = [f"{KNOB_SYMBOLS[knob.name]} {knob.change}: {_signed(knob.bytes)}" for knob in knobs]
     return Text("one step of a knob: " + ", ".join(steps))
 
 
 def _misses_table(misses: Sequence[MissEntry]) -> RenderableType:
-    """What nearly fits."""
+    """Return a table of the configurations that nearly fit."""
     table = Table.grid(padding=(0, 2))
     for miss in misses:
         sizes = f"at most {format_gib(miss.upper_bytes)}", f"over by {format_gib(miss.over_bytes)}"
@@ -179,7 +182,7 @@ def _misses_table(misses: Sequence[MissEntry]) -> RenderableType:
 
 
 def several_table(layouts: Sequence[LayoutEntry | Layout]) -> RenderableType:
-    """What each of several GPUs needs, with whose batch is meant; nothing for one GPU."""
+    """Return a table of what each of several GPUs needs, which says whose batch is meant; nothing for one GPU."""
     if not layouts:
         return Group()
     gpus = layouts[0].global_batch // layouts[0].per_gpu_batch

@@ -23,7 +23,7 @@ REASONS = {
 
 
 def is_usage_error(error: Exception) -> bool:
-    """Whether the parser raised it. Its classes have no public name in every version; typer.BadParameter is one."""
+    """Tell whether the parser raised it, by the base classes of typer.BadParameter: not every version names them."""
     kinds = typer.BadParameter.__mro__
     return isinstance(error, kinds[: kinds.index(Exception)])
 

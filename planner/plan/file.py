@@ -50,7 +50,7 @@ def check_target(path: Path, overwrite: bool = False) -> None:
 
 
 def _unedited(path: Path) -> bool:
-    """Whether a file is a plan, byte for byte as srsplan wrote it."""
+    """Tell whether a file is a plan, byte for byte as srsplan wrote it."""
     try:
         head, line, body = files.read_limited(path, "plan", "", LARGEST_BYTES).split(b"\n", 2)
     except (InputError, ValueError):

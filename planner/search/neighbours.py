@@ -1,4 +1,4 @@
-"""What lies around a choice: what nearly fits, and what one step of each knob costs."""
+"""The neighbours of a choice: configurations that nearly fit, and the cost of one step of each knob."""
 
 from __future__ import annotations
 

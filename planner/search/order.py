@@ -31,7 +31,7 @@ class Order:
     rank: Callable[[Sequence[Configuration]], list[int]]
     """Positions of configurations, the one to try first in front."""
     why: Callable[[Configuration, Configuration], str]
-    """Why a configuration stands below another one, the first."""
+    """Returns the reason, in words, why its first argument stands below its second."""
 
     def sort(self, configurations: Sequence[Configuration], among: Sequence[Configuration] = ()) -> list[Configuration]:
         """Configurations in the order to try them, ranked `among` others where the rule depends on company."""

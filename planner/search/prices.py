@@ -1,4 +1,4 @@
-"""What a configuration takes: memory in training and evaluation, whether it fits a budget, and the time of a step."""
+"""The price of a configuration: memory in training and evaluation, whether it fits a budget, and the time of a step."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Prices:
         )
 
     def fits(self, configuration: Configuration) -> bool:
-        """Whether everything a process may reserve, evaluation included, is within the budget."""
+        """Tell whether everything a process may reserve, evaluation included, is within the budget."""
         users = self.evaluation_users(configuration)
         pairs = self.seen_pairs(users, configuration)
         return self.model.fits(configuration, users, pairs, self.budget.usable_bytes)
@@ -96,7 +96,7 @@ class Prices:
         return lifetime.smallest_cap(choice.configuration, choice.evaluation_users, pairs, self.model.program)
 
     def on_several(self, choice: Choice, gpus: int) -> tuple[Layout, ...]:
-        """What each of several GPUs would need for a choice; nothing for one."""
+        """Return what each of several GPUs would need for a choice, by the way they are used; nothing for one GPU."""
         if gpus == 1:
             return ()
         users = choice.evaluation_users

@@ -17,7 +17,7 @@ class Confirmed:
     allocated_bytes: int
     reserved_bytes: int
     retries: int | None
-    """How often the cap made the allocator give memory back in settled steps; None where that was not counted."""
+    """Times that the cap made the allocator give memory back in settled steps; None where they were not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ Negatives = int | None
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What is searched."""
+    """The space of a search: the knobs that it may turn, and what all its configurations share."""
 
     catalog: int
     losses: tuple[str, ...]
@@ -33,7 +33,7 @@ class Space:
     recompute: bool = False
     """Activation checkpointing."""
     sampler: Sampler = "uniform"
-    """How the losses that have this sampler draw their negatives; the others draw uniformly."""
+    """Sampler of the losses that have it; the others draw their negatives uniformly."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -67,7 +67,7 @@ class Space:
         return self._combined(loss, self._batch_sizes(), self.workload.seq_lens(), self._negatives(loss))
 
     def between(self, base: Configuration, longer: bool) -> list[Configuration]:
-        """What lies between a configuration and the next ones of the grid, and all larger batches of the grid.
+        """Return configurations between `base` and the next ones of the grid, and all larger batches of the grid.
 
         Sequence lengths stay as they are unless `longer` ones are wanted.
         """

@@ -95,7 +95,7 @@ class Report:
     environment: Environment
     results: Sequence[Result]
     failure: SrsplanError | None
-    """Why not all of them are in the file that was asked for."""
+    """Error that kept results out of the file that was asked for; None where all of them are in it."""
 
 
 def run_bout(request: Request, listener: Listener) -> Report:

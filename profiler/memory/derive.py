@@ -93,7 +93,7 @@ def derive_evaluation(precision: Precision, blocks: int, many_chunks: bool) -> P
 
 
 def _kept(code: Code) -> int:
-    """How many storages a part leaves behind."""
+    """Count the storages that a part leaves behind."""
     return sum(1 if each >= 0 else -1 for each in code)
 
 

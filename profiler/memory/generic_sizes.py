@@ -34,7 +34,7 @@ EVALUATION_BATCHES = (521, 523, 541, 547, 557, 563, 569, 571, 577, 587, 593, 599
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a program is made for: everything that changes more than sizes."""
+    """Key of a program: everything about a training that changes more than sizes."""
 
     loss: str
     precision: Precision
@@ -124,7 +124,7 @@ def _named(row: dict[str, int], names: Iterable[str]) -> dict[str, Size]:
 
 
 def _generic(sizes: Sizes) -> bool:
-    """Whether no signature divides another value. I is 2^16, has no signature, and is looked for last."""
+    """Tell whether no signature divides another value. I is 2^16, has no signature, and is looked for last."""
     values = {label: size.value for label, size in sizes.items() if label != "I"}
     if min(values.values()) < 11:
         return False

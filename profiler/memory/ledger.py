@@ -57,7 +57,7 @@ class Trace:
     allocations: list[Allocation] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
-    """Where every phase begins: (number of events before it, its name)."""
+    """Beginnings of the phases, each as (number of events before it, its name)."""
 
     def peak(self, first_event: int = 0) -> Peak:
         """The instant with the most allocated bytes, at or after `first_event`."""
@@ -202,7 +202,7 @@ def _fakes() -> dict[Any, Callable[..., Any]]:
 
 
 def _adds_in_place(args: tuple[Any, ...]) -> bool:
-    """Whether autograd would add in place, into a gradient that nobody else holds.
+    """Tell whether autograd would add in place, into a gradient that nobody else holds.
 
     It never does under a dispatch mode, so the ledger does it. Held by nobody else means 4 references to the tensor
     (input buffer, Python wrapper, two on the stack) and 2 to its storage.

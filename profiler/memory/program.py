@@ -33,7 +33,7 @@ Code = Sequence[Any]
 
 @dataclass(frozen=True)
 class Program:
-    """What a process allocates: `setup` once, the `first` step (optimizer states are born), then `step` for ever."""
+    """Allocations of a process: `setup` once, the `first` step (making optimizer states), then every later `step`."""
 
     symbols: tuple[tuple[str, str], ...]
     """(tag, expression) of every kind of storage."""

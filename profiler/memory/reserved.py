@@ -48,7 +48,7 @@ class Reserved:
     expected: int
     """Held after the first steps and an evaluation."""
     upper: int
-    """What must fit, never below `expected`: see the module."""
+    """Bytes that must fit, never below `expected`; the module explains them."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Played:
     asked: int
     """The largest cap that a request wants."""
     late_retries: float
-    """How often the later parts had to give memory back; infinite where they did not run at all."""
+    """Times that the later parts had to give memory back; infinite where they did not run at all."""
 
     @property
     def needed(self) -> int:
@@ -118,7 +118,7 @@ class _Played:
         return max(self.held, self.asked)
 
     def runs_under(self, cap: float) -> bool:
-        """Whether what was played under a cap runs there at full speed: only its beginning retries."""
+        """Tell whether what was played under a cap runs there at full speed: only its beginning retries."""
         return self.late_retries <= LATE_RETRIES and self.held <= cap
 
 

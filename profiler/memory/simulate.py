@@ -17,7 +17,7 @@ from srsplan.profiler.memory.simulated_cuda import SimulatedCuda, fused_optimize
 
 META = torch.device("meta")
 BEST_ITEMS = 100
-"""How many items evaluation ranks: the largest k of the metrics."""
+"""Items that evaluation ranks: the largest k of the metrics."""
 
 FEW_CHUNKS = 5
 """Chunks that a shortened loss runs: a first, a last, and some between them."""

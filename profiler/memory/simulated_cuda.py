@@ -1,4 +1,4 @@
-"""What CUDA would do and meta tensors do not: autocast with its weight cache, fused dropout and attention, fused Adam.
+"""CUDA's behaviour that meta tensors lack: autocast with its weight cache, fused dropout and attention, fused Adam.
 
 `torch.autocast` knows no meta device, so its policy is imitated: one function mode that casts as CUDA's would.
 """

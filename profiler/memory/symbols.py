@@ -82,7 +82,7 @@ def symbol_of(allocation: Allocation, sizes: Sizes) -> tuple[str, str]:
 
 
 def _tag(allocation: Allocation, powers: Counter[str]) -> str:
-    """Who holds a storage, from the phase that made it and the variables that its size depends on."""
+    """Return what holds a storage, by the phase that made it and the variables that its size depends on."""
     if powers.keys() == {"V"}:  # weights of a sampler
         return "negatives"
     if allocation.phase == "build":

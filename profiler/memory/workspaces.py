@@ -1,4 +1,4 @@
-"""What CUDA kernels take from the allocator inside one operator: invisible to any trace of tensors, so by formula.
+"""Workspaces that CUDA kernels take inside one operator: no trace of tensors shows them, so they are formulas.
 
 Imports no torch: the planner's closed form evaluates the same formulas, on whole arrays of configurations.
 Every size is in bytes, in the order of allocation. They are checked to the byte against 24 measured steps of one H200

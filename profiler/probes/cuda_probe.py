@@ -21,7 +21,7 @@ from srsplan.profiler.probes.records import Findings, ProbeRecord, Status
 
 CHILD = (sys.executable, "-m", "srsplan.profiler.probes.cuda_child")
 TAIL_LINES, TAIL_CHARACTERS = 5, 2000
-"""What a child's allocator is told, unless the user says otherwise: memory is predicted for this mode."""
+"""Lines and characters that a record keeps at most of what a failed child wrote to stderr."""
 
 LOST = (
     "no cuda-capable device", "no cuda gpus are available", "busy or unavailable", "fallen off the bus",

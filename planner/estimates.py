@@ -21,7 +21,7 @@ class Estimate:
     choice: Choice
     prices: Prices
     budget: Budget | None
-    """None where neither a budget nor a card was named: there is no verdict then."""
+    """The budget; None where neither a budget nor a card was named, and there is no verdict."""
     gpus: int
     step_basis: str
 
@@ -61,7 +61,7 @@ class Estimate:
         return self.prices.on_several(self.choice, self.gpus)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in plain types for JSON."""
+        """Return everything in plain types for JSON."""
         from srsplan.planner.plan.making import choice_entry
 
         entry = choice_entry(1, self.choice, self.budget, self.step_basis).model_dump(exclude={"rank", "why"})

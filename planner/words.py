@@ -39,7 +39,7 @@ class Knobs(Protocol):
 
 
 def knobs_of(configuration: Knobs) -> str:
-    """loss, bs, sl, ns and micro-batches in one phrase."""
+    """Return loss, bs, sl, ns and micro-batches in one phrase."""
     parts = [f"{configuration.loss:4} bs {configuration.batch_size:,} x sl {configuration.seq_len:,}"]
     micro_batches = getattr(configuration, "micro_batches", 1)
     if micro_batches > 1:
@@ -50,7 +50,7 @@ def knobs_of(configuration: Knobs) -> str:
 
 
 def catalog_line(catalog: int, dim: int) -> str:
-    """Catalog and hidden size."""
+    """Return catalog and hidden size in words."""
     return f"{format_count(catalog)} items ({catalog:,}), D {dim}"
 
 

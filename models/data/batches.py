@@ -23,9 +23,9 @@ class Batch:
     """Sequences of one step: the target at a position is the item after its input."""
 
     inputs: NDArray[np.int64]
-    """[B, L], items, 0 where padding stands."""
+    """Items [B, L], 0 where padding stands."""
     targets: NDArray[np.int64]
-    """[B, L], 0 where there is none."""
+    """Target items [B, L], 0 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class TrainBatches:
         self._rows = np.flatnonzero(train.lengths >= 2)
 
     def __len__(self) -> int:
-        """Batches of an epoch; the last may be smaller."""
+        """Return the number of batches of an epoch; the last may be smaller."""
         return -(-len(self._rows) // self.batch_size)
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        """The batches of epoch `index`, counted from 0; L is the longest of each batch, at most `seq_len`."""
+        """Yield the batches of epoch `index`, counted from 0; L is the longest of each batch, at most `seq_len`."""
         rows = np.random.default_rng([self.seed, index]).permutation(self._rows)
         for start in range(0, len(rows), self.batch_size):
             items = padded(self.train, rows[start : start + self.batch_size], self.seq_len + 1)
@@ -120,7 +120,7 @@ def _targets(lengths: NDArray[np.integer], seq_len: int) -> NDArray[np.int64]:
 
 
 def _chernoff(tokens: NDArray[np.int64], drawn: int) -> float:
-    """min over t of (drawn log E[exp(t X)] + 18) / t, on a grid: every t gives a bound, the grid only its tightness."""
+    """Return the least (drawn log E[exp(t X)] + 18) / t over a grid of t: the grid decides how tight the bound is."""
     values, counts = np.unique(tokens, return_counts=True)
     mean, sigma = float(tokens.mean()), float(tokens.std())
     if sigma == 0:

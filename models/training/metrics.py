@@ -25,7 +25,7 @@ def ranking_metrics(
     user_count: int,
     ks: Sequence[int] = RANKS,
 ) -> dict[str, float]:
-    """Average over users: NDCG_10, HitRate_10, MRR_10, Coverage_10, Surprisal_10 and so on for every k.
+    """Return averages over users: NDCG_10, HitRate_10, MRR_10, Coverage_10, Surprisal_10 and so on for every k.
 
     top_items [H, K], best first, an item at most once in a row and 0 for nothing; targets [H], 1 to V;
     users_per_item [V + 1], distinct users in train of each item; user_count: users in train, U.

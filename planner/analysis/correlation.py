@@ -64,7 +64,7 @@ def interval_of(rho: float, runs: int) -> tuple[float, float] | None:
 
 
 def _rank_correlations(features: NDArray[np.float64], metric: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[features]: Pearson's r of the ranks, NaN for a constant column."""
+    """Return Pearson's r of the ranks, [features], NaN for a constant column."""
     import numpy as np
     from scipy.stats import rankdata
 

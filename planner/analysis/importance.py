@@ -61,7 +61,7 @@ class Analysis:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, rounded to 6 decimals; a figure that does not exist is null."""
+        """Return plain JSON values, rounded to 6 decimals; a figure that does not exist is null."""
         return {
             "rows": self.rows,
             "rows_analysed": self.rows_analysed,
@@ -105,7 +105,7 @@ def analyze(
 
 
 def _largest(table: RunTable) -> dict[str, NDArray[np.intp]]:
-    """Dataset to the positions of its runs in the table, in order of the alphabet."""
+    """Map each dataset to the positions of its runs in the table, in order of the alphabet."""
     import numpy as np
 
     places = {str(name): np.asarray(at) for name, at in table.frame.groupby("dataset", sort=True).indices.items()}
@@ -114,7 +114,7 @@ def _largest(table: RunTable) -> dict[str, NDArray[np.intp]]:
 
 
 def _by_size(rows: Mapping[str, NDArray[np.intp]]) -> list[tuple[str, NDArray[np.intp]]]:
-    """The datasets with the most runs first, equal ones in order of the alphabet."""
+    """Return the datasets with the most runs first, equal ones in order of the alphabet."""
     return sorted(rows.items(), key=lambda each: -len(each[1]))
 
 
@@ -150,7 +150,7 @@ def _spearman(features: pd.DataFrame, frame: pd.DataFrame, options: AnalysisOpti
 
 
 def _average(found: list[DatasetAnalysis]) -> DatasetAnalysis:
-    """The mean over the datasets that have a figure."""
+    """Return the mean over the datasets that have a figure."""
     spearman: Spearman = {
         metric: {feature: mean_correlation([one.spearman[metric][feature] for one in found]) for feature in FEATURES}
         for metric in METRICS
@@ -231,5 +231,5 @@ def _forest_json(fit: ForestFit | None) -> dict[str, Any] | None:
 
 
 def _rounded(value: float) -> float | None:
-    """Six decimals; null for what is not finite, which JSON cannot hold."""
+    """Round to six decimals; None for what is not finite, which JSON cannot hold."""
     return round(value, 6) if math.isfinite(value) else None

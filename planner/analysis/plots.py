@@ -110,7 +110,7 @@ def is_ours(path: Path) -> bool:
 
 
 def check_folder(folder: Path, names: Iterable[str], image_format: Format) -> None:
-    """InputError unless pictures of these names can be written to the folder without replacing one of the user's.
+    """Raise InputError unless pictures of these names can be written to the folder without replacing one of the user's.
 
     Nothing is made yet. To be called before the forests take their time.
     """

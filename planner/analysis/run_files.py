@@ -104,7 +104,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    """Text stays in dictionaries until its size is known: a megabyte of them can stand for gigabytes of rows."""
+    """Read parquet; text stays in dictionaries until its size is known: a megabyte can stand for gigabytes of rows."""
     from pyarrow import parquet, types
 
     with parquet.ParquetFile(path) as file:

@@ -80,7 +80,7 @@ def estimate_command(
 
 
 def _rows(loss: str | None, precision: str | None, batch_size: str, seq_len: str, negatives: str | None) -> list[Row]:
-    """Every combination of what was given; InputError for too many."""
+    """Return every combination of what was given; InputError for too many."""
     losses = list(LOSSES) if loss is None else [loss]
     precisions = [precision] if precision else [USUAL_PRECISION] if loss else list(get_args(Precision))
     knobs = list(product(precisions, _sizes(batch_size, "--batch-size"), _sizes(seq_len, "--seq-len")))
@@ -97,7 +97,7 @@ def _rows(loss: str | None, precision: str | None, batch_size: str, seq_len: str
 
 
 def _negatives(loss: str, counts: list[int | None]) -> list[int | None]:
-    """The numbers of negatives that a loss of the table of all losses can have."""
+    """Return the numbers of negatives that a loss of the table of all losses can have."""
     kind = LOSSES[loss]
     if not kind.sampled or kind.fixed_negatives:
         return [kind.fixed_negatives]

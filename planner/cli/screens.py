@@ -32,7 +32,7 @@ LEAST_SHARE = 0.002
 
 
 def labelled(lines: Mapping[str, str]) -> RenderableType:
-    """A label and its sentence in each row, aligned."""
+    """Return a grid of labels and their sentences, aligned."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -42,7 +42,7 @@ def labelled(lines: Mapping[str, str]) -> RenderableType:
 
 
 def recommendation(plan: Plan, everything: bool = False) -> Group:
-    """The screen of `recommend`."""
+    """Return the screen of `recommend`."""
     shown = plan.choices if everything else plan.choices[:SHOWN]
     parts: list[RenderableType] = [
         labelled(_assumptions(plan, everything)),
@@ -76,7 +76,7 @@ def _assumptions(plan: Plan, everything: bool) -> dict[str, str]:
 
 
 def _first(sentences: str) -> str:
-    """The first of several notes, and how many more there are."""
+    """Return the first of several notes, and how many more there are."""
     lines = sentences.split("\n")
     more = len(lines) - SHOWN_NOTES
     return "\n".join(lines[:SHOWN_NOTES]) + (f"; --all shows {more} more notes" if more > 0 else "")
@@ -92,7 +92,7 @@ def _budget_line(plan: Plan, everything: bool) -> str:
 
 
 def choices_table(choices: Sequence[ChoiceEntry]) -> Table:
-    """One row per choice; the time of an epoch only where it is known."""
+    """Return a table with one row per choice; the time of an epoch only where it is known."""
     table = Table(
         title="What fits, in the order to try", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
@@ -118,7 +118,7 @@ def choices_table(choices: Sequence[ChoiceEntry]) -> Table:
 
 
 def _legend(choices: Sequence[ChoiceEntry]) -> Iterator[str]:
-    """Every symbol on the screen, explained."""
+    """Yield an explanation of every symbol on the screen."""
     yield "bs batch size, sl sequence length, ns negatives, D hidden size, S table in fp32."
     names = dict.fromkeys(choice.loss for choice in choices)
     yield "; ".join(f"{name} {LOSSES[name].title}" for name in names) + "."

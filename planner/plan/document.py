@@ -50,7 +50,7 @@ class Inputs(Part):
     """Sentences by label: what was done to the data, what a profile and a check found."""
 
     def architecture(self) -> Architecture:
-        """The model's sizes; InputError for an impossible combination."""
+        """Return the model's sizes; InputError for an impossible combination."""
         return Architecture(dim=self.dim, blocks=self.blocks, heads=self.heads, dropout=self.dropout)
 
 
@@ -156,7 +156,7 @@ class Plan(Part):
     next_command: str
 
     def configuration(self, rank: int = 1) -> Configuration:
-        """The configuration of a rank; InputError where the plan has none."""
+        """Return the configuration of a rank; InputError where the plan has none."""
         choice = self.choice(rank)
         return Configuration(
             loss=choice.loss,
@@ -173,7 +173,7 @@ class Plan(Part):
         )
 
     def choice(self, rank: int = 1) -> ChoiceEntry:
-        """The entry of a rank; InputError where the plan has none."""
+        """Return the entry of a rank; InputError where the plan has none."""
         for choice in self.choices:
             if choice.rank == rank:
                 return choice

@@ -65,6 +65,6 @@ class Recommendation:
     choices: tuple[Choice, ...]
     near_misses: tuple[Miss, ...]
     knobs: tuple[Knob, ...]
-    """For the first choice."""
+    """Costs of the knobs of the first choice."""
     considered: int
     """Configurations of the grid."""

@@ -31,7 +31,7 @@ class Space:
     precision: Precision
     workload: Workload
     recompute: bool = False
-    """Activation checkpointing."""
+    """True for activation checkpointing."""
     sampler: Sampler = "uniform"
     """Sampler of the losses that have it; the others draw their negatives uniformly."""
 
@@ -46,7 +46,7 @@ class Space:
         return min(BATCH_SIZES[-1], max(BATCH_SIZES[0], users // USERS_PER_BATCH // 8 * 8))
 
     def configuration(self, loss: str, batch_size: int, seq_len: int, negatives: Negatives) -> Configuration:
-        """One configuration of this space."""
+        """Return one configuration of this space."""
         kind = LOSSES[loss]
         return Configuration(
             loss=loss,
@@ -63,7 +63,7 @@ class Space:
         )
 
     def candidates(self, loss: str) -> list[Configuration]:
-        """Every combination of the knobs on the grid, for one loss."""
+        """Return every combination of the knobs on the grid, for one loss."""
         return self._combined(loss, self._batch_sizes(), self.workload.seq_lens(), self._negatives(loss))
 
     def between(self, base: Configuration, longer: bool) -> list[Configuration]:
@@ -104,6 +104,6 @@ class Space:
 
 
 def _between(size: int, limit: int) -> list[int]:
-    """From a size up to the next of the grid, in eighths, multiples of 8 where it is large; never above `limit`."""
+    """Return sizes up to the next of the grid, in eighths, multiples of 8 where large; never above `limit`."""
     unit = 8 if size >= 64 else 1
     return sorted({size, *(min(limit, size * part // 8 // unit * unit) for part in range(9, 16) if size < limit)})

@@ -46,7 +46,7 @@ class Reserved:
     """Peaks of what a process holds of the card, in bytes."""
 
     expected: int
-    """Held after the first steps and an evaluation."""
+    """Bytes held after the first steps and an evaluation."""
     upper: int
     """Bytes that must fit, never below `expected`; the module explains them."""
 
@@ -104,9 +104,9 @@ class _Played:
     """The peaks of a process, in bytes."""
 
     expected: int
-    """Held after the early parts."""
+    """Bytes held after the early parts."""
     held: int
-    """Held at most."""
+    """Bytes held at most."""
     asked: int
     """The largest cap that a request wants."""
     late_retries: float

@@ -17,7 +17,7 @@ Basis = Literal["measured", "simulated"]
 NOT_MEASURED = "not measured"
 
 LONGEST_LINE_BYTES = 16_384
-"""Twice what the longest record takes."""
+"""Bytes of the longest line that is read: twice what the longest record takes."""
 
 CardBytes = Annotated[int, Field(ge=1, lt=2**50)]
 """A peak: some bytes, and less than a petabyte."""

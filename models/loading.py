@@ -40,7 +40,7 @@ class TrainedRun:
     configuration: Configuration
     """Loss, sizes and batch of the training."""
     model: SequenceModel
-    """In evaluation mode, in fp32: item indices int64 [B, L] to hidden states [B, L, D]; `item_table` [V, D]."""
+    """Model for evaluation, in fp32: items int64 [B, L] to hidden states [B, L, D]; `item_table` [V, D]."""
     item_ids: NDArray[Any]
     """Ids [V] in the training file: that of row i of the item table at place i."""
 

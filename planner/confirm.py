@@ -1,4 +1,4 @@
-"""`recommend --check`: does the choice really run? On the card if it is here, else by ledger and allocator model."""
+"""`recommend --check`: tries whether a choice runs, on the card if it is here, else by ledger and allocator model."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Holdout:
-    """For each of H users, the history that the model sees and the one item that it should name."""
+    """The histories of H held-out users that the model sees, and the one item that it should name for each."""
 
     histories: Sequences
     targets: NDArray[np.int32]
@@ -160,7 +160,7 @@ def split_leave_one_out(
     seed: int = 42,
     notes: tuple[str, ...] = (),
 ) -> Split:
-    """Test each user's last item, validate on the one before, and train on the rest.
+    """Test on each user's last item, validate on the one before, and train on the rest.
 
     Users with fewer than three interactions are all train. `validation_users` caps how many users validate, chosen
     with `seed`; the last but one item of the others is not trained on either. `notes` stand before this split's own.

@@ -25,7 +25,7 @@ MOST_ROWS = 1_000
 """Runs of one dataset that a forest is fitted to; of more, so many are drawn at random."""
 
 FEW_FORESTS = 6
-"""Number of forests up to which starting worker processes takes longer than fitting."""
+"""Fewest forests that worker processes are started for: fewer are fitted sooner than those start."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""From the options of `srsplan train` to orders: which configurations are trained, how, and into which folders."""
+"""Orders from the options of `srsplan train`: which configurations are trained, how, and into which folders."""
 
 from __future__ import annotations
 

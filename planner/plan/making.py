@@ -1,4 +1,4 @@
-"""From a recommendation to a plan."""
+"""Makes a plan of a recommendation."""
 
 from __future__ import annotations
 

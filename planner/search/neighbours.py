@@ -17,7 +17,7 @@ STEPS = (("x 2", 2.0), ("/ 2", 0.5))
 def near_misses(
     pool: Sequence[Configuration], first: Configuration | None, prices: Prices, count: int = NEAR_MISSES
 ) -> tuple[Miss, ...]:
-    """Return those least over budget: of the first choice's loss if they would rank above it, else of any loss."""
+    """Return those least over budget: of the first choice's loss if they rank above it; without one, of any loss."""
     if first is not None:
         pool = [each for each in pool if each.loss == first.loss and each.balance >= first.balance]
     peaks = dict(zip(pool, prices.allocated(pool), strict=True))

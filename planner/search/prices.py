@@ -91,7 +91,7 @@ class Prices:
         return self.step_ms(configuration) / configuration.fullest_tokens
 
     def smallest_cap(self, choice: Choice) -> int:
-        """Return the bytes from which on every cap of reserved bytes is safe and fast; some smaller caps may be so."""
+        """Return the bytes from which on every cap of reserved bytes is safe and fast; smaller caps may be so too."""
         pairs = self.seen_pairs(choice.evaluation_users, choice.configuration)
         return lifetime.smallest_cap(choice.configuration, choice.evaluation_users, pairs, self.model.program)
 
@@ -103,9 +103,9 @@ class Prices:
         return layouts(choice.configuration, gpus, self.model, users, self.seen_pairs(users, choice.configuration))
 
     def evaluation_users(self, configuration: Configuration) -> int:
-        """Return the largest evaluation batch, a power of two, that needs no more than training; else 64 or less.
+        """Return the largest evaluation batch, a power of two, that needs no more than training; 64 where none does.
 
-        1 is the least, whether it fits or not.
+        Where 64 users do not fit the budget either, the batch is smaller; 1 is the least, whether it fits or not.
         """
         if configuration not in self._users:
             self._users[configuration] = self._largest_evaluation(configuration)

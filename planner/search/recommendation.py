@@ -30,7 +30,7 @@ class Choice:
     """Users ranked at once."""
     step_ms: float
     steps_per_epoch: int | None
-    """None where the number of users is unknown."""
+    """Steps of an epoch; None where the number of users is unknown."""
     why: str = ""
     confirmed: Confirmed | None = None
 

@@ -104,6 +104,6 @@ class Space:
 
 
 def _between(size: int, limit: int) -> list[int]:
-    """Return sizes up to the next of the grid, in eighths, multiples of 8 where large; never above `limit`."""
+    """Return sizes from `size` to the next of the grid, in eighths, as multiples of 8 where large; at most `limit`."""
     unit = 8 if size >= 64 else 1
     return sorted({size, *(min(limit, size * part // 8 // unit * unit) for part in range(9, 16) if size < limit)})

@@ -25,7 +25,7 @@ def write_items(path: Path, item_ids: NDArray[Any]) -> None:
 
 
 def read_items(path: Path) -> NDArray[Any]:
-    """Item ids [V], that of row i of the item table at place i; InputError where the file is absent or damaged."""
+    """Read the item ids [V], that of row i of the item table at place i; InputError for an absent or damaged file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -42,7 +42,7 @@ def read_items(path: Path) -> NDArray[Any]:
 
 
 def check_items(path: Path, item_ids: NDArray[Any]) -> None:
-    """InputError unless the file holds exactly these item ids."""
+    """Raise InputError unless the file holds exactly these item ids."""
     if not np.array_equal(read_items(path), item_ids):
         raise InputError(
             f"{path} holds other item ids than the data", "resume with the same --data, or start anew with --overwrite"

@@ -27,7 +27,7 @@ RUN_FILE = "runs.csv"
 PARQUET_FORMATS = (".parquet", ".pq")
 OTHER_ARCHIVES = (".xz", ".zst", ".bz2", ".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br")
 PANDAS_INDEX = "__index_level_"
-"""How pandas names the index that it stores beside the columns."""
+"""Beginning of the names that pandas gives to an index that it stores beside the columns."""
 
 HINT = "give a run table (.csv, .csv.gz or .parquet), or a folder with runs of `srsplan train`"
 
@@ -104,7 +104,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    """Text stays in dictionaries until its size is known: a megabyte of them can stand for gigabytes of rows."""
+    """Read parquet; text stays in dictionaries until its size is known: a megabyte can stand for gigabytes of rows."""
     from pyarrow import parquet, types
 
     with parquet.ParquetFile(path) as file:

@@ -14,9 +14,9 @@ from srsplan.planner.plan import DEFAULT_PATH
 
 LARGEST_SEED = 2**31 - 1
 MOST = 2**31 - 1
-"""No count needs more; sizes of the model have limits of their own (models/config.py)."""
+"""Largest count that an option takes; sizes of the model have limits of their own (models/config.py)."""
 MOST_SHARING = 2**16
-"""Tokens that share a set of negatives are held as one block."""
+"""Most tokens that share a set of negatives: they are held as one block."""
 
 
 @dataclass(frozen=True, kw_only=True)

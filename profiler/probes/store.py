@@ -1,4 +1,4 @@
-"""Where probes are kept: a file of JSON lines, appended and synced one at a time, locked while it is written.
+"""The file of probes: JSON lines, appended and synced one at a time, locked while it is written.
 
 A kill leaves at most a truncated last line; it is cut off before the next record is appended. Imports no torch.
 """
@@ -16,7 +16,7 @@ from srsplan.models.files import check_output, locked, read_limited, write_atomi
 from srsplan.profiler.probes.records import ProbeRecord
 
 BEGINNING = b'{"schema": '
-"""How the line of a record begins: what a kill cut short begins with it, or is a part of it."""
+"""Beginning of every record's line: a line that a kill cut short begins with it, or is a part of it."""
 
 MOST_RECORDS = 4096
 """Measuring so many takes a day; reading them, some seconds."""

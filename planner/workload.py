@@ -140,7 +140,7 @@ class FromData:
         self.users = len(lengths)
         self._fullest: dict[tuple[int, int], int] = {}
         self.basis = (
-            f"{path}: {len(lengths):,} training sequences, mean length {lengths.mean():.1f}, "
+            f"{path.name}: {len(lengths):,} training sequences, mean length {lengths.mean():.1f}, "
             f"longest {int(lengths.max()):,}; {BOUND}"
         )
 

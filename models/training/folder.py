@@ -75,6 +75,7 @@ class RunFolder:
 
         Changes nothing. To be called before long work, and once more where the lock is held.
         """
+        _check_name(self.path)
         names = self._names()
         if names and not self.is_run():
             raise InputError(
@@ -120,12 +121,20 @@ class RunFolder:
 
     def _check_writable(self) -> None:
         place = self.path.absolute()
-        while not place.exists() and place != place.parent:
+        while not os.path.exists(place) and place != place.parent:  # of an endless name as well
             place = place.parent
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise InputError(
                 f"cannot write into --output {self.path}: {place} is not a writable folder", "give another -o"
             )
+
+
+def _check_name(path: Path) -> None:
+    """Raise InputError for a name that is no UTF-8: safetensors cannot read weights under such a name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--output {path} is not a name in UTF-8", "give another folder with -o") from None
 
 
 def is_own(name: str) -> bool:

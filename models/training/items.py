@@ -21,7 +21,12 @@ def write_items(path: Path, item_ids: NDArray[Any]) -> None:
     import pyarrow.parquet as pq
 
     table = pa.table({INDEX: np.arange(len(item_ids)), ITEM_ID: pa.array(item_ids)})
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # opened here: pyarrow takes no names that are not UTF-8
+            pq.write_table(table, file)
+
+    write_atomically(path, write)
 
 
 def read_items(path: Path) -> NDArray[Any]:
@@ -31,7 +36,8 @@ def read_items(path: Path) -> NDArray[Any]:
 
     check_input(path, "list of item ids", START_ANEW)
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:
+            table = pq.read_table(file)
         index = table[INDEX].to_numpy()
         ids: NDArray[Any] = table[ITEM_ID].to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:

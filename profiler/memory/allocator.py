@@ -38,7 +38,7 @@ class CapReachedError(Exception):
     """A request does not fit under the cap, even after giving back what is free."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Block:
     """A piece of a segment: in use, free, or, in an expandable segment, not mapped yet."""
 
@@ -71,7 +71,7 @@ class Block:
             self.previous.following = self
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Pool:
     """Free blocks, by size then address; and what of expandable segments is not mapped."""
 
@@ -130,7 +130,7 @@ class CachingAllocator:
 
         Allocated bytes count whole blocks, unsplit rests included.
         """
-        size = max(MIN_BLOCK_BYTES, round_up(requested, MIN_BLOCK_BYTES))
+        size = -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES  # called a hundred thousand times
         pool = self._pools[size <= SMALL_BYTES]
         block = pool.best_fit(size, self.expandable) or self._new_segment(pool, size)
         if block is None:
@@ -145,7 +145,8 @@ class CachingAllocator:
         block.used = True
         self._live[key] = block
         self.allocated += block.size
-        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        if self.allocated > self.peak_allocated:
+            self.peak_allocated = self.allocated
 
     def free(self, key: int) -> None:
         """Return a block to its pool, merged with free neighbours."""

@@ -49,7 +49,8 @@ ROOMS = {
     ),
     "step": Room(
         modules="models/training/step.py",
-        tests="tests/models/test_step.py tests/models/test_sasrec.py tests/planner/test_train_seams.py",
+        tests="tests/models/test_step.py tests/models/test_sasrec.py tests/planner/test_train_seams.py "
+        "tests/planner/test_train_command.py::test_the_defaults_of_the_command_line_are_those_of_settings",
     ),
     "loop": Room(
         modules="models/training/loop.py models/training/retries.py models/training/progress.py",

@@ -45,7 +45,10 @@ ROOMS = {
     ),
     "reserved": Room(
         modules="profiler/memory/reserved.py",
-        tests="tests/profiler/test_reserved.py tests/profiler/test_closed_form.py",
+        tests="tests/profiler/test_reserved.py "
+        "tests/profiler/test_closed_form.py::test_a_cap_may_be_enough_where_only_the_beginning_retries "
+        "tests/profiler/test_closed_form.py::test_every_cap_above_the_smallest_is_safe "
+        "tests/profiler/test_profile.py::test_measured_probes_replace_the_assumed_ratios",
     ),
     "step": Room(
         modules="models/training/step.py",

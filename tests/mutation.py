@@ -58,7 +58,7 @@ ROOMS = {
     "loop": Room(
         modules="models/training/loop.py models/training/retries.py models/training/progress.py",
         tests="tests/models/test_retries.py tests/models/test_training.py tests/planner/test_train_seams.py "
-        "tests/models/test_train.py",
+        "tests/models/test_train.py tests/planner/test_runs.py::test_a_trained_run_has_its_times_in_seconds",
     ),
     "splits": Room(modules="models/data/splits.py", tests="tests/models/test_splits.py"),
     "metrics": Room(modules="models/training/metrics.py", tests="tests/models/test_metrics.py"),

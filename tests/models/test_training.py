@@ -165,3 +165,18 @@ def test_validation_has_no_gradients_beside_it_and_reports_the_usual_ranks(
     assert not any(kept)
     (line,) = (tmp_path / "run" / "epochs.jsonl").read_text().splitlines()
     assert {key for key in json.loads(line) if key.startswith("NDCG")} == {f"NDCG_{k}" for k in (1, 5, 10, 20)}
+
+
+def test_the_logged_loss_is_the_mean_over_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, run_parts = list[float](), TrainingStep.run_parts
+
+    def listening(self: TrainingStep, *inputs: Any) -> torch.Tensor:
+        loss = run_parts(self, *inputs)
+        losses.append(float(loss))
+        return loss
+
+    monkeypatch.setattr(TrainingStep, "run_parts", listening)
+    trainer(tmp_path / "run").run(NoCallbacks())
+    (line,) = (tmp_path / "run" / "epochs.jsonl").read_text().splitlines()
+    assert len(losses) > 1
+    assert json.loads(line)["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)

@@ -31,7 +31,7 @@ class Tokens:
 
     @property
     def keep(self) -> Tensor:
-        """Which tokens count, bool [M]."""
+        """Mask of the tokens that count, bool [M]."""
         return self.targets != self.ignore_index
 
     @property
@@ -67,7 +67,7 @@ class GradientSums:
 
 
 def chunked_loss(hidden: Tensor, item_table: Tensor, tokens: Tokens, run: RunChunks, reduction: Reduction) -> Tensor:
-    """The reduced loss of a chunked run, with autograd; `tokens` holds `hidden` detached."""
+    """Return the reduced loss of a chunked run, with autograd; `tokens` holds `hidden` detached."""
     check_reduction(reduction)
     keep = tokens.keep
     grad = torch.is_grad_enabled() and (hidden.requires_grad or item_table.requires_grad)
@@ -82,7 +82,7 @@ def chunked_loss(hidden: Tensor, item_table: Tensor, tokens: Tokens, run: RunChu
 
 
 def product_dtype(hidden: Tensor, compute_dtype: torch.dtype | None) -> torch.dtype:
-    """The type of the matrix products: the one asked for, else autocast's where it is on, else `hidden`'s."""
+    """Return the type of the matrix products: the one asked for, else autocast's where it is on, else `hidden`'s."""
     if compute_dtype is not None:
         return compute_dtype
     kind = hidden.device.type

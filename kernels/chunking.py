@@ -25,22 +25,22 @@ ITEM_ROWS = 1 << 16
 
 
 def softmax_chunk_tokens(tokens: int, catalog: int) -> int:
-    """Tokens per chunk of the full softmax: a chunk's logits are [chunk, V]. Never more than M."""
+    """Return the tokens per chunk of the full softmax, never more than M: a chunk's logits are [chunk, V]."""
     chunk = max(SMALLEST_TOKEN_CHUNK, min(LARGEST_TOKEN_CHUNK, CHUNK_ELEMENTS // catalog))
     return max(1, min(tokens, chunk))
 
 
 def sampled_chunk_sets(tokens: int, negatives: int, dim: int, tokens_per_set: int) -> int:
-    """Sets per chunk of the sampled softmax: a chunk gathers [sets, ns, D] and scores [sets, g, ns]."""
+    """Return the sets per chunk of the sampled softmax: a chunk gathers [sets, ns, D] and scores [sets, g, ns]."""
     elements_per_set = negatives * (dim + tokens_per_set)
     return max(1, min(set_count(tokens, tokens_per_set), CHUNK_ELEMENTS // elements_per_set))
 
 
 def ranking_chunk_items(users: int, catalog: int) -> int:
-    """Items per chunk when a catalog is ranked: a chunk's scores are [users, chunk]."""
+    """Return the items per chunk when a catalog is ranked: a chunk's scores are [users, chunk]."""
     return max(1, min(catalog, RANKING_CHUNK_ELEMENTS // max(1, users)))
 
 
 def set_count(tokens: int, tokens_per_set: int) -> int:
-    """Sets that M tokens form; token n belongs to set n mod sets, so that neighbours part ways."""
+    """Return the number of sets that M tokens form; token n belongs to set n mod sets, so that neighbours part ways."""
     return -(-tokens // tokens_per_set)

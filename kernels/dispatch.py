@@ -1,4 +1,4 @@
-"""Which implementation of a loss runs: one callable that carries its own description.
+"""Choice of the implementation of a loss: one callable that carries its own description.
 
 `choose` returns a `LossCall`. Its `implementation` is both what is printed and what selects the function that a call
 runs, so that the two cannot differ. Nothing is chosen silently: an implementation that cannot run is an error that says
@@ -36,14 +36,14 @@ class LossOptions:
     """The options of a loss, everything but its tensors."""
 
     negatives: int | None = None
-    """Drawn per set; a sampled loss needs them, a full one ignores them."""
+    """Negatives drawn per set; a sampled loss needs them, a full one ignores them."""
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     compute_dtype: torch.dtype | None = None
     """The type of the matrix products; without one that of autocast, or of the hidden states."""
     distribution: Distribution | None = None
-    """Negatives are drawn by it; uniformly without one."""
+    """Distribution that negatives are drawn by; None draws uniformly."""
     in_batch: bool = False
-    """Negatives are drawn from the targets of the call."""
+    """True where negatives are drawn from the targets of the call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class LossCall:
             raise ValueError(f"{self.loss.name} needs a number of negatives")
 
     def __call__(self, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M]."""
+        """Return the mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M]."""
         return FUNCTIONS[self.loss][self.implementation](self.options, hidden, item_table, targets)
 
     def at_step(self, step: int) -> LossCall:
@@ -72,7 +72,7 @@ class LossCall:
         return replace(self, options=replace(self.options, sampling=sampling))
 
     def description(self) -> dict[str, str]:
-        """The loss, its implementation and the reason for it, as a run's files keep them."""
+        """Return the loss, its implementation and the reason for it, as a run's files keep them."""
         return {"loss": self.loss.name, "implementation": self.implementation, "reason": self.reason}
 
 
@@ -84,7 +84,7 @@ def choose(
     *,
     dim: int | None = None,
 ) -> LossCall:
-    """The call that computes `loss` on `device`; KeyError for a loss that is not in the registry.
+    """Return the call that computes `loss` on `device`; KeyError for a loss that is not in the registry.
 
     "auto" takes eager PyTorch for losses that keep all logits, and the chunked form of the others: the Triton kernels
     are not measured on a GPU yet. An implementation that the loss does not have, or that cannot run for the device, the
@@ -107,7 +107,7 @@ def choose(
 def refuse_triton(
     loss: Loss, device: torch.device, dim: int | None = None, compute_dtype: torch.dtype | None = None
 ) -> None:
-    """ValueError with the reason where the Triton kernels cannot run."""
+    """Raise ValueError with the reason where the Triton kernels cannot run."""
     if TRITON not in FUNCTIONS[loss]:
         raise ValueError(f"{loss.name} has no Triton kernel: {_having(TRITON)} have")
     if find_spec("triton") is None:
@@ -158,7 +158,7 @@ def _cce_neg_triton(options: LossOptions, hidden: Tensor, item_table: Tensor, ta
 
 
 def _drawn(options: LossOptions, item_table: Tensor, targets: Tensor) -> dict[str, Any]:
-    """The arguments that every sampled softmax takes."""
+    """Return the arguments that every sampled softmax takes."""
     return {
         "negatives": options.negatives,
         "sampling": options.sampling,
@@ -167,7 +167,7 @@ def _drawn(options: LossOptions, item_table: Tensor, targets: Tensor) -> dict[st
 
 
 def _cast(options: LossOptions, hidden: Tensor) -> Tensor:
-    """Hidden states in the compute type: under autocast a norm leaves them in fp32."""
+    """Return the hidden states in the compute type: under autocast a norm leaves them in fp32."""
     return hidden.to(options.compute_dtype or hidden.dtype)
 
 

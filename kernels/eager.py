@@ -28,7 +28,7 @@ def ce(
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Cross-entropy over the whole catalog.
+    """Compute the cross-entropy over the whole catalog.
 
     Memory: logits [M, V] in the compute type, their log-softmax (fp32 copies under autocast) kept for backward, and
     the gradient of each.
@@ -48,7 +48,7 @@ def ce_neg(
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Cross-entropy of the target against `negatives` items drawn for every token, or given as int64 [M, ns].
+    """Compute the cross-entropy of the target against `negatives` items per token, drawn or given as int64 [M, ns].
 
     A negative that equals the target leaves the sum and the count. `distribution` draws by weight, or from
     the batch's own targets (kernels.samplers).
@@ -83,7 +83,7 @@ def bce(
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Binary cross-entropy of the target against one negative, SASRec's original loss; indices may be given as [M, 1].
+    """Compute the binary cross-entropy of the target against one negative, SASRec's loss; indices may be [M, 1].
 
     Memory: two gathers [M, D] and their products, kept for backward.
     """

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 def tied_lookup(item_table: Tensor, items: Tensor) -> Tensor:
-    """Rows of item_table [V, D] (a leaf) for items int64 [..., L] -> [..., L, D].
+    """Look up rows of item_table [V, D] (a leaf) for items int64 [..., L] -> [..., L, D].
 
     Backward adds to `item_table.grad` in place, fp32, without sorting and without temporaries of the table's size; the
     order of additions is not fixed on a GPU. The table's gradient hooks see the loss's part only, so this is not for

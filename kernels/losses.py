@@ -40,7 +40,7 @@ class Loss:
 
     @property
     def default_tokens_per_set(self) -> int:
-        """How many tokens share a set of negatives where nobody says otherwise; 1 for losses that cannot share."""
+        """Tokens that share a set of negatives where nobody says otherwise; 1 for losses that cannot share."""
         return TOKENS_PER_SET if self.shares_negatives else 1
 
 

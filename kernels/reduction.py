@@ -13,13 +13,13 @@ IGNORE_INDEX = -100
 
 
 def check_reduction(reduction: str) -> None:
-    """ValueError for a reduction that does not exist."""
+    """Raise ValueError for a reduction that does not exist."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction {reduction!r} is none of mean, sum, none")
 
 
 def reduce_losses(losses: Tensor, keep: Tensor, reduction: Reduction) -> Tensor:
-    """Mean, sum or all of the losses [M] whose `keep` is true.
+    """Return the mean, the sum or all of the losses [M] whose `keep` is true.
 
     Ignored tokens count for nothing; the mean of none is 0, so that an empty batch is not NaN.
     """

@@ -11,12 +11,12 @@ LOWEST = tl.constexpr(-1e30)
 
 @triton.jit
 def log_add_exp(one, other):
-    """log (exp one + exp other)"""
+    """Return log (exp one + exp other)."""
     top = tl.maximum(one, other)
     return top + tl.log(tl.exp(one - top) + tl.exp(other - top))
 
 
 @triton.jit
 def surplus_of(loss):
-    """The target's share of the softmax minus one, without cancellation for a loss near 0."""
+    """Return the target's share of the softmax minus one, without cancellation for a loss near 0."""
     return -tl.where(loss < 0.01, loss - loss * loss * 0.5, 1.0 - tl.exp(-loss))

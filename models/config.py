@@ -1,4 +1,4 @@
-"""What is trained: one frozen configuration that passes through every layer. Imports nothing heavy.
+"""The training configuration: one frozen object that passes through every layer. Imports nothing heavy.
 
 Every impossible combination is refused here, at construction, with the rule and the values in the message.
 """
@@ -36,7 +36,7 @@ and a model of so many blocks can be built."""
 
 
 def require_positive(**values: object) -> None:
-    """InputError unless every value is an int above zero, and at most what `LARGEST` says of a size of that name."""
+    """Raise InputError unless every value is an int above zero, and at most what `LARGEST` says of its name."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} {_shown(value)} is not a whole number above zero", f"give {name} a positive size")
@@ -51,7 +51,7 @@ def _shown(value: object) -> str:
 
 
 def reject_unknown_keys(document: Mapping[str, Any], known: list[str], where: str) -> None:
-    """InputError naming the first key that is not known, with the nearest one that is."""
+    """Raise InputError naming the first key that is not known, with the nearest one that is."""
     for key in document:
         if key not in known:
             near = get_close_matches(str(key)[:80], known, n=1)
@@ -112,7 +112,7 @@ class Configuration:
     tokens_per_set: int = 1
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"
-    """How negatives are drawn: uniformly, by the popularity of items, or from the targets of the same (micro-)batch."""
+    """Source of the negatives: all items alike, items by popularity, or the targets of the same (micro-)batch."""
     valid_tokens: int | None = None
     """Targets that are not padding in the fullest (micro-)batch; None = no padding, the worst case."""
     architecture: Architecture = Architecture()
@@ -212,12 +212,12 @@ class Configuration:
         return min(self.batch_size, self.negatives or self.catalog)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration in plain types, for JSON and YAML."""
+        """Return the configuration in plain types, for JSON and YAML."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Configuration:
-        """The inverse of `to_dict`; an unknown key or another type is an InputError that names it."""
+        """Return the configuration of a document of `to_dict`; InputError names an unknown key or a wrong type."""
         from pydantic import ValidationError  # here, because planning from sizes reads no document
 
         from srsplan.models.schema import explained
@@ -232,12 +232,12 @@ class Configuration:
 
 @cache
 def _schema() -> type[BaseModel]:
-    """The schema of a configuration's document, made once."""
+    """Return the schema of a configuration's document, made once."""
     return _schema_of(Configuration)
 
 
 def _schema_of(kind: type[Configuration] | type[Architecture]) -> type[BaseModel]:
-    """A strict schema with the fields of a dataclass: no text for a number, and no true for 1."""
+    """Return a strict schema with the fields of a dataclass: no text for a number, and no true for 1."""
     from pydantic import ConfigDict, create_model
 
     columns: dict[str, Any] = {}

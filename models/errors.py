@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and the exit code each kind ends with.
+"""The errors that srsplan reports to a user, and the exit code that each kind ends with.
 
 SrsplanError            1   anything else: a full disk, a fault of srsplan's own
 ├── InputError          2   something the user gave is wrong: repeated in the message, with what to change
@@ -16,7 +16,7 @@ class SrsplanError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        """`message` repeats what the user gave; `hint` says what to change."""
+        """Make an error: `message` repeats what the user gave, `hint` says what to change."""
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -32,7 +32,7 @@ class MissingExtra(InputError):
     """A package that only some verbs need is not installed; `extra` names the group of packages it comes with."""
 
     def __init__(self, package: str, extra: str, asked: str) -> None:
-        """`asked` is what needs the package: a verb, or an option of one."""
+        """Make the error of a package; `asked` is what needs it: a verb, or an option of one."""
         super().__init__(f"{asked} needs {package}, which is not installed here", f"pip install 'srsplan[{extra}]'")
         self.extra = extra
 

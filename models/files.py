@@ -23,18 +23,18 @@ from pathlib import Path
 from srsplan.models.errors import InputError, SrsplanError
 
 LARGEST_FILE_BYTES = 64 << 20
-"""Plans, profiles and states are far smaller: what is larger is another file."""
+"""Bytes of the largest file that is read: plans, profiles and states are far smaller."""
 
 LONGEST_NAME_BYTES = 255
-"""What common file systems allow."""
+"""Bytes of the longest file name that common file systems allow."""
 LONGEST_SHOWN = 200
-"""So many characters of a path are repeated in a message."""
+"""Characters of a path that a message repeats."""
 
 TEMPORARY_SUFFIX = ".part"
 TEMPORARY_STEM_BYTES = 100
-"""So much of a file's name its temporary file carries, which must be a possible name itself."""
+"""Bytes of a file's name that its temporary file carries, which must be a possible name itself."""
 STALE_SECONDS = 3600.0
-"""A temporary file that nobody has written to for so long was left by a process that was killed."""
+"""Age in seconds from which on a temporary file counts as left by a process that was killed."""
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -46,7 +46,7 @@ KINDS = {
 
 
 def check_input(path: Path, what: str, hint: str) -> None:
-    """InputError unless `path` is a regular file, or a link to one. `what` names it ("plan"), `hint` is the way out."""
+    """Raise InputError unless `path` is a regular file or a link to one; `what` names it, `hint` is the way out."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def check_input(path: Path, what: str, hint: str) -> None:
 
 
 def read_limited(path: Path, what: str, hint: str, most_bytes: int = LARGEST_FILE_BYTES) -> bytes:
-    """The bytes of a regular file; InputError where there is none, or it holds more than `most_bytes`.
+    """Return the bytes of a regular file; InputError where there is none, or it holds more than `most_bytes`.
 
     The file is opened without waiting and looked at again, so that a pipe put in its place is refused, not read.
     """
@@ -74,7 +74,7 @@ def read_limited(path: Path, what: str, hint: str, most_bytes: int = LARGEST_FIL
 
 
 def check_output(path: Path, what: str, ours: Callable[[Path], bool] | None = None, hint: str = "") -> None:
-    """InputError unless `path` can be written as a file without destroying anything of the user's.
+    """Raise InputError unless `path` can be written as a file without destroying anything of the user's.
 
     An existing file is only accepted where `ours(path)` recognises it as written by srsplan; without `ours` any regular
     file that is not write-protected may be replaced. To be called before long work, so that it is not done in vain.
@@ -128,12 +128,12 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
 
 
 def _target(path: Path) -> Path:
-    """What a path stands for, links followed to their end, whether or not there is something at it."""
+    """Return the path that `path` stands for, links followed to their end, whether or not there is something at it."""
     return Path(os.path.realpath(path))
 
 
 def _temporary_beside(target: Path) -> Path:
-    """A new, empty file in the target's folder that carries its name."""
+    """Make a new, empty file in the target's folder that carries its name."""
     handle, name = tempfile.mkstemp(suffix=TEMPORARY_SUFFIX, prefix=_temporary_stem(target), dir=target.parent)
     os.close(handle)
     return Path(name)
@@ -170,7 +170,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _permissions(target: Path) -> int:
-    """Those of the regular file that is replaced, or what a new file gets: a temporary file is private otherwise."""
+    """Return the mode of the file that is replaced, or that of a new file: a temporary file is private otherwise."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
@@ -206,7 +206,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    """Opening a pipe that nobody writes to would wait for ever otherwise."""
+    """Open a file without waiting: a pipe that nobody writes to would never open otherwise."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -232,7 +232,7 @@ def _check_folder(folder: Path, path: Path, what: str, way_out: str) -> None:
 
 
 def _shown(path: Path) -> str:
-    """A path as messages repeat it: the end of a very long one says which it is."""
+    """Return a path as messages repeat it: the end of a very long one says which it is."""
     text = str(path)
     return text if len(text) <= LONGEST_SHOWN else "..." + text[-LONGEST_SHOWN:]
 

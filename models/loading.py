@@ -40,12 +40,12 @@ class TrainedRun:
     configuration: Configuration
     """Loss, sizes and batch of the training."""
     model: SequenceModel
-    """In evaluation mode, in fp32: item indices int64 [B, L] to hidden states [B, L, D]; `item_table` [V, D]."""
+    """Model for evaluation, in fp32: items int64 [B, L] to hidden states [B, L, D]; `item_table` [V, D]."""
     item_ids: NDArray[Any]
-    """[V]: the id in the training file of row i of the item table, at place i."""
+    """Ids [V] in the training file: that of row i of the item table at place i."""
 
     def rank(self, histories: Sequence[Sequence[Hashable]], k: int = 10, *, keep_seen: bool = False) -> list[list[Any]]:
-        """The k items that the model recommends to each user, best first, as ids of the training file.
+        """Return the k items that the model recommends to each user, best first, as ids of the training file.
 
         A history holds item ids, the oldest first; the model sees the last `configuration.seq_len` of them. What is in
         the history is not recommended again, unless `keep_seen`: where fewer than k items are left, the list is
@@ -106,7 +106,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> TrainedRun:
 
 
 def _load_model(folder: Path, configuration: Configuration) -> SequenceModel:
-    """The model with the best weights so far, in evaluation mode and without gradients."""
+    """Return the model with the best weights so far, in evaluation mode and without gradients."""
     state, path = read_state(folder), folder / BEST
     if state is None or state.best is None:
         raise InputError(f"no epoch of the run in {folder} was evaluated yet", "go on with srsplan train --resume")

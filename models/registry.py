@@ -18,7 +18,7 @@ def _sasrec(configuration: Configuration) -> SequenceModel:
 
 
 MODELS: Mapping[str, Callable[[Configuration], SequenceModel]] = MappingProxyType({"sasrec": _sasrec})
-"""How a model of each name is built from a configuration, on torch's default device."""
+"""Functions by a model's name that build it from a configuration, on torch's default device."""
 
 
 def build_model(configuration: Configuration, name: str = DEFAULT_MODEL) -> SequenceModel:

@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
         self.project_out = nn.Linear(sizes.dim, sizes.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]"""
+        """Map hidden states [B, L, D] to [B, L, D]."""
         batch, length, dim = x.shape
         query, key, value = self.project_in(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
@@ -81,7 +81,7 @@ class FeedForward(nn.Module):
         self.inner, self.outer = nn.Linear(sizes.dim, sizes.dim), nn.Linear(sizes.dim, sizes.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]"""
+        """Map hidden states [B, L, D] to [B, L, D]."""
         return cast(Tensor, self.outer(F.relu(self.inner(x))))
 
 
@@ -95,7 +95,7 @@ class Block(nn.Module):
         self.dropout = sizes.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]"""
+        """Map hidden states [B, L, D] to [B, L, D]."""
         x = x + F.dropout(self.attention(self.attention_norm(x)), self.dropout, self.training)
         return x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
 
@@ -118,7 +118,7 @@ class SASRec(SequenceModel):
         return self.item_embedding.weight
 
     def forward(self, items: Tensor) -> Tensor:
-        """items int64 [B, L], 0-based, any item at padding -> hidden [B, L, D].
+        """Turn items int64 [B, L], 0-based, with any item at padding, into hidden states [B, L, D].
 
         No state of a valid position depends on the padding right of it, and no loss is taken there: what stands at
         padding changes nothing and receives no gradient.

@@ -29,7 +29,7 @@ class Document(BaseModel):
 
 
 def shown(value: object) -> str:
-    """A value as a message repeats it: never longer than a line, never a nested structure in full."""
+    """Return a value as a message repeats it: never longer than a line, never a nested structure in full."""
     if isinstance(value, dict | list | tuple | set):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 10**LONGEST_SHOWN:
@@ -39,13 +39,13 @@ def shown(value: object) -> str:
 
 
 def _place(parts: tuple[int | str, ...]) -> str:
-    """Where in a document something stands: `choices.0.memory`, never longer than two lines."""
+    """Return a place in a document as text: `choices.0.memory`, never longer than two lines."""
     place = ".".join(map(str, parts))
     return place if len(place) <= 2 * LONGEST_SHOWN else place[: 2 * LONGEST_SHOWN] + "..."
 
 
 def explained(error: ValidationError, where: str, known: Iterable[str], way_out: str) -> InputError:
-    """The first thing that is wrong: `where` names the file, `known` are keys to suggest, `way_out` is the hint."""
+    """Explain the first mistake: `where` names the file, `known` are keys to suggest, `way_out` is the hint."""
     first = error.errors(include_url=False, include_context=False)[0]
     place = _place(first["loc"])
     if first["type"] == "extra_forbidden":

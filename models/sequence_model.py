@@ -22,7 +22,7 @@ class SequenceModel(nn.Module, ABC):
     """
 
     recompute: Context | None = None
-    """Where blocks are recomputed in backward: the context (autocast) that they ran in."""
+    """Context (autocast) in which backward recomputes blocks, as in forward; None keeps their activations."""
 
     @property
     @abstractmethod

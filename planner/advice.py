@@ -1,4 +1,4 @@
-"""What to tell somebody for whom nothing fits. Every way out that is named was priced first: it works."""
+"""Advice where nothing fits. Every way out that is named was priced first: it works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRANULE_BYTES = 10**7
 
 
 def check_floor(question: Question) -> None:
-    """NothingFits where not even the table, its gradient and the moments fit: no search is needed."""
+    """Raise NothingFits where not even the table, its gradient and the moments fit: no search is needed."""
     catalog, dim, usable = question.space.catalog, question.space.architecture.dim, question.budget.usable_bytes
     floor = 16 * catalog * dim
     if floor > usable:
@@ -33,7 +33,7 @@ def check_floor(question: Question) -> None:
 
 
 def nothing_fits(found: Recommendation, question: Question) -> NothingFits:
-    """The error of a recommendation without choices."""
+    """Return the error of a recommendation without choices."""
     if not found.near_misses:
         return NothingFits("nothing fits: no configuration can be built from these knobs", ways_out(question))
     miss = found.near_misses[0]
@@ -45,7 +45,7 @@ def nothing_fits(found: Recommendation, question: Question) -> NothingFits:
 
 
 def ways_out(question: Question) -> str:
-    """Other losses, a larger budget or card, a smaller hidden size: those that were found to work."""
+    """Name other losses, a larger budget or card, a smaller hidden size: those that were found to work."""
     ways = [*_other_losses(question), *_larger(question), *_smaller_dim(question)]
     return ", or ".join(ways) or "a smaller catalog: nothing else that could be tried fits any card of `srsplan gpus`"
 
@@ -59,7 +59,7 @@ def _other_losses(question: Question) -> Iterator[str]:
 
 
 def _larger(question: Question) -> Iterator[str]:
-    """A budget, on the card that was named or on any; and a card where the one that was named is too small."""
+    """Yield a budget, on the card that was named or on any; and a card where the one that was named is too small."""
     unlimited = _largest_card(question)
     smallest = [each for each in _smallest(unlimited) if unlimited.prices.fits(each)]
     if not smallest:
@@ -80,7 +80,7 @@ def _works(question: Question, total: int, gpu: Gpu) -> bool:
 
 
 def _budget(question: Question, total: int, gpu: Gpu) -> Budget:
-    """A budget with the context and the margin of the question's."""
+    """Return a budget with the context and the margin of the question's."""
     share = question.budget.margin_bytes / question.budget.bytes
     context = question.budget.context_bytes, question.budget.context_basis
     return replace(make_budget(total, gpu, share), context_bytes=context[0], context_basis=context[1])
@@ -92,7 +92,7 @@ def _largest_card(question: Question) -> Question:
 
 
 def _smaller_dim(question: Question) -> Iterator[str]:
-    """The largest hidden size below the present one that fits."""
+    """Yield the largest hidden size below the present one that fits."""
     unit = 8 * question.space.architecture.heads
     floor = question.budget.usable_bytes // (16 * question.space.catalog)
     fits, fails = 0, min(question.space.architecture.dim - 1, floor) // unit + 1
@@ -109,7 +109,7 @@ def _with_dim(question: Question, dim: int) -> Question:
 
 
 def _fits(question: Question) -> bool:
-    """Whether the smallest configuration of any of the losses fits."""
+    """Tell whether the smallest configuration of any of the losses fits."""
     try:
         return any(question.prices.fits(each) for each in _smallest(question))
     except SrsplanError:
@@ -117,13 +117,13 @@ def _fits(question: Question) -> bool:
 
 
 def _smallest(question: Question) -> list[Configuration]:
-    """For each loss the configuration of the grid that takes least."""
+    """Return for each loss the configuration of the grid that takes least."""
     pools = (question.space.candidates(loss) for loss in question.space.losses)
     return [min(zip(question.prices.allocated(pool), range(len(pool)), pool, strict=True))[2] for pool in pools if pool]
 
 
 def quality_note(choices: tuple[Choice, ...], trust: str) -> str:
-    """How good the order is, and where the evidence for it ends."""
+    """Return a sentence on how good the order is, and where the evidence for it ends."""
     worth = trust or (
         "a rule, not a measurement: on public runs its first pick loses 12.0% of the best NDCG on average, the best "
         "of three 6.9%"

@@ -63,7 +63,7 @@ def plan(
     profile: Location | None = None,
     check: bool = False,
 ) -> Plan:
-    """The configurations that fit a budget, in the order to try them, as a plan that `train` reads.
+    """Return the configurations that fit a budget, in the order to try them, as a plan that `train` reads.
 
     One of `catalog` (number of items) and `data` (a file of interactions) must be given, and one of `budget` (bytes)
     and `gpu` (a name of `srsplan gpus`). `mean_length` (interactions per user) and `users` say what is known of the
@@ -128,7 +128,7 @@ def _answer(asked: Question, check: bool) -> Plan:
 
 
 def _checked(found: Recommendation, asked: Question) -> tuple[Recommendation, str]:
-    """The recommendation whose first choice was tried; and what was tried, in sentences."""
+    """Try the first choice; return the recommendation that remains, and what was tried, in sentences."""
     from srsplan.planner.confirm import confirm_first
 
     found, said = confirm_first(found, asked.budget, asked.gpu)
@@ -194,7 +194,7 @@ def estimate(
     gpu: str | None = None,
     budget: Size | None = None,
 ) -> Estimate:
-    """The memory and the step time of one configuration.
+    """Return the memory and the step time of one configuration.
 
     `batch_size` counts sequences, `seq_len` positions, `negatives` the items of a set that `tokens_per_set` tokens
     share (sampled losses only). `gpu` is the card that times are for and whose capacity counts; `budget` (bytes) is
@@ -226,7 +226,7 @@ def estimate(
 
 
 def _card(gpu: str | None, budget: Size | None) -> tuple[Gpu, Budget | None]:
-    """The card for times, and a budget where one was asked for."""
+    """Return the card for times, and a budget where one was asked for."""
     if budget is None:
         card = resolve_gpu(gpu or REFERENCE_GPU)
         return card, None if gpu is None else make_budget(None, card)

@@ -1,4 +1,4 @@
-"""What of a card a plan may use: reserved bytes, after the CUDA context and a margin for being wrong."""
+"""The budget of a plan: reserved bytes of a card, after the CUDA context and a margin for being wrong."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Budget:
     """The card it is meant for."""
     context_bytes: int = CONTEXT_BYTES
     context_basis: str = "assumed"
-    """Where the context's size is from."""
+    """Source of the context's size."""
 
     @property
     def usable_bytes(self) -> int:
-        """What the allocator may reserve."""
+        """Bytes that the allocator may reserve."""
         return self.bytes - self.context_bytes - self.margin_bytes
 
     def for_usable(self, usable_bytes: int) -> int:
-        """The smallest budget, in bytes, of which at least `usable_bytes` are left after context and margin."""
+        """Return the smallest budget, in bytes, of which at least `usable_bytes` are left after context and margin."""
         share = self.margin_bytes / self.bytes
         return math.ceil((usable_bytes + self.context_bytes) / (1 - share)) + 1
 
     def describe(self) -> str:
-        """One line, both units."""
+        """Return both units of the budget in one line."""
         return (
             f"{format_gb(self.bytes)} = {format_gib(self.bytes)}, less CUDA context {format_gib(self.context_bytes)} "
             f"({self.context_basis}) and margin {format_gib(self.margin_bytes)}: {format_gib(self.usable_bytes)} usable"
@@ -50,7 +50,7 @@ class Budget:
 
 
 def assumed_gpu(total: int) -> Gpu:
-    """The card to calculate times for where none is named: the smallest that holds the budget."""
+    """Return the card to calculate times for where none is named: the smallest that holds the budget."""
     large_enough = [gpu for gpu in load_gpus() if gpu.capacity_bytes >= total]
     if not large_enough:
         largest = max(load_gpus(), key=lambda gpu: gpu.capacity_bytes)
@@ -62,7 +62,7 @@ def assumed_gpu(total: int) -> Gpu:
 
 
 def make_budget(total: int | None, gpu: Gpu, margin: float = DEFAULT_MARGIN) -> Budget:
-    """The budget of `total` bytes, or of the whole card.
+    """Return the budget of `total` bytes, or of the whole card.
 
     InputError where the card has less, NothingFits where nothing is left for a training process.
     """

@@ -1,4 +1,4 @@
-"""What a profile changes in a plan: ratios of reserved to predicted bytes, the CUDA context, and step times.
+"""Corrections of a plan by a profile: ratios of reserved to predicted bytes, the CUDA context, and step times.
 
 It stands in the planner and not beside the probes: it relates records to what is predicted without them, and the
 prediction of step times is the planner's. The probes know nothing of it; `scaled_time` is handed to their loop.

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from srsplan.planner.plan.document import Plan
 
 PLACEHOLDER = "INTERACTIONS"
-"""Stands for the user's file where none was given."""
+"""Word that stands for the user's file where none was given."""
 
 
 def train_from_plan(plan: Plan, path: Path) -> str:
-    """The command that trains the first choice of a plan that lies at `path`."""
+    """Return the command that trains the first choice of a plan that lies at `path`."""
     return shlex.join(["srsplan", "train", "--plan", str(path), *_data(plan)])
 
 
 def train_without_plan(plan: Plan) -> str:
-    """The command that trains the first choice, with everything the plan says as options."""
+    """Return the command that trains the first choice, with everything the plan says as options."""
     configuration = plan.configuration()
     sizes = configuration.architecture
     parts = [

@@ -1,4 +1,4 @@
-"""`recommend --check`: does the choice really run? On the card if it is here, else by ledger and allocator model."""
+"""`recommend --check`: tries whether a choice runs, on the card if it is here, else by ledger and allocator model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from srsplan.profiler.probes.catalogue import Gpu
 
 SIMULATED_STEPS = 6
 SETTLED_STEPS = 2
-"""The last steps: a cap may force memory to be given back before, until the blocks have found their places."""
+"""Steps at the end that count: before them, a cap may force memory to be given back until blocks find their places."""
 
 MOST_CHUNKS = 100
-"""Traced in a second or two."""
+"""Most chunks that are traced, which takes a second or two."""
 
 
 def confirm_first(found: Recommendation, budget: Budget, card: Gpu) -> tuple[Recommendation, list[str]]:
-    """The recommendation with its first choice checked; choices that do not run are dropped, each with a sentence."""
+    """Check the first choice; choices that do not run are dropped from the recommendation, each with a sentence."""
     dropped: list[str] = []
     choices = list(found.choices)
     while choices:
@@ -32,13 +32,13 @@ def confirm_first(found: Recommendation, budget: Budget, card: Gpu) -> tuple[Rec
 
 
 def confirm(choice: Choice, budget: Budget, card: Gpu, steps: int = SIMULATED_STEPS) -> Confirmed:
-    """Some steps and one evaluation batch under a hard cap of what the plan may use."""
+    """Run some steps and one evaluation batch under a hard cap of what the plan may use."""
     measured = _measured(choice, budget, card, steps)
     return measured or _simulated(choice, budget, steps)
 
 
 def _measured(choice: Choice, budget: Budget, card: Gpu, steps: int) -> Confirmed | None:
-    """A child process on the card; None where there is none that is large enough."""
+    """Measure in a child process on the card; None where there is none that is large enough."""
     from srsplan.profiler.probes.cuda_probe import CudaProbe
     from srsplan.profiler.probes.device import find_device
 
@@ -57,7 +57,7 @@ def _measured(choice: Choice, budget: Budget, card: Gpu, steps: int) -> Confirme
 
 
 def _simulated(choice: Choice, budget: Budget, steps: int) -> Confirmed:
-    """Training with an evaluation in its middle, traced, through the allocator under a cap of what the plan may use.
+    """Play traced training, an evaluation in its middle, through the allocator under a cap of what the plan may use.
 
     A chunked loss with thousands of chunks is traced with a few of them; what its other tokens hold is predicted, and
     taken from the cap beforehand.

@@ -11,7 +11,7 @@ from srsplan.planner.workload import FromData
 
 
 def workload_of(options: DataOptions) -> tuple[int, FromData, tuple[str, ...]]:
-    """Catalog, workload of the training part, and what was done to the data, in sentences."""
+    """Return the catalog, the workload of the training part, and what was done to the data, in sentences."""
     interactions = read_interactions(options.path, columns=options.columns)
     parts = split(interactions, options.strategy)
     histories = np.concatenate([parts.validation.histories.lengths, parts.test.histories.lengths])

@@ -21,13 +21,13 @@ class Estimate:
     choice: Choice
     prices: Prices
     budget: Budget | None
-    """None where neither a budget nor a card was named: there is no verdict then."""
+    """The budget; None where neither a budget nor a card was named, and there is no verdict."""
     gpus: int
     step_basis: str
 
     @property
     def configuration(self) -> Configuration:
-        """What was estimated."""
+        """The configuration that was estimated."""
         return self.choice.configuration
 
     @property
@@ -42,12 +42,12 @@ class Estimate:
 
     @property
     def headroom_bytes(self) -> int | None:
-        """What the budget leaves, negative where it does not suffice; None without a budget."""
+        """Bytes that the budget leaves, negative where it does not suffice; None without a budget."""
         return None if self.budget is None else self.budget.usable_bytes - self.memory.upper_bytes
 
     @property
     def fits(self) -> bool | None:
-        """Whether the budget suffices; None without a budget."""
+        """True where the budget suffices; None without a budget."""
         return None if self.headroom_bytes is None else self.headroom_bytes >= 0
 
     @cached_property
@@ -57,11 +57,11 @@ class Estimate:
 
     @cached_property
     def several_gpus(self) -> tuple[Layout, ...]:
-        """What each of several GPUs would need."""
+        """The needs of each of several GPUs, one layout for each way to use them; empty for one GPU."""
         return self.prices.on_several(self.choice, self.gpus)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in plain types for JSON."""
+        """Return everything in plain types for JSON."""
         from srsplan.planner.plan.making import choice_entry
 
         entry = choice_entry(1, self.choice, self.budget, self.step_basis).model_dump(exclude={"rank", "why"})

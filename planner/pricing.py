@@ -33,7 +33,7 @@ class Limits:
 def check_memory(
     configuration: Configuration, evaluation_batch: int, workload: FromData, limits: Limits
 ) -> tuple[str, ...]:
-    """Warnings about the memory of a training, with figures.
+    """Return warnings about the memory of a training, with figures.
 
     NothingFits where it is to run on a GPU and takes more than the plan's budget. On a CPU that is a warning, and so is
     a device that is smaller than the prediction: training cuts its batches where memory runs out.
@@ -55,7 +55,7 @@ def check_memory(
 
 
 def check_model_fits(configuration: Configuration, device_bytes: int | None) -> None:
-    """InputError where the model alone, with gradients and moments, is larger than the memory it is to live in."""
+    """Raise InputError where the model alone, with gradients and moments, is larger than the memory it is to use."""
     sizes = configuration.architecture
     rows = configuration.catalog + configuration.seq_len + 6 * sizes.blocks * sizes.dim  # six D x D matrices a block
     needed, has = COPIES * FP32_BYTES * rows * sizes.dim, device_bytes or _machine_bytes()
@@ -69,14 +69,14 @@ def check_model_fits(configuration: Configuration, device_bytes: int | None) -> 
 
 
 def _machine_bytes() -> int | None:
-    """The memory of this machine; None where the system does not say."""
+    """Return the memory of this machine; None where the system does not say."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def priced(configuration: Configuration, evaluation_batch: int, workload: FromData) -> Memory:
-    """The memory of a configuration on these data; InputError where the memory model does not cover it."""
+    """Return the memory of a configuration on these data; InputError where the memory model does not cover it."""
     size = min(configuration.micro_batch_size, workload.users)
     one_part = replace(configuration, batch_size=size, micro_batches=1, valid_tokens=None)
     tokens = min(one_part.tokens, workload.valid_tokens(size, configuration.seq_len))
@@ -88,7 +88,7 @@ def priced(configuration: Configuration, evaluation_batch: int, workload: FromDa
 
 
 def batch_of_all(configuration: Configuration, workload: FromData) -> tuple[str, ...]:
-    """A warning where a batch is larger than what there is to train on."""
+    """Return a warning where a batch is larger than what there is to train on."""
     if configuration.batch_size <= workload.users:
         return ()
     told = f"batch_size {configuration.batch_size:,} is more than the {workload.users:,} training sequences"
@@ -107,7 +107,7 @@ def _over_budget(
 
 
 def _parts_that_fit(configuration: Configuration, evaluation_batch: int, workload: FromData, budget: int) -> str:
-    """The smallest number of micro-batches, a power of two, that fits; empty where none does."""
+    """Return advice with the fewest micro-batches, a power of two, that fit; "" where none do."""
     parts = 2 * configuration.micro_batches
     while parts <= min(configuration.batch_size, workload.users):
         if priced(replace(configuration, micro_batches=parts), evaluation_batch, workload).upper_bytes <= budget:

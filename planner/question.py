@@ -41,7 +41,7 @@ class DataFile:
     split: str = "auto"
 
     def options(self) -> list[str]:
-        """The same as options of `train`."""
+        """Return the same as options of `train`."""
         given = {
             "--data": str(self.path),
             "--user-column": self.user_column,
@@ -65,14 +65,14 @@ class Question:
     step_basis: str
     order: Order = BALANCE
     trust: str = ""
-    """How far to trust an order that was learned from runs."""
+    """Sentence on how far to trust an order that was learned from runs."""
     data: DataFile | None = None
     gpus: int = 1
     notes: dict[str, str] = field(default_factory=dict)
-    """What was done to the data, what a profile and a check found: sentences by label."""
+    """Sentences by label: what was done to the data, what a profile and a check found."""
 
     def under(self, *, budget: Budget | None = None, gpu: Gpu | None = None, space: Space | None = None) -> Question:
-        """The same question under another budget, for another card or space."""
+        """Return the same question under another budget, for another card or space."""
         budget, gpu, space = budget or self.budget, gpu or self.gpu, space or self.space
         prices = Prices(space.workload, budget, gpu, self.prices.model, self.prices.rates)
         return replace(self, space=space, budget=budget, gpu=gpu, prices=prices)
@@ -80,12 +80,12 @@ class Question:
 
 @cache
 def assumed_model() -> MemoryModel:
-    """The memory model without a profile: one for all questions of a process."""
+    """Return the memory model without a profile: one for all questions of a process."""
     return MemoryModel()
 
 
 def fit_of(profile: Path | None) -> Fit:
-    """The memory model and the rates that a profile gives, or the assumed ones."""
+    """Return the memory model and the rates that a profile gives, or the assumed ones."""
     from srsplan.planner.calibration import Fit, model_of
 
     if profile is None:
@@ -94,17 +94,17 @@ def fit_of(profile: Path | None) -> Fit:
 
 
 def losses_of(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The losses that were named, each once; all of them where none was."""
+    """Return the losses that were named, each once; all of them where none was."""
     return tuple(dict.fromkeys(find_loss(name).name for name in names or LOSSES))
 
 
 def items_of(catalog: Size) -> int:
-    """The number of items that `--catalog` means."""
+    """Return the number of items that `--catalog` means."""
     return parse_count(str(catalog), "--catalog")
 
 
 def card_and_budget(gpu: str | None, budget: Size | None, margin: float) -> tuple[Gpu, Budget]:
-    """The card that is meant, or the smallest that holds the budget; and the budget, or all of the card."""
+    """Return the named card, or the smallest that holds the budget; and the budget, or all of the card."""
     if gpu is None and budget is None:
         raise InputError(
             "neither --budget nor --gpu is given", "say --budget 40GB, or --gpu a100-40gb for all of a card"
@@ -117,7 +117,7 @@ def card_and_budget(gpu: str | None, budget: Size | None, margin: float) -> tupl
 def known_data(
     data: DataFile | None, catalog: Size | None, mean_length: float | None, users: Size | None
 ) -> tuple[int, Workload, tuple[str, ...]]:
-    """The number of items, the workload, and what was done to the data."""
+    """Return the number of items, the workload, and what was done to the data."""
     if data is not None:
         if users is not None or mean_length is not None:
             raise InputError("--users and --mean-length are known from --data", "leave them out")
@@ -128,13 +128,13 @@ def known_data(
 
 
 def workload_without_data(mean_length: float | None, users: Size | None) -> Workload:
-    """What can be said of a workload without its interactions."""
+    """Return the workload as far as it is known without interactions."""
     count = None if users is None else parse_count(str(users), "--users")
     return WorstCase(users=count) if mean_length is None else MeanLength(mean_length, count)
 
 
 def workload_of_data(data: DataFile, catalog: Size | None) -> tuple[int, Workload, tuple[str, ...]]:
-    """The catalog, at least as large as `catalog`, the workload, and what was done to the data."""
+    """Return the catalog, at least as large as `catalog`, the workload, and what was done to the data."""
     from srsplan.models.data.formats import Columns
     from srsplan.models.data.options import DataOptions
     from srsplan.planner.datasets import workload_of
@@ -146,7 +146,7 @@ def workload_of_data(data: DataFile, catalog: Size | None) -> tuple[int, Workloa
 
 
 def order_of(runs: Path | None, catalog: int) -> tuple[Order, str]:
-    """The balance rule, or that of a run table; and how far the latter is to be trusted."""
+    """Return the balance rule, or that of a run table; and how far the latter is to be trusted."""
     if runs is None:
         return BALANCE, ""
     from srsplan.planner.analysis.quality import QualityModel

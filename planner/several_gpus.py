@@ -1,4 +1,4 @@
-"""What a configuration takes on each of several GPUs, on paper: srsplan trains on one.
+"""The memory of a configuration on each of several GPUs, on paper: srsplan trains on one.
 
 Two ways to cut the work, the batch of a GPU being the configuration's in both:
 
@@ -34,15 +34,15 @@ class Layout:
     global_batch: int
     """Sequences of all GPUs in a step: what the optimizer's step is made of."""
     reserved_bytes: int
-    """What each GPU is expected to reserve."""
+    """Bytes that each GPU is expected to reserve."""
     upper_bytes: int
-    """What must fit on each GPU."""
+    """Bytes that must fit on each GPU."""
 
 
 def layouts(
     configuration: Configuration, gpus: int, model: MemoryModel, users: int, seen_pairs: int
 ) -> tuple[Layout, ...]:
-    """The two ways to use so many GPUs: data parallel, and row-sharded. InputError for an impossible number."""
+    """Return the two ways to use so many GPUs: data parallel, and row-sharded. InputError for an impossible number."""
     if not 1 <= gpus <= MOST_GPUS:
         raise InputError(f"--gpus {gpus} is outside 1..{MOST_GPUS}", "say how many GPUs train together")
 
@@ -66,7 +66,7 @@ def layouts(
 
 
 def exchange_bytes(configuration: Configuration, gpus: int) -> int:
-    """Buffers for what row-sharded GPUs send each other: looked-up rows, and what the loss needs of the others."""
+    """Return the bytes of buffers that row-sharded GPUs exchange: rows looked up, and what the loss needs of others."""
     if gpus == 1:
         return 0
     dim, element = configuration.architecture.dim, 4 if configuration.precision == "fp32" else 2

@@ -28,7 +28,7 @@ class SmallerRun:
 
 
 def smaller_run(order: Order, data: RunData, pace: Pace) -> SmallerRun:
-    """The largest model of which enough epochs take about two minutes; `pace` is that of the order itself.
+    """Return the largest model of which enough epochs take about two minutes; `pace` is that of the order itself.
 
     Smaller sizes are measured, one after the other, until one is fast enough; the last one is taken as it is.
     """
@@ -45,7 +45,7 @@ def smaller_run(order: Order, data: RunData, pace: Pace) -> SmallerRun:
 
 
 def _smaller(configuration: Configuration) -> Iterator[Configuration]:
-    """Smaller and smaller configurations."""
+    """Yield smaller and smaller configurations."""
     sizes = configuration.architecture
     for dim, seq_len in SIZES:
         if dim <= sizes.dim and (dim, seq_len) != (sizes.dim, configuration.seq_len):

@@ -32,7 +32,7 @@ class PlannedChoice:
 
 
 def planned_choices(path: Path, ranks: tuple[int, ...]) -> list[PlannedChoice]:
-    """The choices of these ranks; InputError where the plan has no such choice, or cannot be read."""
+    """Return the choices of these ranks; InputError where the plan has no such choice, or cannot be read."""
     plan = read_plan(path)
     return [
         PlannedChoice(
@@ -45,7 +45,7 @@ def planned_choices(path: Path, ranks: tuple[int, ...]) -> list[PlannedChoice]:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """The ranks in "2", "1-3" or "1,3", in that order, each once; InputError for anything else."""
+    """Parse the ranks in "2", "1-3" or "1,3", in that order, each once; InputError for anything else."""
     ranks: list[int] = []
     for part in text.split(","):
         first, dash, last = (word.strip() for word in part.partition("-"))
@@ -59,7 +59,7 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 
 
 def changed(planned: Configuration | None, loss: str | None, given: Mapping[str, Value]) -> Configuration:
-    """A plan's configuration, or the paper's defaults, with what is `given` by name instead."""
+    """Return a plan's configuration, or the paper's defaults, with what is `given` by name instead."""
     names = {field.name for field in fields(Architecture)}
     sizes: dict[str, Any] = {name: value for name, value in given.items() if name in names}
     knobs: dict[str, Any] = {name: value for name, value in given.items() if name not in names}
@@ -71,7 +71,7 @@ def changed(planned: Configuration | None, loss: str | None, given: Mapping[str,
 
 
 def _default(loss: str, architecture: Architecture, knobs: Mapping[str, Any]) -> Configuration:
-    """The paper's defaults. The catalog is the data's: until they are read, the largest possible stands for it."""
+    """Return the paper's defaults. The largest possible catalog stands for that of the data until they are read."""
     kind = find_loss(loss)
     base: dict[str, Any] = {
         "batch_size": 256,

@@ -31,7 +31,7 @@ COUNT_HINT = "write a whole number such as 1600000, 1_600_000, 1,600,000, 300K, 
 
 
 def parse_bytes(text: str, what: str = "size") -> int:
-    """Bytes in `text`, a positive int below 2**63; a fraction of a byte is dropped.
+    """Return the bytes in `text`, a positive int below 2**63; a fraction of a byte is dropped.
 
     KB, MB, GB and TB are powers of ten, KiB to TiB powers of two, a plain number is bytes. A bare K, M, G or T means
     the same as KB to TB: that is how vendors and cloud price lists count. Case does not matter. `what` names the
@@ -41,7 +41,7 @@ def parse_bytes(text: str, what: str = "size") -> int:
 
 
 def parse_count(text: str, what: str = "count") -> int:
-    """The count in `text`, a positive int below 2**63, exact; K, M and B are 10^3, 10^6 and 10^9.
+    """Return the count in `text`, a positive int below 2**63, exact; K, M and B are 10^3, 10^6 and 10^9.
 
     `what` names the input in the message ("--catalog"). Raises InputError, also where the number is not whole.
     """
@@ -52,7 +52,7 @@ def parse_count(text: str, what: str = "count") -> int:
 
 
 def _positive(text: str, what: str, suffixes: dict[str, int], kind: str, hint: str) -> Fraction:
-    """Number times suffix; InputError unless it is at least 1 and below 2**63."""
+    """Return number times suffix; InputError unless it is at least 1 and below 2**63."""
     shown = repr(text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "...")
     cleaned = text.strip().lower()
     if cleaned.startswith("-"):
@@ -71,12 +71,12 @@ def _positive(text: str, what: str, suffixes: dict[str, int], kind: str, hint: s
 
 
 def format_gib(size_bytes: float) -> str:
-    """`13.35 GiB`; `512.0 MiB` or smaller units below one GiB, `1.40 TiB` from one TiB on."""
+    """Return `13.35 GiB`; `512.0 MiB` or smaller units below one GiB, `1.40 TiB` from one TiB on."""
     return _format_size(size_bytes, 1024, ("bytes", "KiB", "MiB", "GiB", "TiB"))
 
 
 def format_gb(size_bytes: float) -> str:
-    """`42.30 GB`, decimal; `512.0 MB` or smaller units below one GB, `1.50 TB` from one TB on."""
+    """Return `42.30 GB`, decimal; `512.0 MB` or smaller units below one GB, `1.50 TB` from one TB on."""
     return _format_size(size_bytes, 1000, ("bytes", "KB", "MB", "GB", "TB"))
 
 
@@ -91,7 +91,7 @@ def _format_size(size_bytes: float, base: int, names: tuple[str, ...]) -> str:
 
 
 def format_count(count: float) -> str:
-    """`1.6M`, `300K`, `1.66B`: at most four significant digits, for people; below 10,000 every digit."""
+    """Return `1.6M`, `300K`, `1.66B`: at most four significant digits, for people; below 10,000 every digit."""
     if round(abs(count)) < 10_000:
         return f"{round(count)}"
     for scale, suffix in ((10**3, "K"), (10**6, "M"), (10**9, "B")):
@@ -102,7 +102,7 @@ def format_count(count: float) -> str:
 
 
 def format_ms(duration_ms: float) -> str:
-    """`0.42 ms`, `57.3 ms`, `843 ms`, `1.84 s`: three significant digits; a minute or more as `format_duration`."""
+    """Return `0.42 ms`, `57.3 ms` or `1.84 s`: three significant digits; a minute or more as `format_duration`."""
     if duration_ms >= 59_950:
         return format_duration(duration_ms / 1000)
     value, unit = (duration_ms, "ms") if duration_ms < 999.5 else (duration_ms / 1000, "s")
@@ -111,7 +111,7 @@ def format_ms(duration_ms: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`45 s`, `5 min 03 s`, `2 h 05 min`, `3 d 04 h`; below ten seconds one decimal."""
+    """Return `45 s`, `5 min 03 s`, `2 h 05 min`, `3 d 04 h`; below ten seconds one decimal."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole_s = round(seconds)

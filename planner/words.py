@@ -22,7 +22,7 @@ TAG_MEANING = {
 FIXED = ("table", "gradient", "optimizer", "model")
 
 SPARE_SHARE = 0.5
-"""Where this share of the budget is left, something else than the budget ends the search."""
+"""Share of the budget: where the first choice needs less, something else than the budget limits it."""
 
 
 class Knobs(Protocol):
@@ -39,7 +39,7 @@ class Knobs(Protocol):
 
 
 def knobs_of(configuration: Knobs) -> str:
-    """loss, bs, sl, ns and micro-batches in one phrase."""
+    """Return loss, bs, sl, ns and micro-batches in one phrase."""
     parts = [f"{configuration.loss:4} bs {configuration.batch_size:,} x sl {configuration.seq_len:,}"]
     micro_batches = getattr(configuration, "micro_batches", 1)
     if micro_batches > 1:
@@ -50,12 +50,12 @@ def knobs_of(configuration: Knobs) -> str:
 
 
 def catalog_line(catalog: int, dim: int) -> str:
-    """Catalog and hidden size."""
+    """Return catalog and hidden size in words."""
     return f"{format_count(catalog)} items ({catalog:,}), D {dim}"
 
 
 def what_binds(choice: Choice, usable_bytes: int | None = None) -> str:
-    """What a user would have to give up for more; with `usable_bytes`, whether the budget binds at all."""
+    """Name what limits a choice: its largest holder of memory, or, with `usable_bytes`, that the budget is no limit."""
     memory = choice.memory
     if usable_bytes is not None and memory.upper_bytes < usable_bytes * SPARE_SHARE:
         return (

@@ -1,4 +1,4 @@
-"""What the data say about a plan: items, users, and how many targets of a batch are not padding.
+"""The workload: how many items and users there are, and how many targets of a batch are not padding.
 
 Sources, best first: the interactions themselves, a mean length with an assumed distribution, or nothing, which means no
 padding at all: the worst case. The plan says which.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from srsplan.models.errors import InputError
 
 BOUND = "fullest batch bounded (Chernoff, e^-18 a batch)"
-"""How the fullest of an epoch's random batches is bounded; models/data/batches.py has the reasons."""
+"""Name of the bound on the fullest of an epoch's random batches; models/data/batches.py has the reasons."""
 
 QUANTILES = 2000
 """An assumed distribution of lengths is represented by so many of its quantiles."""
@@ -30,7 +30,7 @@ LARGEST_DRAWN = 16_384
 """The bound of larger batches is that of so many users, in proportion: the excess over the mean only shrinks."""
 
 LONGEST_MEAN = 10**6
-"""Nobody has more interactions; far larger numbers would not be exact."""
+"""Longest mean length, in items: nobody has more interactions, and far larger numbers would not be exact."""
 
 LONGEST_SEQ_LEN = 1024
 SEQ_LEN_QUANTILE = 0.95
@@ -39,11 +39,11 @@ USERS_PER_BATCH = 20
 
 
 class Workload(Protocol):
-    """What the search asks about the data."""
+    """The figures about the data that the search asks for."""
 
     @property
     def basis(self) -> str:
-        """Where the figures come from, for people."""
+        """Source of the figures, for people."""
         ...
 
     @property
@@ -56,11 +56,11 @@ class Workload(Protocol):
         ...
 
     def seen_pairs(self, users: int) -> int | None:
-        """Items that a batch of so many users has seen, at most; None where unknown."""
+        """Return how many items a batch of so many users has seen, at most; None where unknown."""
         ...
 
     def seq_lens(self) -> list[int]:
-        """Sequence lengths worth trying, powers of two."""
+        """Return sequence lengths worth trying, powers of two."""
         ...
 
 
@@ -72,15 +72,15 @@ class WorstCase:
     users: int | None = None
 
     def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """Every position of a batch."""
+        """Return the number of positions of a batch: each has a target."""
         return batch_size * seq_len
 
     def seen_pairs(self, users: int) -> int | None:
-        """None: without data it is not known what users have seen."""
+        """Return None: without data it is not known what users have seen."""
         return None
 
     def seq_lens(self) -> list[int]:
-        """Powers of two from 32 to 512."""
+        """Return powers of two from 32 to 512."""
         return [32, 64, 128, 256, 512]
 
 
@@ -123,7 +123,7 @@ class MeanLength:
         return np.ceil(-self.mean * np.log1p(-shares)).astype(np.int64) + 1
 
     def seen_pairs(self, users: int) -> int | None:
-        """Six standard deviations above the mean; an exponential's deviation is its mean."""
+        """Return a bound six standard deviations above the mean; an exponential's deviation is its mean."""
         return math.ceil(self.mean * (users + 6 * math.sqrt(users)))
 
     def seq_lens(self) -> list[int]:
@@ -135,12 +135,12 @@ class FromData:
     """The training part of real interactions: what `train` will cut batches from."""
 
     def __init__(self, path: Path, lengths: NDArray[np.int64], histories: NDArray[np.int64]) -> None:
-        """`lengths` of the training sequences, `histories` of the users that are ranked; both in items."""
+        """Take the `lengths` of the training sequences and the `histories` of users that are ranked; both in items."""
         self.lengths, self.histories = lengths, histories
         self.users = len(lengths)
         self._fullest: dict[tuple[int, int], int] = {}
         self.basis = (
-            f"{path}: {len(lengths):,} training sequences, mean length {lengths.mean():.1f}, "
+            f"{path.name}: {len(lengths):,} training sequences, mean length {lengths.mean():.1f}, "
             f"longest {int(lengths.max()):,}; {BOUND}"
         )
 
@@ -158,7 +158,7 @@ class FromData:
         return int(np.sort(self.histories)[-users:].sum())
 
     def seq_lens(self) -> list[int]:
-        """Up to the first power of two that holds 95% of the sequences whole."""
+        """Return powers of two up to the first that holds 95% of the sequences whole."""
         return _powers_to(float(np.quantile(self.lengths - 1, SEQ_LEN_QUANTILE)))
 
 

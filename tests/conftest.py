@@ -6,12 +6,16 @@ they are left out, and the report says how many.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command import Ended, srsplan
 from paths import SHARED
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Two workers with two threads each would wait for each other. Set before torch is imported, for children as well."""
 
 EVIDENCE_FIXTURES = {"public", "public_table"}
 

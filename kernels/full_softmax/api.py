@@ -30,7 +30,7 @@ def cce(
     ignore_index: int = IGNORE_INDEX,
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Cross-entropy over the whole catalog, a chunk of tokens at a time; equal to `eager.ce` to rounding.
+    """Compute the cross-entropy over the whole catalog a chunk of tokens at a time; equal to `eager.ce` to rounding.
 
     Arguments and result are those of `eager.ce`. `compute_dtype` is that of the matrix products; None takes autocast's
     where it is on, else `hidden`'s. Gradients accumulate in fp32. ValueError for an unknown reduction.
@@ -56,7 +56,7 @@ def cce_triton(
     ignore_index: int = IGNORE_INDEX,
     filter_eps: float | None = None,
 ) -> Tensor:
-    """Cross-entropy over the whole catalog by Triton kernels; arguments and result are those of `cce`.
+    """Compute the cross-entropy over the whole catalog by Triton kernels; arguments and result are those of `cce`.
 
     Runs are bitwise repeatable. The gradient of the table skips spans of items whose largest share of the softmax is
     below `filter_eps`: None takes what the format cannot represent, 0 skips nothing, up to 1e-4 is published to keep

@@ -16,7 +16,7 @@ from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, T
 
 
 def softmax_chunks(tokens: Tokens, table: Tensor, weights: Tensor | None, dtype: torch.dtype) -> LossesAndGradients:
-    """Losses [M], and with weights [M] the gradients of their weighted sum; products run in `dtype`."""
+    """Return losses [M], and with weights [M] the gradients of their weighted sum; products run in `dtype`."""
     count, chunk = tokens.hidden.shape[0], tokens.chunk
     catalog = table.shape[0]
     scored = table.to(dtype)
@@ -33,7 +33,7 @@ def softmax_chunks(tokens: Tokens, table: Tensor, weights: Tensor | None, dtype:
 def _softmax_chunk(
     tokens: Tokens, rows: slice, scored: Tensor, buffers: tuple[Tensor, Tensor], sums: GradientSums | None
 ) -> Tensor:
-    """Losses of some rows, fp32 [T]; their gradients go to `sums`. Buffers: two [T, V] in the compute type."""
+    """Return losses of some rows, fp32 [T]; their gradients go to `sums`. Buffers: two [T, V] in the compute type."""
     scores, share = buffers
     hidden = tokens.hidden[rows].to(scored.dtype)
     target = tokens.safe_targets[rows, None]
@@ -50,7 +50,7 @@ def _softmax_chunk(
 
 
 def _add_gradients(sums: GradientSums, rows: slice, share: Tensor, hidden: Tensor, scored: Tensor) -> None:
-    """share [T, V] is softmax minus one-hot; hidden [T, D]; scored [V, D], all in the compute type."""
+    """Add both gradients: share [T, V] is softmax minus one-hot, hidden [T, D], scored [V, D], in the compute type."""
     relative = sums.relative[rows, None]
     sums.hidden[rows] = (share @ scored) * (relative * sums.scale)
     weighted = hidden * relative.to(hidden.dtype)

@@ -51,13 +51,13 @@ def exp_of(logits, shift, FP32: tl.constexpr):
 
 @triton.jit
 def shift_of(logits, FP32: tl.constexpr):
-    """The form of a logit that `exp_of` subtracts."""
+    """Return the form of a logit that `exp_of` subtracts."""
     return logits if FP32 else logits * LOG2_E
 
 
 @triton.jit
 def load_block(base, first, offsets, columns, end, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows first + offsets [R] of a [*, D] matrix as [R, BLOCK_D]; 0 from row `end` on and beyond column D."""
+    """Load rows first + offsets [R] of a [*, D] matrix as [R, BLOCK_D]; 0 from row `end` on and beyond column D."""
     place = base + tl.cast(first, tl.int64) * DIM + (offsets[:, None] * DIM + columns[None, :])
     if BLOCK_D == DIM:
         block = tl.load(place, mask=(offsets < end - first)[:, None], other=0.0)

@@ -211,11 +211,11 @@ class _Call:
         return partials, positives, self._hidden.new_empty((self.splits, tokens, dim), dtype=torch.float32)
 
     def launch(self, kernel: str, run: Callable[[Launch], object]) -> Launch:
-        """The table's launch, or what autotuning found."""
+        """Return the table's launch, or what autotuning found."""
         return tuned_launch(kernel, self._hidden, self._default(kernel), run, TUNED_BLOCK_N.get(kernel, ()))[0]
 
     def options(self, launch: Launch) -> dict[str, Any]:
-        """Compile-time arguments of the kernels that walk over tiles."""
+        """Return the compile-time arguments of the kernels that walk over tiles."""
         return {
             **row_options(self._hidden.shape[1]),
             **launch_options(launch),
@@ -224,7 +224,7 @@ class _Call:
         }
 
     def rows_options(self) -> dict[str, Any]:
-        """Compile-time arguments of the kernels that work on rows one by one."""
+        """Return the compile-time arguments of the kernels that work on rows one by one."""
         return {**row_options(self._hidden.shape[1]), "BLOCK_M": JOIN_ROWS}
 
     def _default(self, kernel: str) -> Launch:
@@ -232,7 +232,7 @@ class _Call:
         return launch_for(softmax_table(kernel, self._capability, fp32), self._hidden.shape[1])
 
     def _wanted_splits(self) -> int:
-        """Splits of the catalog: as few as keep the card busy; what they hold is bounded."""
+        """Return the splits of the catalog: as few as keep the card busy; what they hold is bounded."""
         room = SPLIT_ELEMENTS // max(1, self._hidden.numel()) if self._with_grad else MOST_SPLITS
         counts = range(1, max(1, min(MOST_SPLITS, room, self.spans)) + 1)
         return next((count for count in counts if self._busy(count) >= BUSY), max(counts, key=self._busy))

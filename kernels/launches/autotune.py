@@ -25,7 +25,7 @@ from srsplan.kernels.launches.table import Launch
 VARIABLE = "SRSPLAN_AUTOTUNE"
 WARPS, STAGES = (4, 8), (1, 2, 3)
 LARGEST_FILE_BYTES = 1 << 20
-"""A launch takes about 100 bytes, and there are a few per hidden size and type."""
+"""Bytes that a file may hold: a launch takes about 100, and there are a few per hidden size and type."""
 
 LOG = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Key:
 
 
 def candidates(default: Launch, block_n: tuple[int, ...] = ()) -> Iterator[Launch]:
-    """The default first, then other warps and stages, and other tiles where the kernel leaves them free."""
+    """Yield the default, then other warps and stages, and other tiles where the kernel leaves them free."""
     yield default
     for items in block_n or (default.block_n,):
         for warps in WARPS:
@@ -57,13 +57,13 @@ def candidates(default: Launch, block_n: tuple[int, ...] = ()) -> Iterator[Launc
 
 
 def cache_file(card: str) -> Path:
-    """The file that a card's launches are kept in."""
+    """Return the file that a card's launches are kept in."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "srsplan" / f"launches-{re.sub('[^A-Za-z0-9]+', '-', card)}.json"
 
 
 def read_launches(path: Path) -> dict[str, Launch]:
-    """The launches kept in a file; none where it is missing, and none with a warning where it holds anything else."""
+    """Return the launches kept in a file; none where it is missing, or, with a warning, holds anything else."""
     try:
         return _parsed(_content(path))
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def read_launches(path: Path) -> dict[str, Launch]:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a small regular file: a pipe would wait for ever, a device never ends."""
+    """Return the bytes of a small regular file; a pipe would wait for ever, a device never ends."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is no regular file")
     with path.open("rb") as file:
@@ -116,7 +116,7 @@ def write_launches(path: Path, launches: Mapping[str, Launch]) -> None:
 
 
 def fastest(run: Callable[[Launch], object], launches: Iterator[Launch], timer: Timer) -> Launch:
-    """The launch with the least time; one that the card has no room for is passed over. The first must run."""
+    """Return the launch with the least time, without those that the card has no room for; the first must run."""
     best, least = next(launches), 0.0
     least = timer(lambda: run(best))
     for launch in launches:
@@ -139,7 +139,7 @@ class Launches:
     def choose(
         self, key: Key, default: Launch, run: Callable[[Launch], object], block_n: tuple[int, ...] = ()
     ) -> tuple[Launch, bool]:
-        """The launch for a call that `run` makes, and whether `run` was called to find it."""
+        """Return the launch for a call that `run` makes, and whether `run` was called to find it."""
         known = self.known.get(str(key))
         if known is not None and known in candidates(default, block_n):
             return known, False
@@ -156,7 +156,7 @@ _cards: dict[str, Launches] = {}
 def launch_on(
     device: torch.device, key: Key, default: Launch, run: Callable[[Launch], object], block_n: tuple[int, ...] = ()
 ) -> tuple[Launch, bool]:
-    """`Launches.choose` for the card that tensors are on; the default everywhere else."""
+    """Call `Launches.choose` for the card that tensors are on; take the default everywhere else."""
     if device.type != "cuda":
         return default, False
     card = torch.cuda.get_device_name(device)

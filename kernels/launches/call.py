@@ -18,18 +18,18 @@ SMALLEST_BLOCK = 16
 def tuned_launch(
     kernel: str, hidden: Tensor, default: Launch, run: Callable[[Launch], object], block_n: tuple[int, ...] = ()
 ) -> tuple[Launch, bool]:
-    """The table's launch of a kernel, or what autotuning found; and whether `run` was called to find it."""
+    """Return the table's launch of a kernel, or what autotuning found; and whether `run` was called to find it."""
     key = Key(kernel=kernel, dim=hidden.shape[1], dtype=str(hidden.dtype))
     return launch_on(hidden.device, key, default, run, block_n)
 
 
 def row_options(dim: int) -> dict[str, Any]:
-    """Compile-time arguments for rows of hidden size D: D itself, and the columns of a block that holds them."""
+    """Return the compile-time arguments for rows of hidden size D: D, and the columns of a block that holds them."""
     return {"DIM": dim, "BLOCK_D": max(SMALLEST_BLOCK, triton.next_power_of_2(dim))}
 
 
 def launch_options(launch: Launch) -> dict[str, Any]:
-    """Compile-time arguments of a launch but its rows of a block; products are exact in fp32 (no tf32)."""
+    """Return the compile-time arguments of a launch but its rows of a block; fp32 products are exact (no tf32)."""
     return {
         "BLOCK_N": launch.block_n,
         "PRECISION": "ieee",

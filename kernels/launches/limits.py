@@ -8,13 +8,13 @@ from torch import Tensor
 DIM_STEP = 16
 """Hidden sizes are multiples of this: a matrix product wants 16 columns."""
 LARGEST_DIM, LARGEST_FP32_DIM = 1024, 256
-"""In fp32 a row of more would not fit the registers and shared memory of a program."""
+"""Largest hidden size, and that in fp32: a longer row would not fit a program's registers and shared memory."""
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def refused_size(dim: int, dtype: torch.dtype | None = None) -> str:
-    """Why the kernels do not take hidden size D in a type (16 bit without one); "" where they do."""
+    """Return the reason why the kernels do not take hidden size D in a type (16 bit without one); "" where they do."""
     if dim < 1 or dim % DIM_STEP or dim > LARGEST_DIM:
         return f"hidden size {dim} is no multiple of {DIM_STEP} up to {LARGEST_DIM}"
     if dtype == torch.float32 and dim > LARGEST_FP32_DIM:
@@ -25,7 +25,7 @@ def refused_size(dim: int, dtype: torch.dtype | None = None) -> str:
 
 
 def check_inputs(hidden: Tensor, item_table: Tensor, targets: Tensor) -> None:
-    """ValueError for tensors that the Triton kernels do not take."""
+    """Raise ValueError for tensors that the Triton kernels do not take."""
     dim = hidden.shape[1]
     if item_table.shape[1] != dim:
         raise ValueError(f"hidden {list(hidden.shape)} and item_table {list(item_table.shape)}: want one hidden size")

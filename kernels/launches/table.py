@@ -105,7 +105,7 @@ _FP32 = {64: Launch(32, 32, 4, 2), 128: Launch(32, 32, 4, 2), 256: Launch(32, 32
 
 
 def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
-    """The launches of a kernel of the full softmax, by padded hidden size; backward's tokens divide forward's.
+    """Return the launches of a kernel of the full softmax, by padded hidden size; backward's tokens divide forward's.
 
     From sm_90 on tiles are wide enough for tensor cores that read shared memory themselves; before, they are what the
     registers hold and the smallest card has room for. sm_12x are desktop cards, with as little room.
@@ -118,7 +118,7 @@ def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
 
 
 def capability_of(device: torch.device) -> int:
-    """The compute capability of a device as a number: 90 for 9.0."""
+    """Return the compute capability of a device as a number: 90 for 9.0."""
     if device.type != "cuda":
         return ASSUMED_CAPABILITY
     major, minor = torch.cuda.get_device_capability(device)
@@ -126,7 +126,7 @@ def capability_of(device: torch.device) -> int:
 
 
 def launch_for(table: Table, dim: int) -> Launch:
-    """The table's launch for hidden size D; ValueError above the largest."""
+    """Return the table's launch for hidden size D; ValueError above the largest."""
     for width, launch in table.items():
         if dim <= width:
             return launch

@@ -31,7 +31,7 @@ def cce_neg(
     ignore_index: int = IGNORE_INDEX,
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Cross-entropy of the target against `negatives` drawn items, without [M, ns, D] or [M, ns] in memory.
+    """Compute the cross-entropy of the target against drawn items, without [M, ns, D] or [M, ns] in memory.
 
     Arguments and result are those of `eager.ce_neg`, and so are the numbers for equal negatives. An int draws
     `negatives` uniform items per set of `sampling.tokens_per_set` tokens; a tensor gives them, int64 [sets, ns], and
@@ -71,7 +71,7 @@ def cce_neg_triton(
     deterministic: bool = False,
     copy_table: bool = True,
 ) -> Tensor:
-    """Cross-entropy of the target against drawn items by Triton kernels; arguments and result are those of `cce_neg`.
+    """Compute the cross-entropy against drawn items by Triton kernels; arguments and result are those of `cce_neg`.
 
     `distribution` draws items by weight, or from the batch's own targets, instead of uniformly (kernels.samplers).
     Matrix products run in `hidden`'s type (fp16, bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside

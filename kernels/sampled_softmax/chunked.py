@@ -34,14 +34,14 @@ class Draw:
     distribution: Distribution | InBatch | None
 
     def sets(self, first: int, count: int, catalog: int, device: torch.device) -> Tensor:
-        """The negatives of `count` sets from the first on, int64 [S, ns]."""
+        """Return the negatives of `count` sets from the first on, int64 [S, ns]."""
         if isinstance(self.negatives, Tensor):
             return self.negatives[first : first + count]
         return draw_items((count, self.negatives), catalog, self.sampling, first, device, self.distribution)
 
 
 def sampled_chunks(tokens: Tokens, table: Tensor, weights: Tensor | None, draw: Draw) -> LossesAndGradients:
-    """Losses [M], and with weights [M] the gradients of their weighted sum.
+    """Return losses [M], and with weights [M] the gradients of their weighted sum.
 
     Token n = j * sets + k is member j of set k: hidden seen as [g, sets, D], padded where M is no multiple of sets.
     """

@@ -92,7 +92,7 @@ def load_rows(base, rows, columns, live, DIM: tl.constexpr):
 
 @triton.jit
 def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr, LOG_Q: tl.constexpr):
-    """The logQ correction before the count is known: log (1 - q_target) - log q_item, [g, B]."""
+    """Return the logQ correction before the count is known: log (1 - q_target) - log q_item, [g, B]."""
     if not LOG_Q:
         found = tl.zeros((1, 1), tl.float32)
     elif (SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH):  # their probabilities are looked up

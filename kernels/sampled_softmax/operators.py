@@ -51,7 +51,7 @@ class Numbers(NamedTuple):
 def source_of(
     sampler: SamplerKind, negatives: int | Tensor, distribution: Distribution | InBatch | None
 ) -> list[Tensor]:
-    """The tensors that a sampler reads, as `SOURCE_TENSORS` names them."""
+    """Return the tensors that a sampler reads, as `SOURCE_TENSORS` names them."""
     tensors: dict[str, Tensor] = {}
     if isinstance(negatives, Tensor):
         tensors = {"indices": negatives.contiguous()}
@@ -204,15 +204,15 @@ class _Call:
         )  # fmt: skip
 
     def launch(self, kernel: str, default: Launch, run: Callable[[Launch], object]) -> tuple[Launch, bool]:
-        """The table's launch, or what autotuning found; and whether `run` was called to find it."""
+        """Return the table's launch, or what autotuning found; and whether `run` was called to find it."""
         return tuned_launch(kernel, self.hidden, default, run, TUNED_BLOCK_N)
 
     def grid(self, launch: Launch) -> tuple[int, int]:
-        """Sets, and programs of a set."""
+        """Return the launch's grid: sets, and programs of a set."""
         return self.sets, triton.cdiv(self.group, self._block_m(launch))
 
     def options(self, launch: Launch, log_q: bool) -> dict[str, Any]:
-        """Compile-time arguments."""
+        """Return the compile-time arguments of both kernels."""
         return {
             **row_options(self.hidden.shape[1]),
             **launch_options(launch),
@@ -223,6 +223,6 @@ class _Call:
         }
 
     def _block_m(self, launch: Launch) -> int:
-        """Tokens of a program: a matrix product wants 16 rows, so smaller sets leave some empty."""
+        """Return the tokens of a program: a matrix product wants 16 rows, so smaller sets leave some empty."""
         tokens: int = triton.next_power_of_2(self.group)
         return max(SMALLEST_BLOCK, min(launch.block_m, tokens))

@@ -25,12 +25,12 @@ class Distribution:
     log_prob: Tensor
 
     def to(self, device: torch.device) -> Distribution:
-        """The same distribution on another device."""
+        """Return the same distribution on another device."""
         return Distribution(self.prob.to(device), self.alias.to(device), self.log_prob.to(device))
 
 
 def popularity(counts: NDArray[np.integer] | Tensor, exponent: float = 1.0) -> Distribution:
-    """The distribution of items in proportion to counts [V] to the power of `exponent`.
+    """Return the distribution of items in proportion to counts [V] to the power of `exponent`.
 
     Items that were never counted weigh as if counted once. ValueError for negative counts and for fewer than two items.
     """
@@ -41,7 +41,7 @@ def popularity(counts: NDArray[np.integer] | Tensor, exponent: float = 1.0) -> D
 
 
 def distribution(weights: NDArray[np.floating]) -> Distribution:
-    """The distribution of items in proportion to weights [V]; ValueError unless all are positive and finite."""
+    """Return the distribution of items in proportion to weights [V]; ValueError unless all are positive and finite."""
     weights = np.asarray(weights, dtype=np.float64)
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise ValueError("weights must be positive and finite: an item that is never drawn has no log-Q")

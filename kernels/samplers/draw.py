@@ -20,7 +20,7 @@ COIN = 1 << 24
 
 
 def kind_of(negatives: int | Tensor, distribution: Distribution | InBatch | None) -> SamplerKind:
-    """The sampler of a call; ValueError where items are given, and a distribution to draw them from."""
+    """Return the sampler of a call; ValueError where items are given, and a distribution to draw them from."""
     if isinstance(negatives, Tensor):
         if distribution is not None:
             raise ValueError("negatives are given, and a distribution to draw them from: give one of the two")
@@ -33,7 +33,7 @@ def kind_of(negatives: int | Tensor, distribution: Distribution | InBatch | None
 def draw_uniform(
     shape: tuple[int, int], catalog: int, sampling: Sampling, first_set: int, device: torch.device
 ) -> Tensor:
-    """Uniform item indices in [0, V), int64 of `shape`; equal arguments draw equal items.
+    """Return uniform item indices in [0, V), int64 of `shape`; equal arguments draw equal items.
 
     `first_set` numbers the first row, so that chunks of a batch draw different items. On meta tensors nothing is drawn.
     """
@@ -53,7 +53,7 @@ def draw_items(
     device: torch.device,
     distribution: Distribution | InBatch | None = None,
 ) -> Tensor:
-    """Items of a distribution, int64 of `shape`; uniform without one. Arguments are those of `draw_uniform`."""
+    """Return items of a distribution, int64 of `shape`; uniform without one. Arguments are those of `draw_uniform`."""
     if distribution is None:
         return draw_uniform(shape, catalog, sampling, first_set, device)
     if isinstance(distribution, InBatch):

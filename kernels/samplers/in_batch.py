@@ -17,7 +17,7 @@ class InBatch:
 
 
 def in_batch(targets: Tensor, catalog: int, ignore_index: int | None = None) -> InBatch:
-    """The distribution of a batch's targets int64 [M], on their device.
+    """Return the distribution of a batch's targets int64 [M], on their device.
 
     With `ignore_index` targets of that value are left out, for which a GPU is waited for; without, all are taken.
     """

@@ -18,7 +18,7 @@ from srsplan.kernels.samplers.in_batch import InBatch
 def log_q_correction(
     items: Tensor, target: Tensor, kept: Tensor, catalog: int, distribution: Distribution | InBatch | None
 ) -> Tensor:
-    """log((1 - q of the target) / (kept x q of the item)), fp32, for shapes that broadcast.
+    """Return log((1 - q of the target) / (kept x q of the item)), fp32, for shapes that broadcast.
 
     A kept negative has probability q / (1 - q of the target); `kept` counts a token's negatives that are not its
     target. Without a distribution items are uniform.
@@ -30,5 +30,5 @@ def log_q_correction(
 
 
 def uniform_log_q_correction(kept: Tensor, catalog: int) -> Tensor:
-    """log((V - 1) / kept), fp32, the shape of `kept`: uniform negatives have probability 1 / (V - 1) each."""
+    """Return log((V - 1) / kept), fp32, the shape of `kept`: each uniform negative has probability 1 / (V - 1)."""
     return math.log(catalog - 1) - torch.log(kept.clamp(min=1).float())

@@ -23,17 +23,17 @@ class Batch:
     """Sequences of one step: the target at a position is the item after its input."""
 
     inputs: NDArray[np.int64]
-    """[B, L], items, 0 where padding stands."""
+    """Items [B, L], 0 where padding stands."""
     targets: NDArray[np.int64]
-    """[B, L], 0 where there is none."""
+    """Target items [B, L], 0 where there is none."""
 
 
 @dataclass(frozen=True)
 class TokenBound:
-    """How many valid targets one batch has."""
+    """Bound and mean of the number of valid targets in a batch."""
 
     fullest: int
-    """What the fullest batch of an epoch does not exceed."""
+    """Upper bound for the fullest batch of an epoch."""
     mean: float
     """The mean over full batches."""
 
@@ -67,11 +67,11 @@ class TrainBatches:
         self._rows = np.flatnonzero(train.lengths >= 2)
 
     def __len__(self) -> int:
-        """Batches of an epoch; the last may be smaller."""
+        """Return the number of batches of an epoch; the last may be smaller."""
         return -(-len(self._rows) // self.batch_size)
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        """The batches of epoch `index`, counted from 0; L is the longest of each batch, at most `seq_len`."""
+        """Yield the batches of epoch `index`, counted from 0; L is the longest of each batch, at most `seq_len`."""
         rows = np.random.default_rng([self.seed, index]).permutation(self._rows)
         for start in range(0, len(rows), self.batch_size):
             items = padded(self.train, rows[start : start + self.batch_size], self.seq_len + 1)
@@ -97,7 +97,7 @@ def longest_input(lengths: NDArray[np.integer], seq_len: int) -> int:
 
 
 def fullest_batch_tokens(lengths: NDArray[np.integer], batch_size: int, seq_len: int) -> TokenBound:
-    """How many valid targets the fullest batch of an epoch has at most, from the lengths (items) of the sequences.
+    """Bound the valid targets of an epoch's fullest batch, from the lengths (items) of the sequences.
 
     Memory follows the fullest batch, and epochs are shuffled at random, so every batch is a random draw. The bound is
     the smaller of two: the `batch_size` longest sequences together, which nothing exceeds, and the Chernoff bound that
@@ -120,7 +120,7 @@ def _targets(lengths: NDArray[np.integer], seq_len: int) -> NDArray[np.int64]:
 
 
 def _chernoff(tokens: NDArray[np.int64], drawn: int) -> float:
-    """min over t of (drawn log E[exp(t X)] + 18) / t, on a grid: every t gives a bound, the grid only its tightness."""
+    """Return the least (drawn log E[exp(t X)] + 18) / t over a grid of t: the grid decides how tight the bound is."""
     values, counts = np.unique(tokens, return_counts=True)
     mean, sigma = float(tokens.mean()), float(tokens.std())
     if sigma == 0:

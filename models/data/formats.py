@@ -68,7 +68,7 @@ FOUND_BY_NAME = Columns()
 
 
 def require_file(path: Path) -> None:
-    """InputError unless there is a file of a known format with something in it."""
+    """Raise InputError unless there is a file of a known format with something in it."""
     check_input(path, "file of interactions", "give one file; join the parts first where there are several")
     if _format(path) not in TEXT_FORMATS + PARQUET_FORMATS:
         accepted = ", ".join((*TEXT_FORMATS, *PARQUET_FORMATS))
@@ -78,7 +78,7 @@ def require_file(path: Path) -> None:
 
 
 def _format(path: Path) -> str:
-    """`.csv` for a.csv and a.CSV.gz; `.gz` stays where no text format stands before it."""
+    """Return the format: `.csv` for a.csv and a.CSV.gz; `.gz` stays where no text format stands before it."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     gzipped_text = suffixes[-1:] == [".gz"] and suffixes[-2:-1] and suffixes[-2] in TEXT_FORMATS
     return suffixes[-2] if gzipped_text else "".join(suffixes[-1:])
@@ -86,7 +86,7 @@ def _format(path: Path) -> str:
 
 @contextmanager
 def reader_errors(path: Path) -> Iterator[None]:
-    """The one place where errors of pyarrow, pandas and gzip become an InputError."""
+    """Turn errors of pyarrow, pandas and gzip into an InputError, for every reader."""
     import pandas as pd
     import pyarrow as pa
 
@@ -99,7 +99,7 @@ def reader_errors(path: Path) -> Iterator[None]:
 
 
 def read_table(path: Path, columns: Columns) -> tuple[pa.Table, tuple[str, ...]]:
-    """Columns user, item and, where there is one, timestamp, in the order of the file; and which columns these were."""
+    """Read the columns user, item and, where there is one, timestamp, in the file's order; and say which these were."""
     kind = _format(path)
     if kind in PARQUET_FORMATS:
         return _read_parquet(path, columns)
@@ -123,7 +123,7 @@ def _first_line(path: Path) -> str:
 
 
 def _read_parquet(path: Path, columns: Columns) -> tuple[pa.Table, tuple[str, ...]]:
-    """Text stays in dictionaries, so that repeated ids are never written out."""
+    """Read parquet; text stays in dictionaries, so that repeated ids are never written out."""
     from pyarrow import parquet, types
 
     with parquet.ParquetFile(path) as file:
@@ -207,7 +207,7 @@ def _renamed(table: pa.Table, chosen: Mapping[str, str]) -> pa.Table:
 
 
 def _bare(name: str) -> str:
-    """A column name as it is compared: without RecBole's `:token`, case and separators."""
+    """Return a column name as it is compared: without RecBole's `:token`, case and separators."""
     return "".join(letter for letter in name.split(":")[0].lower() if letter.isalnum())
 
 
@@ -217,7 +217,7 @@ def _find(role: str, names: Sequence[str]) -> str | None:
 
 
 def _choose(names: Sequence[str], columns: Columns, path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Role -> column, for user, item and, where there is one, timestamp; and the sentence that says so."""
+    """Map the roles user, item and, where there is one, timestamp to columns; and return the sentence that says so."""
     asked = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
     found = {role: _find(role, names) if name is None else _named(name, names, path) for role, name in asked.items()}
     chosen = {role: name for role, name in found.items() if name is not None}
@@ -239,7 +239,7 @@ def _choose(names: Sequence[str], columns: Columns, path: Path) -> tuple[dict[st
 
 
 def _named(name: str, names: Sequence[str], path: Path) -> str:
-    """The column a user asked for; `user_id` also finds RecBole's `user_id:token`."""
+    """Return the column a user asked for; `user_id` also finds RecBole's `user_id:token`."""
     for candidate in (name, *(full for full in names if full.split(":")[0] == name)):
         if candidate in names:
             return candidate

@@ -24,18 +24,18 @@ __all__ = ["FOUND_BY_NAME", "Columns", "Interactions", "read_interactions"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Interactions:
-    """Sorted by user, then time; equal times keep the order of the file."""
+    """The interactions of a file, sorted by user, then time; equal times keep the order of the file."""
 
     users: NDArray[np.int32]
-    """[R], 0 to U - 1."""
+    """User numbers [R], 0 to U - 1."""
     items: NDArray[np.int32]
-    """[R], 1 to V; 0 is padding and never occurs."""
+    """Item numbers [R], 1 to V; 0 is padding and never occurs."""
     timestamps: NDArray[np.int64] | NDArray[np.float64] | None
-    """[R] in the unit of the file, None where it has none."""
+    """Times [R] in the unit of the file; None where it has none."""
     user_ids: NDArray[Any]
-    """[U], the label in the file of each user."""
+    """Labels [U] of the users in the file."""
     item_ids: NDArray[Any]
-    """[V], the label in the file: item_ids[i - 1] is that of item i."""
+    """Labels [V] of the items in the file: item_ids[i - 1] is that of item i."""
     notes: tuple[str, ...]
     """Sentences for the user: which column became what, what was left out."""
 
@@ -79,7 +79,7 @@ def read_interactions(
 
 
 def _load(path: Path, columns: Columns) -> Interactions:
-    """All of the file, in its order."""
+    """Load all of the file, in its order."""
     table, notes = read_table(path, columns)
     if not table.num_rows:
         raise InputError(f"{path} holds no interactions, only a header", "is it the right file?")
@@ -120,7 +120,7 @@ def _require_several(path: Path, found: Interactions) -> None:
 
 
 def _encode(column: pa.ChunkedArray, role: str, path: Path) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """Codes [R] in the order of the labels, and the labels; InputError where an id is missing."""
+    """Return codes [R] in the order of the labels, and the labels; InputError where an id is missing."""
     import pyarrow.compute as pc
 
     labels, codes = _dictionary(column)
@@ -141,7 +141,7 @@ def _encode(column: pa.ChunkedArray, role: str, path: Path) -> tuple[NDArray[np.
 
 
 def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int32]]:
-    """Distinct labels that occur, null among them where a row has none, and the place of each row's label [R]."""
+    """Return the labels that occur (null where a row has none), each once, and the place of each row's label [R]."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import types
@@ -165,7 +165,7 @@ def _text_types() -> tuple[Any, ...]:
 
 
 def _as_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Integers stay, floats that hold only integers become integers, the rest becomes text."""
+    """Turn ids into labels: integers stay, floats that hold only integers become integers, the rest becomes text."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import types
@@ -182,7 +182,7 @@ def _as_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _timestamps(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64] | NDArray[np.float64]:
-    """int64 where all are whole numbers or dates (in the column's unit), float64 otherwise."""
+    """Return int64 where all are whole numbers or dates (in the column's unit), float64 otherwise."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import types
@@ -211,7 +211,7 @@ def _timestamps(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64] | NDAr
 
 
 def _written_out(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
-    """Every row's own value, where that is not more than a file of this size can mean."""
+    """Give every row its own value, where that is not more than a file of this size can mean."""
     require_unpacked(path, decoded_bytes(column))
     return column.cast(column.type.value_type)
 
@@ -243,7 +243,7 @@ def _refuse_rows(wrong: pa.ChunkedArray, given: pa.ChunkedArray, path: Path, wha
 
 
 def _core(found: Interactions, of_user: int, of_item: int) -> Interactions:
-    """The rows left at the fixed point, with users and items numbered anew."""
+    """Filter until nothing is left to go; return the rows that stay, with users and items numbered anew."""
     rows = np.arange(len(found))
     while True:
         users, items = found.users[rows], found.items[rows]
@@ -274,7 +274,7 @@ def _renumber(codes: NDArray[np.int32], labels: NDArray[Any]) -> tuple[NDArray[n
 
 
 def _time_order(users: NDArray[np.int32], times: NDArray[np.int64] | NDArray[np.float64] | None) -> NDArray[np.intp]:
-    """Rows by user, then time, stable."""
+    """Return the order of the rows by user, then time; equal rows keep theirs."""
     if times is None:
         return np.argsort(users, kind="stable")
     if times.dtype.kind == "i":

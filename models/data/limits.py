@@ -1,4 +1,4 @@
-"""How much a file of interactions may hold: what the machine's memory carries, and what a file of its size can say.
+"""Limits of a file of interactions: what the machine's memory carries, and what a file of its size can hold.
 
 Compression lets a megabyte stand for gigabytes of equal rows. Real interactions do not compress like that: which item a
 user took next takes more than half a byte. Only what unpacks to more than any real file is refused, however large.
@@ -29,7 +29,7 @@ BLOCK_BYTES = 1 << 20
 
 
 def require_rows(path: Path, rows: int) -> None:
-    """InputError where a file has more interactions than its size can hold, or than fit into the machine's memory."""
+    """Raise InputError where a file has more interactions than its size can hold, or than fit into memory."""
     size_bytes = path.stat().st_size
     if rows > max(ALWAYS_ALLOWED_ROWS, ROWS_PER_BYTE * size_bytes):
         raise InputError(
@@ -46,7 +46,7 @@ def require_rows(path: Path, rows: int) -> None:
 
 
 def require_unpacked(path: Path, unpacked_bytes: int) -> None:
-    """InputError where a file unpacks to far more bytes than tables of interactions do."""
+    """Raise InputError where a file unpacks to far more bytes than tables of interactions do."""
     size_bytes = path.stat().st_size
     most = max(ALWAYS_ALLOWED_BYTES, UNPACKED_PER_BYTE * size_bytes)
     if unpacked_bytes > most:
@@ -82,7 +82,7 @@ def decoded_bytes(column: pa.ChunkedArray) -> int:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds text or bytes of any length."""
+    """Tell whether a column holds text or bytes of any length."""
     from pyarrow import types
 
     return bool(

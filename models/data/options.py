@@ -1,4 +1,4 @@
-"""Which file of interactions is read, and how: the same for every verb that takes `--data`."""
+"""Options for reading a file of interactions: the same for every verb that takes `--data`."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ class DataOptions:
     columns: Columns = field(default_factory=Columns)
     """Names of the columns, where they are not the usual ones."""
     strategy: Strategy = "auto"
-    """How the file is split into train, validation and test."""
+    """Rule that splits the file into train, validation and test."""

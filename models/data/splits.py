@@ -28,9 +28,9 @@ class Sequences:
     """n sequences of items as one jagged array: the k-th is values[offsets[k]:offsets[k + 1]], oldest first."""
 
     offsets: NDArray[np.int64]
-    """[n + 1]"""
+    """Places [n + 1] in `values`: sequence k is values[offsets[k]:offsets[k + 1]]."""
     values: NDArray[np.int32]
-    """[offsets[n]], items 1 to V."""
+    """Item numbers [offsets[n]], 1 to V."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -48,11 +48,11 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Holdout:
-    """What the model sees of H users, and the one item it should name for each."""
+    """The histories of H held-out users that the model sees, and the one item that it should name for each."""
 
     histories: Sequences
     targets: NDArray[np.int32]
-    """[H]"""
+    """Item number [H] that each user's ranking should name."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -112,7 +112,7 @@ def split(
 def split_global_time(
     interactions: Interactions, *, time_quantile: float = 0.9, validation_share: float = 0.05, seed: int = 42
 ) -> Split:
-    """One moment T for everybody, the `time_quantile` of all timestamps: the model is trained on what came up to T.
+    """Split at one moment T, the `time_quantile` of all timestamps: the model is trained on what came up to T.
 
     Test: users with an interaction after T; the target is their last interaction, the history everything of theirs
     before it, what came after T included: a model in service has seen that too, even where it was not trained on it.
@@ -160,7 +160,7 @@ def split_leave_one_out(
     seed: int = 42,
     notes: tuple[str, ...] = (),
 ) -> Split:
-    """Each user's last item is the test target, the one before the validation target, the rest is train.
+    """Test on each user's last item, validate on the one before, and train on the rest.
 
     Users with fewer than three interactions are all train. `validation_users` caps how many users validate, chosen
     with `seed`; the last but one item of the others is not trained on either. `notes` stand before this split's own.
@@ -194,7 +194,7 @@ def split_leave_one_out(
 
 
 def _finished(draft: Split, single: int, hint: str) -> Split:
-    """The draft with its last notes; `single` users were left out of train. InputError where a part is empty."""
+    """Return the draft with its last notes; `single` users were left out of train. InputError where a part is empty."""
     for part, size in (("train", len(draft.train)), ("validation", len(draft.validation)), ("test", len(draft.test))):
         if not size:
             raise InputError(f"the {draft.strategy} split leaves no user for {part}", hint)
@@ -206,7 +206,7 @@ def _finished(draft: Split, single: int, hint: str) -> Split:
 
 
 def _bounds(interactions: Interactions) -> NDArray[np.int64]:
-    """int64 [U + 1]: user u has the interactions bounds[u] to bounds[u + 1]."""
+    """Return int64 [U + 1]: user u has the interactions bounds[u] to bounds[u + 1]."""
     return _offsets(np.bincount(interactions.users, minlength=interactions.user_count))
 
 
@@ -215,14 +215,14 @@ def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _quantile(times: NDArray[np.int64] | NDArray[np.float64], quantile: float) -> int | float:
-    """The smallest time that `quantile` of all do not exceed: one of them, exact where float64 is not."""
+    """Return the smallest time that `quantile` of all do not exceed: one of them, exact where float64 is not."""
     place = max(0, int(np.ceil(quantile * len(times))) - 1)
     value: int | float = np.partition(times, place)[place].item()
     return value
 
 
 def _sample(users: NDArray[np.intp], count: int, seed: int) -> NDArray[np.intp]:
-    """`count` of the users, all where there are not so many, in ascending order."""
+    """Draw `count` of the users, all where there are not so many, in ascending order."""
     return np.sort(np.random.default_rng(seed).choice(users, min(count, len(users)), replace=False))
 
 
@@ -247,7 +247,7 @@ def _train(interactions: Interactions, kept: NDArray[np.int64]) -> tuple[Sequenc
 
 
 def _ranges(items: NDArray[np.int32], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Sequences:
-    """items[starts[k]:ends[k]] for ascending, disjoint, non-empty ranges."""
+    """Return items[starts[k]:ends[k]] for ascending, disjoint, non-empty ranges."""
     edges = np.zeros(len(items) + 1, dtype=np.int8)
     edges[starts] = 1
     edges[ends] -= 1  # a range may start where another ends

@@ -1,4 +1,4 @@
-"""What every plan assumes of PyTorch's caching allocator: expandable segments. Imports no torch."""
+"""The setting of PyTorch's caching allocator that every plan assumes: expandable segments. Imports no torch."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ Form = tuple[torch.dtype, tuple[int, ...]]
 """Type and shape of a tensor."""
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "U8": torch.uint8}
-"""As safetensors names them; what a checkpoint never holds is missing."""
+"""Types by their names in safetensors: those that a checkpoint may hold."""
 
 
 class SavedTensors(Document):
@@ -76,9 +76,9 @@ class State(Document):
     version: Literal[2] = 2
     weights: SavedTensors
     best: SavedTensors | None
-    """None before the first evaluation."""
+    """Weights of the best epoch; None before the first evaluation."""
     moments: bool
-    """The optimizer has taken a step, and so has moments to go on with."""
+    """True where the optimizer has taken a step, and so has moments to go on with."""
     steps_done: Annotated[int, Field(ge=0, lt=2**63)]
     progress: Progress
     run: Identity
@@ -97,7 +97,7 @@ class State(Document):
 
 
 def weights_name(epoch: int) -> str:
-    """The file of an epoch's weights, moments and generator states."""
+    """Return the name of the file with an epoch's weights, moments and generator states."""
     return f"weights-{epoch}.safetensors"
 
 
@@ -159,7 +159,7 @@ class Checkpoints:
 
 
 def read_state(folder: Path) -> State | None:
-    """The state of a run; None where it was stopped before its first checkpoint. InputError where it is damaged."""
+    """Return the state of a run; None before its first checkpoint. InputError where it is damaged."""
     if not (folder / STATE).exists():
         if (folder / BEST).exists():
             raise InputError(f"{folder / STATE} is missing, although epochs were saved", START_ANEW)
@@ -174,14 +174,14 @@ def best_path(folder: Path, saved: SavedTensors) -> Path:
 
 
 def check_tensors(path: Path, crc32: str) -> None:
-    """InputError unless the file is there and has this checksum."""
+    """Raise InputError unless the file is there and has this checksum."""
     check_input(path, "checkpoint", START_ANEW)
     if crc32_of(path) != crc32:
         raise InputError(f"{path} is damaged: its checksum is not that of state.json", START_ANEW)
 
 
 def read_tensors(path: Path, expected: Mapping[str, Form], others: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU, mapped from the file where that is possible.
+    """Return the tensors of a safetensors file, on the CPU, mapped from the file where that is possible.
 
     InputError unless it holds exactly the `expected` ones, of these types and shapes; `others` may be there as well.
     """
@@ -201,7 +201,7 @@ def forms(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
 
 
 def crc32_of(path: Path) -> str:
-    """CRC-32 of a file, as eight hexadecimal digits."""
+    """Return the CRC-32 of a file as eight hexadecimal digits."""
     found = 0
     try:
         with path.open("rb") as file:
@@ -213,7 +213,7 @@ def crc32_of(path: Path) -> str:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file atomically, straight from the tensors; its checksum."""
+    """Write a safetensors file atomically, straight from the tensors; return its checksum."""
     sums = []
 
     def write(temporary: Path) -> None:
@@ -271,7 +271,7 @@ def _restore(step: TrainingStep, tensors: Mapping[str, Tensor], path: Path) -> N
 
 
 def _form(file: Any, name: str) -> Form | None:
-    """Type and shape of a tensor by the file's header; None for a type that no checkpoint holds."""
+    """Return type and shape of a tensor by the file's header; None for a type that no checkpoint holds."""
     part = file.get_slice(name)
     dtype = DTYPES.get(part.get_dtype())
     return None if dtype is None else (dtype, tuple(part.get_shape()))

@@ -10,7 +10,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a --device option; InputError for an unknown name, and for cuda where there is none."""
+    """Return the device of a --device option; InputError for an unknown name, and for cuda where there is none."""
     if name not in DEVICES:
         raise InputError(f"unknown --device {name!r}", f"devices are {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():

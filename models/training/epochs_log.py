@@ -31,7 +31,7 @@ class EpochRecord:
     """Validation metrics such as NDCG_10; empty where the epoch was not evaluated."""
 
     def to_line(self) -> str:
-        """One line of JSON, metrics beside the other keys."""
+        """Return one line of JSON, metrics beside the other keys."""
         return json.dumps({"epoch": self.epoch, "loss": self.loss, "seconds": self.seconds, **self.metrics})
 
 
@@ -53,7 +53,7 @@ class EpochsLog:
         self.path = folder / EPOCHS_FILE
 
     def check(self, epochs: int) -> None:
-        """InputError unless the file begins with one whole line for each of so many epochs."""
+        """Raise InputError unless the file begins with one whole line for each of so many epochs."""
         lines = self._lines()
         for number in range(1, epochs + 1):
             try:

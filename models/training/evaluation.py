@@ -31,7 +31,7 @@ Rank = Callable[[Tensor, Tensor, "Seen | None"], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """How a holdout is ranked."""
+    """Options for ranking a holdout."""
 
     users: int
     """The evaluation batch: users ranked at once."""
@@ -48,9 +48,9 @@ class Evaluation:
     """Metrics of one ranking of a holdout."""
 
     all: dict[str, float]
-    """Over all users, keyed NDCG_10, HitRate_10 and so on."""
+    """Metrics over all users, keyed NDCG_10, HitRate_10 and so on."""
     warm: dict[str, float]
-    """Over the users whose target occurs in train; empty where there is none."""
+    """Metrics over the users whose target occurs in train; empty where there is none."""
     users: int
     """Users of the holdout, H."""
     warm_users: int
@@ -82,7 +82,7 @@ def popularity(split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
 
 
 def measured(top: NDArray[np.int64], split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
-    """Metrics of ranked items [H, K], 1 to V and 0 for nothing, over all users and over those with a warm target."""
+    """Measure ranked items [H, K], 1 to V and 0 for nothing, over all users and over those with a warm target."""
 
     def metrics(rows: NDArray[np.bool_]) -> dict[str, float]:
         return ranking_metrics(top[rows], holdout.targets[rows], split.users_per_item, len(split.train), ranking.ks)

@@ -47,7 +47,7 @@ D = TypeVar("D", bound=Document)
 
 
 def read_document(path: Path, kind: type[D], what: str) -> D:
-    """A JSON file of the run as a checked document; InputError where it is absent, no JSON, or of another form."""
+    """Read a JSON file of the run as a checked document; InputError where it is absent, no JSON, or of another form."""
     content = read_limited(path, what, START_ANEW)
     try:
         return kind.model_validate_json(content)
@@ -71,10 +71,11 @@ class RunFolder:
     path: Path
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """InputError unless a run may be started here: the folder is new or empty, or a run to go on with or replace.
+        """Raise InputError unless a run may start here: the folder is new or empty, or a run to go on with or replace.
 
         Changes nothing. To be called before long work, and once more where the lock is held.
         """
+        _check_name(self.path)
         names = self._names()
         if names and not self.is_run():
             raise InputError(
@@ -87,11 +88,11 @@ class RunFolder:
         self._check_writable()
 
     def is_run(self) -> bool:
-        """A state.json or a config.json that srsplan wrote, of any version, proves that the folder is a run's."""
+        """Tell whether the folder is a run's, by a state.json or config.json that srsplan wrote, of any version."""
         return any(_has_keys(self.path / name, keys) for name, keys in MARKS.items())
 
     def own_files(self) -> list[Path]:
-        """The regular files in the folder that have srsplan's names, the state last; no one else's."""
+        """Return the regular files in the folder that have srsplan's names, the state last; no one else's."""
         own = [path for path in _listed(self.path) if is_own(path.name) and path.is_file() and not path.is_symlink()]
         return sorted(own, key=lambda path: (path.name in MARKS, path.name))
 
@@ -120,12 +121,20 @@ class RunFolder:
 
     def _check_writable(self) -> None:
         place = self.path.absolute()
-        while not place.exists() and place != place.parent:
+        while not os.path.exists(place) and place != place.parent:  # of an endless name as well
             place = place.parent
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise InputError(
                 f"cannot write into --output {self.path}: {place} is not a writable folder", "give another -o"
             )
+
+
+def _check_name(path: Path) -> None:
+    """Raise InputError for a name that is no UTF-8: safetensors cannot read weights under such a name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--output {path} is not a name in UTF-8", "give another folder with -o") from None
 
 
 def is_own(name: str) -> bool:

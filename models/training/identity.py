@@ -14,7 +14,7 @@ Value = str | int | float | bool | None
 Identity = dict[str, Value]
 
 MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
-"""A resumed run may change these: they are the ways out of a loss that diverged."""
+"""Options that a resumed run may change: they are the ways out of a loss that diverged."""
 
 MEMORY_ONLY = ("valid_tokens", "micro_batches", "recompute")
 """Parts of a configuration that decide the memory it takes, not what is computed."""
@@ -33,7 +33,7 @@ def identity(configuration: Configuration, settings: Settings, split: Split) -> 
 
 
 def changes(before: Identity, now: Identity, folder: Path) -> tuple[str, ...]:
-    """The allowed differences from the run that was saved, as sentences; InputError for any other."""
+    """Return the allowed differences from the run that was saved, as sentences; InputError for any other."""
     differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if "data" in differing:
         raise InputError(
@@ -50,7 +50,7 @@ def changes(before: Identity, now: Identity, folder: Path) -> tuple[str, ...]:
 
 
 def _checksum(split: Split) -> str:
-    """CRC-32 of the sequences that are trained on and of what is tested: equal for the same data split the same way."""
+    """Return a CRC-32 of the sequences of train and of the test: equal for the same data split the same way."""
     found = 0
     for part in (split.train.offsets, split.train.values, split.validation.targets, split.test.targets):
         found = zlib.crc32(part.tobytes(), found)

@@ -21,17 +21,23 @@ def write_items(path: Path, item_ids: NDArray[Any]) -> None:
     import pyarrow.parquet as pq
 
     table = pa.table({INDEX: np.arange(len(item_ids)), ITEM_ID: pa.array(item_ids)})
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # opened here: pyarrow takes no names that are not UTF-8
+            pq.write_table(table, file)
+
+    write_atomically(path, write)
 
 
 def read_items(path: Path) -> NDArray[Any]:
-    """Item ids [V], that of row i of the item table at place i; InputError where the file is absent or damaged."""
+    """Read the item ids [V], that of row i of the item table at place i; InputError for an absent or damaged file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     check_input(path, "list of item ids", START_ANEW)
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:
+            table = pq.read_table(file)
         index = table[INDEX].to_numpy()
         ids: NDArray[Any] = table[ITEM_ID].to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:
@@ -42,7 +48,7 @@ def read_items(path: Path) -> NDArray[Any]:
 
 
 def check_items(path: Path, item_ids: NDArray[Any]) -> None:
-    """InputError unless the file holds exactly these item ids."""
+    """Raise InputError unless the file holds exactly these item ids."""
     if not np.array_equal(read_items(path), item_ids):
         raise InputError(
             f"{path} holds other item ids than the data", "resume with the same --data, or start anew with --overwrite"

@@ -69,7 +69,7 @@ class Trainer:
         return ranking if ks is None else replace(ranking, ks=ks)
 
     def ranked(self, holdout: Holdout, callbacks: Callbacks, ks: tuple[int, ...] | None = None) -> Evaluation:
-        """Metrics of the users of a holdout; fewer of them at once where the GPU runs out of memory."""
+        """Return the metrics of the users of a holdout; fewer of them at once where the GPU runs out of memory."""
         return retries.with_fewer_users(
             lambda _: evaluate(self.step, self.split, holdout, self.ranking(ks)), self.progress, callbacks
         )
@@ -95,7 +95,7 @@ class Trainer:
         callbacks.on_epoch_end(record)
 
     def _train_epoch(self, callbacks: Callbacks) -> float:
-        """Take the steps of one epoch; the mean loss of its batches. SrsplanError where training diverged."""
+        """Take the steps of one epoch; return the mean loss of its batches. SrsplanError where training diverged."""
         total: Tensor | None = None
         for batch in self._batches.epoch(self.progress.epoch):
             loss = retries.train_batch(self.step, batch, self.progress, callbacks)
@@ -110,7 +110,7 @@ class Trainer:
         return mean
 
     def _validate(self, callbacks: Callbacks) -> tuple[dict[str, float], bool]:
-        """Metrics of the validation users, and whether the epoch is the best so far."""
+        """Return the metrics of the validation users, and whether the epoch is the best so far."""
         self.step.optimizer.zero_grad(set_to_none=True)
         metrics = self.ranked(self._validation, callbacks, VALIDATION_RANKS).all
         return metrics, self.progress.improves(metrics[VALIDATION_METRIC])

@@ -25,7 +25,7 @@ def ranking_metrics(
     user_count: int,
     ks: Sequence[int] = RANKS,
 ) -> dict[str, float]:
-    """Average over users: NDCG_10, HitRate_10, MRR_10, Coverage_10, Surprisal_10 and so on for every k.
+    """Return averages over users: NDCG_10, HitRate_10, MRR_10, Coverage_10, Surprisal_10 and so on for every k.
 
     top_items [H, K], best first, an item at most once in a row and 0 for nothing; targets [H], 1 to V;
     users_per_item [V + 1], distinct users in train of each item; user_count: users in train, U.
@@ -60,7 +60,10 @@ def ranking_metrics(
 
 
 def _surprisals(users_per_item: NDArray[np.integer], user_count: int) -> NDArray[np.float64]:
-    """How surprising each item is, [V + 1], 0 to 1, and 0 for nothing; one user alone surprises nobody."""
+    """Return the surprisal of each item, [V + 1], 0 to 1; 0 for item 0, which is nothing, and 1 for an item nobody has.
+
+    Where train has a single user, that user's items have a surprisal of 0.
+    """
     weights = np.ones(len(users_per_item))
     known = users_per_item > 0
     weights[known] = np.log2(user_count / users_per_item[known]) / np.log2(max(2, user_count))
@@ -69,7 +72,7 @@ def _surprisals(users_per_item: NDArray[np.integer], user_count: int) -> NDArray
 
 
 def _covered(items: NDArray[np.integer], known: NDArray[np.bool_]) -> float:
-    """Which share of the `known` items, [V + 1] by item, is among `items`."""
+    """Return the share of the `known` items, bool [V + 1], that is among `items`."""
     recommended = np.zeros_like(known)
     recommended[items] = True
     return int((recommended & known)[1:].sum()) / max(1, int(known[1:].sum()))

@@ -16,7 +16,7 @@ from srsplan.models.training.run import Order, RunData, build
 
 MOST_STEPS, MOST_USERS = 6, 32
 LIMIT_SECONDS = 5.0
-"""No further step is measured after so long."""
+"""Seconds after which no further step is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Pace:
     steps: int
     """Steps that were measured."""
     epoch_seconds: float
-    """All steps of an epoch, and its share of the evaluations."""
+    """Seconds of all steps of an epoch and its share of the evaluations."""
     test_seconds: float
 
     def run_seconds(self, epochs: int) -> float:
-        """A whole run without early stopping; writing checkpoints is not in it."""
+        """Return the time of a whole run without early stopping and without writing checkpoints."""
         return epochs * self.epoch_seconds + self.test_seconds
 
 

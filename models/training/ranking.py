@@ -46,10 +46,10 @@ class Seen:
     items: Tensor
     bounds: tuple[int, ...]
     chunk_items: int
-    """C: a ranking that leaves out these items goes through the catalog in such chunks."""
+    """C, the items per chunk of the rankings that leave out these items."""
 
     def of_chunk(self, number: int) -> tuple[Tensor, Tensor]:
-        """Rows and items of one chunk."""
+        """Return the rows and items of one chunk."""
         part = slice(self.bounds[number], self.bounds[number + 1])
         return self.rows[part], self.items[part]
 
@@ -70,7 +70,7 @@ def seen_items(
 def rank(
     model: SequenceModel, inputs: Tensor, last: Tensor, seen: Seen | None, best: int, autocast: Context = nullcontext
 ) -> Tensor:
-    """The `best` items of every user, best first: int64 [E, K], 0-based, as `rank_hidden` says.
+    """Return the `best` items of every user, best first: int64 [E, K], 0-based, as `rank_hidden` says.
 
     inputs int64 [E, L], 0-based; last int64 [E], each user's last valid position. The model runs in `autocast` and
     without gradients; scores are fp32 all the same.
@@ -83,7 +83,7 @@ def rank(
 
 
 def rank_hidden(hidden: Tensor, item_table: Tensor, seen: Seen | None, best: int) -> Tensor:
-    """The `best` items of every user, best first: int64 [E, K], 0-based, K at most V, `NOTHING` where none is left.
+    """Return every user's `best` items, best first: int64 [E, K], 0-based, K at most V, `NOTHING` where none is left.
 
     hidden [E, D] of any type, item_table fp32 [V, D]. Memory: a chunk's scores [E, C] in fp32 and as int64 keys, then
     2 K keys. Never [E, V].
@@ -102,7 +102,7 @@ def rank_hidden(hidden: Tensor, item_table: Tensor, seen: Seen | None, best: int
 
 
 def _best_of_chunk(hidden: Tensor, table: Tensor, start: int, seen: tuple[Tensor, Tensor] | None, best: int) -> Tensor:
-    """The largest keys int64 [E, K] of table [C, D], whose first row is item `start`."""
+    """Return the largest keys int64 [E, K] of table [C, D], whose first row is item `start`."""
     scores = torch.matmul(hidden, table.t())
     if seen is not None:
         scores[seen[0], seen[1] - start] = -torch.inf
@@ -110,7 +110,7 @@ def _best_of_chunk(hidden: Tensor, table: Tensor, start: int, seen: tuple[Tensor
 
 
 def _keys(scores: Tensor, start: int) -> Tensor:
-    """The keys int64 [E, C] of scores fp32 [E, C], which are overwritten."""
+    """Return the keys int64 [E, C] of scores fp32 [E, C], which are overwritten."""
     bits = scores.add_(0.0).view(torch.int32)  # adding makes one zero of the two, which are equal
     bits.bitwise_xor_((bits >> 31).bitwise_and_(ALL_BUT_SIGN))  # of negative numbers the larger has the smaller bits
     lower = LOWER_HALF - torch.arange(start, start + scores.shape[1], device=scores.device)
@@ -122,5 +122,5 @@ def _best_keys(keys: Tensor, best: int) -> Tensor:
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A surrounding autocast is left; torch knows none on meta tensors."""
+    """Leave a surrounding autocast; torch knows none on meta tensors."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

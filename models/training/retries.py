@@ -30,7 +30,7 @@ ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
 
 
 def train_batch(step: TrainingStep, batch: Batch, progress: Progress, callbacks: Callbacks) -> Tensor:
-    """Take one optimizer step on the whole batch, in more parts where the GPU runs out of memory; the mean loss."""
+    """Take one optimizer step on the batch, in more parts where the GPU's memory runs out; return the mean loss."""
     catalog, device = step.configuration.catalog, step.device
     while True:
         parts = (step_inputs(part, catalog, device) for part in cut(batch, progress.micro_batches))

@@ -30,6 +30,7 @@ from srsplan.models.data.options import DataOptions
 from srsplan.models.data.splits import Split, split
 from srsplan.models.errors import InputError
 from srsplan.models.files import write_atomically
+from srsplan.models.registry import DEFAULT_MODEL
 from srsplan.models.schema import Document
 from srsplan.models.training.allocator_settings import with_expandable_segments
 from srsplan.models.training.callbacks import Callbacks
@@ -65,7 +66,7 @@ class Order:
     resume: bool = False
     overwrite: bool = False
     planned: bool = False
-    """The configuration comes from a plan, whose figures were made for its catalog."""
+    """True where the configuration comes from a plan, whose figures were made for its catalog."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +75,7 @@ class RunData:
 
     split: Split
     item_ids: NDArray[Any]
-    """[V], the label in the file of each item."""
+    """Labels [V] of the items in the file."""
     notes: tuple[str, ...]
     """Sentences that say what was done to the data."""
 
@@ -90,7 +91,7 @@ class Prepared:
     """The call that every step makes; what it says of itself is printed."""
     notes: tuple[str, ...]
     started_over: bool
-    """It should go on, but had been stopped before its first checkpoint: it begins again."""
+    """True where a resumed run had been stopped before its first checkpoint, and so begins again."""
 
 
 class RunConfig(Document):
@@ -128,7 +129,7 @@ def read_data(order: Order) -> RunData:
 
 
 def fitted(order: Order, data: RunData) -> Order:
-    """The order with the catalog of the data.
+    """Return the order with the catalog of the data.
 
     InputError where a plan is for fewer items than there are, and where the loss's implementation cannot run.
     """
@@ -173,14 +174,14 @@ def opened(order: Order, data: RunData, notes: tuple[str, ...] = ()) -> Iterator
 
 
 def build(order: Order, parts: Split) -> Trainer:
-    """The model with its first weights, and the loop that trains it; touches no file."""
+    """Return the model with its first weights, and the loop that trains it; touches no file."""
     torch.manual_seed(order.settings.seed)
     step = TrainingStep(order.configuration, order.device, order.settings, item_counts=parts.item_counts[1:])
     return Trainer(step, parts, order.settings, order.folder)
 
 
 def finish(prepared: Prepared, callbacks: Callbacks) -> dict[str, Any]:
-    """Train to the end, test, write the files; the document that `--json` prints."""
+    """Train to the end, test and write the files; return the document that `--json` prints."""
     trainer, parts = prepared.trainer, prepared.split
     progress = trainer.run(callbacks)
     tested, ranking = trainer.ranked(parts.test, callbacks), trainer.ranking()
@@ -219,7 +220,7 @@ def use_expandable_segments() -> None:
 
 
 def _check_kernel(order: Order) -> None:
-    """InputError where the loss has no such implementation; before anything is deleted or built."""
+    """Raise InputError where the loss has no such implementation; before anything is deleted or built."""
     configuration, asked = order.configuration, order.settings.kernel
     options = LossOptions(negatives=configuration.negatives, compute_dtype=DTYPES[configuration.precision])
     try:
@@ -256,13 +257,13 @@ def _measured_memory(device: torch.device) -> dict[str, int] | None:
 
 
 def _write_row(order: Order, document: Mapping[str, Any]) -> None:
-    """The run as a table of one row."""
+    """Write the run as a table of one row."""
     import pandas as pd
 
     configuration, memory = order.configuration, document["memory"]
     row = {
         "dataset": order.data.path.name.split(".")[0],
-        "model": "sasrec",
+        "model": DEFAULT_MODEL,
         "loss": configuration.loss,
         "batch_size": configuration.batch_size,
         "max_seq_len": configuration.seq_len,

@@ -20,7 +20,7 @@ class Settings(StepSettings):
     """Settings of a training; an impossible value is an InputError at construction."""
 
     epochs: int = 200
-    """At most this many."""
+    """Epochs at most."""
     patience: int = 10
     """Evaluations without a better validation NDCG@10 before training ends."""
     evaluate_every: int = 1

@@ -32,20 +32,20 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """How a step trains, beside its configuration."""
+    """Options of a training step, beside its configuration."""
 
     optimizer: Literal["adam", "adamw"] = "adam"
-    """Which optimizer; the paper's is Adam."""
+    """Name of the optimizer; the paper's is Adam."""
     learning_rate: float = 1e-3
     """The optimizer's learning rate."""
     weight_decay: float = 0.0
-    """Decoupled from the gradient in AdamW; Adam adds it to the gradient."""
+    """Weight decay: decoupled from the gradient in AdamW, added to the gradient in Adam."""
     kernel: Implementation = "auto"
-    """Which implementation of the loss runs."""
+    """The implementation of the loss; "auto" leaves it to kernels.dispatch."""
     popularity_exponent: float = 0.75
     """The sampler "popularity" draws items in proportion to their interactions to this power."""
     seed: int = 42
-    """Fixes the weights, the order of batches, dropout and negatives."""
+    """Seed of the weights, the order of batches, dropout and negatives."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class TrainingStep:
         return popularity(counts, exponent).to(self.device)
 
     def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase, draw: int | None = None) -> Tensor:
-        """Mean loss over the batch's valid targets; padding is never scored. `draw` numbers the draw of negatives."""
+        """Return the mean loss over valid targets; padding is never scored. `draw` numbers the draw of negatives."""
         phase("forward")
         with self.autocast():
             hidden = self.model(batch.inputs)

@@ -31,7 +31,7 @@ class Correlation:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes zero."""
+        """True where the interval excludes zero."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
@@ -64,7 +64,7 @@ def interval_of(rho: float, runs: int) -> tuple[float, float] | None:
 
 
 def _rank_correlations(features: NDArray[np.float64], metric: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[features]: Pearson's r of the ranks, NaN for a constant column."""
+    """Return Pearson's r of the ranks, [features], NaN for a constant column."""
     import numpy as np
     from scipy.stats import rankdata
 

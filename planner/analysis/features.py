@@ -1,4 +1,4 @@
-"""What is correlated with what: the knobs of a run and their products on one side, its metrics on the other."""
+"""The two sides of every correlation: the knobs of a run and their products, and the metrics of the run."""
 
 from __future__ import annotations
 

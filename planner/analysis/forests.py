@@ -25,12 +25,12 @@ MOST_ROWS = 1_000
 """Runs of one dataset that a forest is fitted to; of more, so many are drawn at random."""
 
 FEW_FORESTS = 6
-"""Starting worker processes takes longer than so many forests."""
+"""Fewest forests that worker processes are started for: fewer are fitted sooner than those start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForestOptions:
-    """How forests are fitted and judged."""
+    """Options for fitting and judging forests."""
 
     seed: int = 0
     """Seeds the trees, the folds and the shuffles; equal seeds give equal figures."""
@@ -124,7 +124,7 @@ def _by_feature(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _held_out(samples: Samples, options: ForestOptions) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-    """R2 over all held-out predictions together; what each shuffled column costs of it: mean [features] and spread.
+    """Return R2 over all held-out predictions, and what each shuffled column costs of it: mean [features] and spread.
 
     A fold's loss counts as if all runs were like those of the fold, so that the mean over folds is the loss of all.
     """
@@ -148,7 +148,7 @@ def _held_out(samples: Samples, options: ForestOptions) -> tuple[float, NDArray[
 def _errors(
     forest: Any, rows: NDArray[np.float64], truth: NDArray[np.float64], shuffles: int, random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Mean squared errors [1 + features, shuffles]: of the rows as they are, then with each column shuffled.
+    """Return the mean squared errors [1 + features, shuffles]: of the rows as they are, then with each column shuffled.
 
     All are predicted in one call: scikit-learn's permutation_importance calls the forest once per shuffle, which on
     folds of 30 rows is ten times slower.

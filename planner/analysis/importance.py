@@ -1,4 +1,4 @@
-"""What moves quality in a run table, dataset by dataset: rank correlations, forests, and their average."""
+"""Analysis of what moves quality in a run table, dataset by dataset: rank correlations, forests, and their average."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Spearman = dict[str, dict[str, Correlation | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
-    """What `analyze` computes and with which seed."""
+    """Options of an analysis."""
 
     forests: ForestOptions = field(default_factory=ForestOptions)
     keep_full: bool = False
@@ -61,7 +61,7 @@ class Analysis:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, rounded to 6 decimals; a figure that does not exist is null."""
+        """Return plain JSON values, rounded to 6 decimals; a figure that does not exist is null."""
         return {
             "rows": self.rows,
             "rows_analysed": self.rows_analysed,
@@ -105,7 +105,7 @@ def analyze(
 
 
 def _largest(table: RunTable) -> dict[str, NDArray[np.intp]]:
-    """Dataset to the positions of its runs in the table, in order of the alphabet."""
+    """Map each dataset to the positions of its runs in the table, in order of the alphabet."""
     import numpy as np
 
     places = {str(name): np.asarray(at) for name, at in table.frame.groupby("dataset", sort=True).indices.items()}
@@ -114,7 +114,7 @@ def _largest(table: RunTable) -> dict[str, NDArray[np.intp]]:
 
 
 def _by_size(rows: Mapping[str, NDArray[np.intp]]) -> list[tuple[str, NDArray[np.intp]]]:
-    """The datasets with the most runs first, equal ones in order of the alphabet."""
+    """Return the datasets with the most runs first, equal ones in order of the alphabet."""
     return sorted(rows.items(), key=lambda each: -len(each[1]))
 
 
@@ -150,7 +150,7 @@ def _spearman(features: pd.DataFrame, frame: pd.DataFrame, options: AnalysisOpti
 
 
 def _average(found: list[DatasetAnalysis]) -> DatasetAnalysis:
-    """The mean over the datasets that have a figure."""
+    """Return the mean over the datasets that have a figure."""
     spearman: Spearman = {
         metric: {feature: mean_correlation([one.spearman[metric][feature] for one in found]) for feature in FEATURES}
         for metric in METRICS
@@ -176,7 +176,7 @@ def _full_note(table: RunTable, full: int, options: AnalysisOptions) -> list[str
 
 
 def _limits(table: RunTable, rows: Mapping[str, NDArray[np.intp]]) -> list[str]:
-    """What was not done because datasets are too small, too large or too many."""
+    """Return sentences on what was not done because datasets are too small, too large or too many."""
     notes = []
     total = table.frame["dataset"].nunique()
     if total > len(rows):
@@ -231,5 +231,5 @@ def _forest_json(fit: ForestFit | None) -> dict[str, Any] | None:
 
 
 def _rounded(value: float) -> float | None:
-    """Six decimals; null for what is not finite, which JSON cannot hold."""
+    """Round to six decimals; None for what is not finite, which JSON cannot hold."""
     return round(value, 6) if math.isfinite(value) else None

@@ -61,7 +61,7 @@ def draw(name: str, analysis: Analysis, table: RunTable, image_format: Format) -
 
 
 def draw_spearman(analysis: Analysis) -> Figure | None:
-    """Heat map of rank correlations, one panel per metric; None when no correlation exists."""
+    """Draw a heat map of rank correlations, one panel per metric; None when no correlation exists."""
     names = _largest(analysis, MOST_ROWS)
     metrics = [metric for metric in METRICS if _has_correlations(analysis, metric)]
     if not metrics:
@@ -80,7 +80,7 @@ def draw_spearman(analysis: Analysis) -> Figure | None:
 
 
 def draw_importance(analysis: Analysis, metric: str) -> Figure | None:
-    """Permutation next to impurity importance, one panel per dataset; None when no forest was fitted."""
+    """Draw permutation next to impurity importance, one panel per dataset; None when no forest was fitted."""
     fits = {name: analysis.datasets[name].forest[metric] for name in _largest(analysis, len(analysis.datasets))}
     present = {name: fit for name, fit in fits.items() if fit is not None}
     if not present:
@@ -99,7 +99,7 @@ def draw_importance(analysis: Analysis, metric: str) -> Figure | None:
 
 
 def draw_memory_quality(table: RunTable) -> Figure | None:
-    """Memory against NDCG@10, one panel per dataset, colour = batch size; None when no memory was recorded."""
+    """Draw memory against NDCG@10, a panel per dataset, colour = batch size; None when no memory was recorded."""
     if MEMORY not in table.frame.columns:
         return None
     frame = table.frame.join(table.knobs()).dropna(subset=[MEMORY, QUALITY])
@@ -125,7 +125,7 @@ def draw_memory_quality(table: RunTable) -> Figure | None:
 
 
 def _largest(analysis: Analysis, most: int) -> list[str]:
-    """The datasets with the most runs, in order of the alphabet, and their average last where there are several."""
+    """Return the datasets with the most runs, in order of the alphabet, and their average last if they are several."""
     names = [name for name in analysis.datasets if name != AVERAGE]
     kept = set(sorted(names, key=lambda name: -analysis.datasets[name].rows)[:most])
     return [name for name in names if name in kept] + ([AVERAGE] if len(names) > 1 else [])
@@ -152,14 +152,14 @@ def _heat_map(panel: Axes, cells: list[list[Correlation | None]]) -> Any:
 
 
 def _row_label(analysis: Analysis, name: str, metric: str, named: bool) -> str:
-    """The dataset, and from how many runs its correlations are."""
+    """Name the dataset, and the number of runs that its correlations are from."""
     counts = [one.runs for one in analysis.datasets[name].spearman[metric].values() if one is not None]
     runs = f"n = {max(counts, default=0):,}"
     return f"{picture_text(name)}\n{runs}" if named else runs
 
 
 def _annotate(panel: Axes, column: int, row: int, correlation: Correlation | None) -> None:
-    """The coefficient with its interval beneath; bold where the interval excludes zero."""
+    """Write the coefficient with its interval beneath; bold where the interval excludes zero."""
     if correlation is None:
         panel.text(column, row, "–", ha="center", va="center", color="#666666")
         return
@@ -190,7 +190,7 @@ def _spearman_caption(analysis: Analysis, shown: int) -> Iterator[str]:
 
 
 def _importance_limits(fits: Iterable[ForestFit]) -> tuple[float, float]:
-    """One scale for all panels, so that bars compare between datasets."""
+    """Return one scale for all panels, so that bars compare between datasets."""
     ends = [0.0]
     for fit in fits:
         ends += fit.impurity.values()
@@ -239,7 +239,7 @@ def _batch_size_scale(sizes: pd.Series[float]) -> LogNorm:
 
 
 def _memory_panel(panel: Axes, name: str, runs: pd.DataFrame, norm: LogNorm) -> PathCollection:
-    """Runs of one dataset: circles with sampled negatives, diamonds with the full softmax, and their front."""
+    """Draw the runs of one dataset: circles with sampled negatives, diamonds with the full softmax, and their front."""
     front = _pareto_front(runs)
     shown = _thinned(runs)
     full = shown["full"] == 1
@@ -278,7 +278,7 @@ def _thinned(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pareto_front(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs that no run with as little memory surpasses, by rising memory."""
+    """Return the runs that no run with as little memory surpasses, by rising memory."""
     ordered = runs.sort_values([MEMORY, QUALITY], ascending=[True, False])
     front: pd.DataFrame = ordered[ordered[QUALITY] > ordered[QUALITY].cummax().shift(fill_value=-math.inf)]
     return front

@@ -1,4 +1,4 @@
-"""How pictures look and where they go: style, text that may stand in them, and files that are srsplan's own.
+"""Pictures and their files: style, text that may stand in them, and how srsplan knows its own files.
 
 matplotlib is imported when a picture is drawn. Names of datasets are the user's: nothing in them is read as formulas
 (mathtext is off for every text), and control characters are shown as Python writes them.
@@ -30,7 +30,7 @@ MARKS: dict[str, tuple[bytes, bytes]] = {
     ".png": (b"\x89PNG", b"tEXtSoftware\x00" + AUTHOR.encode()),
     ".svg": (b"<?xml", f"<dc:title>{AUTHOR}</dc:title>".encode()),
 }
-"""How a picture begins, and what the first 4 KiB of one of srsplan's hold."""
+"""By extension, the first bytes of any picture, and bytes that stand in the first 4 KiB of one of srsplan's."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -102,7 +102,7 @@ def encode(figure: Figure, image_format: Format) -> bytes:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether srsplan drew this picture."""
+    """Tell whether srsplan drew this picture."""
     start, mark = MARKS[path.suffix]
     with path.open("rb") as file:
         head = file.read(4096)
@@ -110,7 +110,7 @@ def is_ours(path: Path) -> bool:
 
 
 def check_folder(folder: Path, names: Iterable[str], image_format: Format) -> None:
-    """InputError unless pictures of these names can be written to the folder without replacing one of the user's.
+    """Raise InputError unless pictures of these names can be written to the folder without replacing one of the user's.
 
     Nothing is made yet. To be called before the forests take their time.
     """

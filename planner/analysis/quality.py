@@ -1,4 +1,4 @@
-"""Which configurations that fit to try first: a forest over earlier runs, tempered by the balance of bs and ns.
+"""The order to try configurations that fit: a forest over earlier runs, tempered by the balance of bs and ns.
 
 Measured on 747 public runs: five datasets, each held out in turn, the pick compared with the best run under eight
 budgets of 4 to 64 GiB (37 cells). The first pick and the best of three lose 12.0 and 6.9% of NDCG by max min(bs, ns)
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MIN_RUNS = 20
 TREES = 200
 UNSEEN_TREES = 60
-"""For the forests that only say how well the order carries over to another dataset."""
+"""Trees of the forests that only say how well the order carries over to another dataset."""
 
 # leaves of one run memorise the datasets of the table: on a held-out one they lose 13% with the first pick, not 10%
 MIN_LEAF_SHARE = 0.014
@@ -80,7 +80,7 @@ class QualityModel:
 
     @property
     def trust(self) -> str:
-        """What the figures behind a re-ranking are worth, in words."""
+        """Sentences on how far the figures behind a re-ranking can be trusted."""
         of = f"{len(self.datasets)} datasets" if len(self.datasets) > 1 else f"one dataset, {self.datasets[0]}"
         known = f"Forest fitted to {self.rows} runs of {of}: out-of-bag R2 {self.r2_out_of_bag:.2f}"
         if self.rank_unseen:
@@ -93,7 +93,7 @@ class QualityModel:
         return f"{known}; {unseen}. It knows {spans} and is flat beyond."
 
     def scores(self, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
-        """Predicted quality of each candidate, in standard deviations from the mean run of a dataset."""
+        """Return the predicted quality of each candidate, in standard deviations from the mean run of a dataset."""
         import numpy as np
 
         if not candidates:
@@ -102,7 +102,7 @@ class QualityModel:
         return predicted
 
     def score(self, batch_size: int, seq_len: int, negatives: int | None) -> float:
-        """Predicted quality of one configuration; see `scores`."""
+        """Return the predicted quality of one configuration; see `scores`."""
         return float(self.scores([(batch_size, seq_len, negatives)])[0])
 
     def rerank(self, candidates: Sequence[Candidate], catalog: int) -> Reranking:
@@ -131,7 +131,7 @@ class QualityModel:
 
 
 def _training_rows(table: RunTable, metric: str) -> tuple[pd.DataFrame, NDArray[np.float64], list[str]]:
-    """The usable rows, their metric as standard score within the dataset, and notes on datasets left out."""
+    """Return the usable rows, their metric as standard score within the dataset, and notes on datasets left out."""
     if metric not in table.frame.columns:
         raise InputError(f"{table.source} has no column {metric}", "name a metric column of the run table")
     frame = table.frame[table.frame[metric].notna()]
@@ -150,7 +150,7 @@ def _training_rows(table: RunTable, metric: str) -> tuple[pd.DataFrame, NDArray[
 
 
 def _encode(knobs: pd.DataFrame) -> NDArray[np.float64]:
-    """[runs, 4]: log2 of bs, sl, ns, and the flag of the full softmax."""
+    """Return [runs, 4]: log2 of bs, sl, ns, and the flag of the full softmax."""
     import numpy as np
 
     logs = np.log2(knobs[["bs", "sl", "ns"]].to_numpy(dtype=float))
@@ -166,7 +166,7 @@ def _new_forest(seed: int, trees: int = TREES, **more: Any) -> Any:
 def _rank_on_unseen(
     rows: NDArray[np.float64], target: NDArray[np.float64], groups: NDArray[Any], seed: int
 ) -> tuple[float, ...]:
-    """Spearman on each dataset (each group of them, past ten) predicted by a forest that never saw it."""
+    """Return Spearman's rho on each dataset (each group of them, past ten), predicted by a forest that never saw it."""
     import numpy as np
     from scipy.stats import spearmanr
     from sklearn.model_selection import GroupKFold

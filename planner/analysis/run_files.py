@@ -27,7 +27,7 @@ RUN_FILE = "runs.csv"
 PARQUET_FORMATS = (".parquet", ".pq")
 OTHER_ARCHIVES = (".xz", ".zst", ".bz2", ".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br")
 PANDAS_INDEX = "__index_level_"
-"""How pandas names the index that it stores beside the columns."""
+"""Beginning of the names that pandas gives to an index that it stores beside the columns."""
 
 HINT = "give a run table (.csv, .csv.gz or .parquet), or a folder with runs of `srsplan train`"
 
@@ -41,11 +41,12 @@ DEEPEST_FOLDER = 4
 
 def find_run_files(paths: Sequence[Path]) -> list[Path]:
     """Return every file once, in order; a folder stands for all files named `runs.csv` in it and up to four levels
-    below. InputError where a folder holds none."""
-    found: dict[Path, Path] = {}
+    below. InputError where a folder holds none, and for a path that is no file."""
+    found: dict[str, Path] = {}
     for path in paths:
-        for file in _run_files_of(path) if path.is_dir() else [path]:
-            found.setdefault(file.resolve(), file)
+        for file in _run_files_of(path) if os.path.isdir(path) else [path]:
+            check_input(file, "run table", HINT)  # links in a circle and endless names have no real path
+            found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 
 
@@ -103,7 +104,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    """Text stays in dictionaries until its size is known: a megabyte of them can stand for gigabytes of rows."""
+    """Read parquet; text stays in dictionaries until its size is known: a megabyte can stand for gigabytes of rows."""
     from pyarrow import parquet, types
 
     with parquet.ParquetFile(path) as file:

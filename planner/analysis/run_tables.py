@@ -29,15 +29,15 @@ RESULTS = re.compile(r"^run_|allocated_memory$|_(test|val|valid|validation)$|_(m
 COLLAPSED_SHARE = 0.01
 
 LARGEST_KNOB = 2.0**53
-"""Beyond, float64 does not hold every whole number."""
+"""Largest knob: beyond it, float64 does not hold every whole number."""
 
 LARGEST_RESULT = 1e100
-"""Squares of results are summed."""
+"""Largest result: the squares of results are summed, and must stay finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How rows that distort statistics are treated."""
+    """Options for the treatment of rows that distort statistics."""
 
     keep_duplicates: bool = False
     """Keep every row of a repeated configuration; by default they become one row, their mean."""
@@ -63,14 +63,14 @@ class RunTable:
         return sorted(self.frame["dataset"].unique())
 
     def largest_negatives(self) -> float:
-        """The largest finite number of negatives; 1 where every run is a full softmax."""
+        """Return the largest finite number of negatives; 1 where every run is a full softmax."""
         import numpy as np
 
         finite = self.frame.loc[np.isfinite(self.frame["loss_sample_count"]), "loss_sample_count"]
         return float(finite.max()) if len(finite) else 1.0
 
     def knobs(self) -> pd.DataFrame:
-        """Columns bs, sl, ns, full (0 or 1), one row per run, index of `frame`.
+        """Return columns bs, sl, ns, full (0 or 1), one row per run, index of `frame`.
 
         A full softmax has no number of negatives: it gets twice the largest finite one, so that it ranks
         above all of them, and the flag `full` lets a model tell it apart.
@@ -112,7 +112,7 @@ def load_runs(paths: Path | str | Sequence[Path], options: RunOptions | None = N
 
 
 def _checked(path: Path) -> pd.DataFrame:
-    """The rows of one file, every value of which is possible."""
+    """Return the rows of one file, every value of which is possible."""
     frame = read_rows(path)
     _check_columns(frame, path)
     if frame.empty:
@@ -131,7 +131,7 @@ def _check_columns(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _check_values(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The frame with text names and numeric columns, or an InputError that names line, column and value."""
+    """Return the frame with text names and numeric columns; InputError names the wrong line, column and value."""
     import numpy as np
     import pandas as pd
 
@@ -171,7 +171,7 @@ def _refuse(column: pd.Series, wrong: pd.Series, path: Path, hint: str) -> None:
 
 
 def _merge_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """One row per configuration: every column that is no result must agree, results are averaged."""
+    """Return one row per configuration: every column that is no result must agree, results are averaged."""
     import pandas as pd
 
     setting = [name for name in frame.columns if not RESULTS.search(str(name))]
@@ -189,7 +189,7 @@ def _merge_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _drop_collapsed(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Without runs that learned nothing: NDCG@10 under a hundredth of the best of their dataset."""
+    """Drop runs that learned nothing: NDCG@10 under a hundredth of the best of their dataset."""
     best = frame.groupby("dataset")[QUALITY].transform("max")
     collapsed = frame[QUALITY] < COLLAPSED_SHARE * best
     if not collapsed.any():
@@ -215,7 +215,7 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Names for a sentence: all of them, or the first ones and how many more there are."""
+    """Return names for a sentence: all of them, or the first ones and how many more there are."""
     more = len(names) - most
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more:,} more"
 

@@ -1,4 +1,4 @@
-"""What `srsplan analyze` prints: what was done to the runs, correlations, scores of the forests, what matters most."""
+"""The screen of `srsplan analyze`: treatment of the runs, correlations, scores of the forests, what matters most."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def show(analysis: Analysis, table: RunTable) -> None:
 
 
 def _largest(analysis: Analysis) -> tuple[dict[str, DatasetAnalysis], int]:
-    """The datasets that are shown, their average last where there are several, and how many are not shown."""
+    """Return the datasets that are shown, their average last where there are several, and how many are not shown."""
     names = [name for name in analysis.datasets if name != AVERAGE]
     kept = set(sorted(names, key=lambda name: -analysis.datasets[name].rows)[:MOST_DATASETS])
     shown = [name for name in names if name in kept] + ([AVERAGE] if len(names) > 1 else [])
@@ -86,14 +86,14 @@ def _new_table(title: str) -> Table:
 
 
 def _add_row(table: Table, name: str, cells: list[str]) -> None:
-    """One dataset; a line above the average, which is none."""
+    """Add the row of one dataset; a line stands above the average, which is none."""
     if name == AVERAGE:
         table.add_section()
     table.add_row(console.markup(name).replace("\n", "\\n"), *cells)
 
 
 def _spearman_table(shown: Mapping[str, DatasetAnalysis], metric: str) -> Table:
-    """Rank correlations with one metric, the strongest of a row in colour, those that are clear of zero in bold."""
+    """Return a table of rank correlations with one metric: the strongest of a row coloured, those off zero bold."""
     table = _new_table(f"Spearman's ρ with {METRIC_LABELS[metric]}")
     table.add_column("n", justify="right")
     for feature in FEATURES:
@@ -116,7 +116,7 @@ def _correlation(one: Correlation | None, strongest: float) -> str:
 
 
 def _score_table(shown: Mapping[str, DatasetAnalysis], metrics: list[str]) -> Table:
-    """R2 of three kinds; one column per metric, so that three metrics fit 80 characters."""
+    """Return a table of the three kinds of R2; one column per metric, so that three metrics fit 80 characters."""
     table = _new_table("R² of the forests: in-sample, out of bag (oob), 5-fold cross-validated (cv)")
     for metric in metrics:
         table.add_column(f"{METRIC_LABELS[metric]}\n[dim]   in[/]   oob    cv", no_wrap=True)
@@ -141,7 +141,7 @@ def _importance_table(shown: Mapping[str, DatasetAnalysis], metrics: list[str]) 
 
 
 def _strongest(found: DatasetAnalysis, metric: str, count: int = 2) -> str:
-    """The leading features of a forest with their permutation importance."""
+    """Return the leading features of a forest with their permutation importance."""
     fit = found.forest[metric]
     if fit is None:
         return "–"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """Where a verb's function lives, and what `srsplan --help` says about it without importing it."""
+    """The place of a verb's function, and what `srsplan --help` says about it without importing it."""
 
     module: str
     function: str
@@ -71,13 +71,13 @@ VERBS = {
 }
 
 LONGEST_VERB = 80
-"""So much of an unknown verb is repeated."""
+"""Characters of an unknown verb that a message repeats."""
 COMPLETION_VARIABLE = "_SRSPLAN_COMPLETE"
-"""Set by the shell while it completes a command line."""
+"""Environment variable that the shell sets while it completes a command line."""
 INTERRUPTED = 130
-"""128 and SIGINT's number: what shells report for Ctrl-C."""
+"""Exit code that shells report for Ctrl-C: 128 and SIGINT's number."""
 UNREAD = 141
-"""128 and SIGPIPE's number: what shells report for a program whose reader has left."""
+"""Exit code that shells report for a program whose reader has left: 128 and SIGPIPE's number."""
 EPILOG = """Exit codes: 0 done, 2 something given is wrong, 3 nothing fits, 4 the GPU ran out of memory, 1 anything
 else, 130 stopped by Ctrl-C. Every verb shows examples with `srsplan VERB --help`."""
 
@@ -86,7 +86,7 @@ class LazyVerbs(TyperGroup):
     """The verbs as a group of commands: listed from the table above, imported one at a time."""
 
     def list_commands(self, ctx: Context) -> list[str]:
-        """The names, in the order of the table."""
+        """Return the names, in the order of the table."""
         return list(VERBS)
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
@@ -104,7 +104,7 @@ class LazyVerbs(TyperGroup):
         )
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """The table as a section of the help."""
+        """Write the table as a section of the help."""
         with formatter.section("Verbs"):
             formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
 
@@ -156,7 +156,7 @@ def main() -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    """The exit code of a command line, after its one message where it failed."""
+    """Run a command line; return its exit code, after its one message where it failed."""
     try:
         code = _invoke(arguments)
         sys.stdout.flush()
@@ -184,7 +184,7 @@ def _invoke(arguments: Sequence[str]) -> int:
 
 
 def _report(error: SrsplanError) -> int:
-    """The error's exit code, after its message; where even that cannot be written, the code has to do."""
+    """Report an error and return its exit code; where even the message cannot be written, the code has to do."""
     from srsplan.planner.cli import console
 
     try:
@@ -207,14 +207,14 @@ def _told(code: int, sentence: str) -> int:
 
 
 def _unread() -> int:
-    """What was printed has no reader any more (`srsplan gpus | head -1`): nothing is left to be said."""
+    """Drop output that has lost its reader (`srsplan gpus | head -1`); return the exit code for that."""
     _discard(sys.stdout)
     _discard(sys.stderr)
     return UNREAD
 
 
 def _prepare_streams() -> None:
-    """Letters that a terminal cannot show are printed as `?`; output to a closed descriptor is dropped."""
+    """Print letters that a terminal cannot show as `?`, and drop output to a closed descriptor."""
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
         if stream is None:

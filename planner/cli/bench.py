@@ -86,7 +86,7 @@ def _one_of(option: str, name: str, known: Sequence[str]) -> str:
 
 
 def parse_shape(text: str) -> Shape:
-    """A named shape or MxVxDxNS, counts such as 20K allowed; InputError otherwise."""
+    """Parse a named shape or MxVxDxNS, counts such as 20K allowed; InputError otherwise."""
     if text.strip() in SHAPES:
         return SHAPES[text.strip()]
     parts = text.strip().split("x")

@@ -22,7 +22,7 @@ UNSTEADY = 2
 
 
 def head_lines(environment: Environment) -> str:
-    """Hardware, versions, date and the measured limits, in two lines."""
+    """Return hardware, versions, date and the measured limits, in two lines."""
     limits = environment.ceilings
     return (
         f"{environment.device}, torch {environment.torch}, triton {environment.triton}, {environment.date}, "
@@ -34,7 +34,7 @@ def head_lines(environment: Environment) -> str:
 
 
 def scaled_line(names: Sequence[str]) -> str:
-    """The line that says which named shapes are scaled down without being asked."""
+    """Return the line that says which named shapes are scaled down without being asked."""
     from srsplan.profiler.bench.bout import CPU_SCALE
 
     return f"on a CPU {', '.join(names)}: {CPU_SCALE:g} of the tokens and items; --scale 1 takes all"
@@ -50,7 +50,7 @@ def print_results(results: Sequence[Result]) -> None:
 
 
 def tables(results: Iterable[Result]) -> Iterator[Group]:
-    """One a shape, kind of logits and function, in the order asked for: forms of one function stand side by side."""
+    """Yield a table for each shape, kind of logits and function, in the order asked for: forms of one side by side."""
     grouped: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         found = result.measured
@@ -61,7 +61,7 @@ def tables(results: Iterable[Result]) -> Iterator[Group]:
 
 
 def _table(title: str, results: Sequence[Result]) -> Group:
-    """Ratios are to the first that ran: eager PyTorch, unless it does not fit. What did not run follows."""
+    """Return a table with ratios to the first that ran: eager PyTorch, if it fits. What did not run follows."""
     table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False, collapse_padding=True)
     all_found = [result.measured for result in results]
     checked = any(found.loss_error is not None for found in all_found)
@@ -79,7 +79,7 @@ def _table(title: str, results: Sequence[Result]) -> Group:
 
 
 def _cells(result: Result, first_ms: float, measured: bool, checked: bool) -> Iterator[str]:
-    """The row of a contestant that ran."""
+    """Yield the cells of a contestant that ran."""
     found = result.measured
     yield _name(found)
     for figure in (found.forward_ms, found.total_ms):
@@ -93,13 +93,13 @@ def _cells(result: Result, first_ms: float, measured: bool, checked: bool) -> It
 
 
 def _not_run(found: Measurement) -> str:
-    """The line of a contestant that did not."""
+    """Return the line of a contestant that did not run."""
     memory = "" if found.ledger_bytes is None else f"; {format_gib(found.ledger_bytes)} by the ledger"
     return f"{_name(found)}: {found.status}, {console.plain(found.reason)}{memory}"
 
 
 def unsteady(measurements: Iterable[Measurement]) -> str:
-    """A warning where repeats disagree, "" where they do not."""
+    """Return a warning where repeats disagree, "" where they do not."""
     spreads = [found.slowest_ms / found.fastest_ms for found in measurements if found.slowest_ms and found.fastest_ms]
     count = sum(spread > UNSTEADY for spread in spreads)
     if 2 * count <= len(spreads):

@@ -1,4 +1,4 @@
-"""Where everything printed for people goes: results to stdout, progress and errors to stderr.
+"""Output for people: results go to stdout, progress and errors to stderr.
 
 Text of the user's (paths, columns, names of datasets) reaches the terminal through `plain`, or through `markup` where
 it stands inside rich's markup; commands to be copied through `command`. Nothing else escapes or quotes.
@@ -31,7 +31,7 @@ err = Terminal(stderr=True, highlight=False)
 
 
 def plain(text: object) -> str:
-    """Text without control characters: what a terminal would obey is shown as Python writes it (`\\x1b`)."""
+    """Return text without control characters: what a terminal would obey is shown as Python writes it (`\x1b`)."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
         for letter in str(text).encode("utf-8", "backslashreplace").decode()
@@ -39,12 +39,12 @@ def plain(text: object) -> str:
 
 
 def markup(text: object) -> str:
-    """The same, for use inside rich's markup: brackets stay brackets."""
+    """Return the same for use inside rich's markup: brackets stay brackets."""
     return escape(plain(text))
 
 
 def command(parts: Iterable[object]) -> str:
-    """A command line that a shell takes apart into exactly these words."""
+    """Return a command line that a shell takes apart into exactly these words."""
     return shlex.join(plain(part) for part in parts)
 
 
@@ -54,7 +54,7 @@ def print_json(document: Any) -> None:
 
 
 def print_error(error: SrsplanError) -> None:
-    """One clear message: what was given, then the way out."""
+    """Print one clear message: what was given, then the way out."""
     err.print(f"[bold red]error:[/] {markup(error.message)}", soft_wrap=True)
     if error.hint:
         err.print(f"[bold]  try:[/] {markup(error.hint)}", soft_wrap=True)

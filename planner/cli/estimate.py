@@ -23,7 +23,7 @@ USUAL_PRECISION = "fp16"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What differs between the rows of a table."""
+    """The values that differ between the rows of a table."""
 
     loss: str
     precision: str
@@ -80,7 +80,7 @@ def estimate_command(
 
 
 def _rows(loss: str | None, precision: str | None, batch_size: str, seq_len: str, negatives: str | None) -> list[Row]:
-    """Every combination of what was given; InputError for too many."""
+    """Return every combination of what was given; InputError for too many."""
     losses = list(LOSSES) if loss is None else [loss]
     precisions = [precision] if precision else [USUAL_PRECISION] if loss else list(get_args(Precision))
     knobs = list(product(precisions, _sizes(batch_size, "--batch-size"), _sizes(seq_len, "--seq-len")))
@@ -97,7 +97,7 @@ def _rows(loss: str | None, precision: str | None, batch_size: str, seq_len: str
 
 
 def _negatives(loss: str, counts: list[int | None]) -> list[int | None]:
-    """The numbers of negatives that a loss of the table of all losses can have."""
+    """Return the numbers of negatives that a loss of the table of all losses can have."""
     kind = LOSSES[loss]
     if not kind.sampled or kind.fixed_negatives:
         return [kind.fixed_negatives]
@@ -105,7 +105,7 @@ def _negatives(loss: str, counts: list[int | None]) -> list[int | None]:
 
 
 def _sizes(text: str, option: str) -> list[int]:
-    """Whole numbers separated by commas; InputError where one is none, or where a comma groups thousands."""
+    """Parse whole numbers separated by commas; InputError where one is none, or where a comma groups thousands."""
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not (part.isascii() and part.isdigit() and len(part) <= 18) or (part.startswith("0") and part != "0"):

@@ -15,7 +15,7 @@ from srsplan.planner.words import catalog_line, knobs_of, what_binds
 
 
 def one(estimate: Estimate) -> Group:
-    """The screen of a single configuration."""
+    """Return the screen of a single configuration."""
     configuration, memory = estimate.configuration, estimate.memory
     expected = f"{format_gib(memory.reserved_bytes)} expected, {format_gib(memory.upper_bytes)} at most"
     lines = {
@@ -38,7 +38,7 @@ def one(estimate: Estimate) -> Group:
 
 
 def several(estimates: Sequence[Estimate], assumed: Sequence[str] = ()) -> Group:
-    """A row for each of several configurations of one catalog; `assumed` are values that nobody gave."""
+    """Return a table of several configurations of one catalog; `assumed` are values that nobody gave."""
     columns = ["loss", "precision", "bs", "sl", "ns", "tensors", "expected", "at most", "step"]
     with_verdict = estimates[0].fits is not None
     table = Table(box=None, pad_edge=False)
@@ -67,7 +67,7 @@ def _circumstances(estimate: Estimate) -> dict[str, str]:
 
 
 def _verdict(estimate: Estimate) -> dict[str, str]:
-    """Whether the budget suffices; and from where on every budget does.
+    """Return the lines that say whether the budget suffices, and from which size on every budget does.
 
     A smaller one may suffice as well: below, the allocator gives memory back until blocks find their places, and
     whether they do depends on the exact size.

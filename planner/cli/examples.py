@@ -34,6 +34,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def epilog(verb: str) -> str:
-    """The examples of a verb for the end of its help. The control character keeps click from joining the lines."""
+    """Return the examples that end a verb's help. The control character keeps click from joining the lines."""
     lines = (line for example in EXAMPLES[verb] for line in example.splitlines())
     return "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in lines)

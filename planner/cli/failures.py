@@ -1,4 +1,4 @@
-"""What becomes of an exception that no command expected: one message, and a log where srsplan itself is at fault."""
+"""Exceptions that no command expected: each becomes one message, with a log where srsplan itself is at fault."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 """Packages whose name on the package index is another than the one that is imported."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What the system says where a file, a disk or a terminal takes no more bytes."""
+"""Error numbers of the system for a file, a disk or a terminal that takes no more bytes."""
 
 
 def explained(error: Exception, arguments: Sequence[str]) -> SrsplanError:
-    """The error that is reported for an exception: itself, its translation, or the path of a log with its traceback."""
+    """Return the error to report for an exception: itself, its translation, or the path of a log with its traceback."""
     from srsplan.planner.cli.usage import is_usage_error, usage_error
 
     if isinstance(error, SrsplanError):
@@ -47,7 +47,7 @@ def explained(error: Exception, arguments: Sequence[str]) -> SrsplanError:
 
 
 def missing_extra(error: ModuleNotFoundError, arguments: Sequence[str]) -> MissingExtra | None:
-    """The extra that brings the missing package; None where the package belongs to no extra."""
+    """Return the extra that brings the missing package; None where the package belongs to no extra."""
     package = (error.name or "").partition(".")[0]
     home = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
     if home is None:
@@ -58,7 +58,7 @@ def missing_extra(error: ModuleNotFoundError, arguments: Sequence[str]) -> Missi
 
 
 def unexpected(error: Exception, arguments: Sequence[str]) -> SrsplanError:
-    """A fault of srsplan's own: its kind in one line, and where the rest is."""
+    """Return the error for a fault of srsplan's own: its kind in one line, and where the rest is."""
     said = console.plain(error).strip().partition("\n")[0][:200]
     log = _kept(error, arguments)
     where = "no log could be written" if log is None else f"the details are in {log}"
@@ -71,7 +71,7 @@ def unexpected(error: Exception, arguments: Sequence[str]) -> SrsplanError:
 
 
 def _kept(error: Exception, arguments: Sequence[str]) -> Path | None:
-    """The path of a new log in the folder for temporary files, readable by the user alone."""
+    """Keep the error in a new log in the folder for temporary files, readable by the user alone; return its path."""
     text = "\n".join((*_circumstances(arguments), "", "".join(traceback.format_exception(error))))
     try:
         handle, name = tempfile.mkstemp(prefix="srsplan-", suffix=".log", text=True)
@@ -83,7 +83,7 @@ def _kept(error: Exception, arguments: Sequence[str]) -> Path | None:
 
 
 def _circumstances(arguments: Sequence[str]) -> list[str]:
-    """The command, versions and the machine, one line each."""
+    """Return the command, versions and the machine, one line each."""
     from importlib.metadata import PackageNotFoundError, version
 
     lines = [f"command  {console.command(('srsplan', *arguments))}", f"python   {sys.version.split()[0]}"]

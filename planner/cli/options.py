@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def options_of(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Turn a command that takes one dataclass of options into the function with a parameter per field that typer reads.
+    """Turn a command that takes one dataclass of options into a function with a parameter per field, for typer to read.
 
     The fields of `kind` are annotated as typer's parameters are; a field without a default is a required option.
     """
@@ -58,7 +58,7 @@ def options_of(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[..., N
 
 
 def parameters_of(kind: type) -> list[Parameter]:
-    """A keyword parameter for every field of a dataclass, with the field's annotation and default."""
+    """Return a keyword parameter for every field of a dataclass, with the field's annotation and default."""
     annotations = get_type_hints(kind, include_extras=True)
     return [
         Parameter(
@@ -72,7 +72,7 @@ def parameters_of(kind: type) -> list[Parameter]:
 
 
 def words_of(verb: str, options: object) -> list[str]:
-    """The words of the command line that gives exactly these options; `console.command` quotes them."""
+    """Return the words of the command line that gives exactly these options; `console.command` quotes them."""
     words = ["srsplan", verb]
     for parameter in parameters_of(type(options)):
         value = getattr(options, parameter.name)

@@ -186,7 +186,7 @@ class _Screen:
 
 
 def _print_table(records: Sequence[ProbeRecord], output: Path, card: Gpu) -> None:
-    """One row for each probe, then the command that uses them."""
+    """Print one row for each probe, then the command that uses them."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1))

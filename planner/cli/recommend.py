@@ -87,7 +87,7 @@ def _tell(plan: Plan, output: Path | None, overwrite: bool, *, everything: bool,
 
 
 def _problem(output: Path, overwrite: bool) -> InputError | None:
-    """Why the plan cannot be written there."""
+    """Return the reason why the plan cannot be written to `output`; None where it can."""
     from srsplan.planner.plan import file
 
     try:

@@ -32,7 +32,7 @@ LEAST_SHARE = 0.002
 
 
 def labelled(lines: Mapping[str, str]) -> RenderableType:
-    """A label and its sentence in each row, aligned."""
+    """Return a grid of labels and their sentences, aligned."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -42,7 +42,7 @@ def labelled(lines: Mapping[str, str]) -> RenderableType:
 
 
 def recommendation(plan: Plan, everything: bool = False) -> Group:
-    """The screen of `recommend`."""
+    """Return the screen of `recommend`."""
     shown = plan.choices if everything else plan.choices[:SHOWN]
     parts: list[RenderableType] = [
         labelled(_assumptions(plan, everything)),
@@ -76,7 +76,7 @@ def _assumptions(plan: Plan, everything: bool) -> dict[str, str]:
 
 
 def _first(sentences: str) -> str:
-    """The first of several notes, and how many more there are."""
+    """Return the first of several notes, and how many more there are."""
     lines = sentences.split("\n")
     more = len(lines) - SHOWN_NOTES
     return "\n".join(lines[:SHOWN_NOTES]) + (f"; --all shows {more} more notes" if more > 0 else "")
@@ -92,7 +92,7 @@ def _budget_line(plan: Plan, everything: bool) -> str:
 
 
 def choices_table(choices: Sequence[ChoiceEntry]) -> Table:
-    """One row per choice; the time of an epoch only where it is known."""
+    """Return a table with one row per choice; the time of an epoch only where it is known."""
     table = Table(
         title="What fits, in the order to try", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
@@ -118,7 +118,7 @@ def choices_table(choices: Sequence[ChoiceEntry]) -> Table:
 
 
 def _legend(choices: Sequence[ChoiceEntry]) -> Iterator[str]:
-    """Every symbol on the screen, explained."""
+    """Yield an explanation of every symbol on the screen."""
     yield "bs batch size, sl sequence length, ns negatives, D hidden size, S table in fp32."
     names = dict.fromkeys(choice.loss for choice in choices)
     yield "; ".join(f"{name} {LOSSES[name].title}" for name in names) + "."
@@ -126,7 +126,10 @@ def _legend(choices: Sequence[ChoiceEntry]) -> Iterator[str]:
 
 
 def _reasons(plan: Plan, choices: Sequence[ChoiceEntry]) -> dict[str, str]:
-    """Why each choice stands where it does, no reason twice; how good the order is; and what limits the first."""
+    """Return sentences by label: why choices stand where they do, how good the order is, and what limits the first.
+
+    A reason that several choices share stands there once.
+    """
     ranks: dict[str, list[str]] = {}
     for choice in choices:
         ranks.setdefault(choice.why, []).append(f"#{choice.rank}")
@@ -147,7 +150,7 @@ def _details(plan: Plan) -> list[RenderableType]:
 
 
 def breakdown_table(holders: Mapping[str, int], title: str) -> Table:
-    """Who holds the allocated peak."""
+    """Return a table of the bytes at the allocated peak by what holds them."""
     allocated = sum(holders.values())
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
     table.add_column("tag")
@@ -164,13 +167,13 @@ def breakdown_table(holders: Mapping[str, int], title: str) -> Table:
 
 
 def _knob_line(knobs: Sequence[KnobEntry]) -> Text:
-    """What a step of each knob costs."""
+    """Return the line that says what a step of each knob costs."""
     steps = [f"{KNOB_SYMBOLS[knob.name]} {knob.change}: {_signed(knob.bytes)}" for knob in knobs]
     return Text("one step of a knob: " + ", ".join(steps))
 
 
 def _misses_table(misses: Sequence[MissEntry]) -> RenderableType:
-    """What nearly fits."""
+    """Return a table of the configurations that nearly fit."""
     table = Table.grid(padding=(0, 2))
     for miss in misses:
         sizes = f"at most {format_gib(miss.upper_bytes)}", f"over by {format_gib(miss.over_bytes)}"
@@ -179,7 +182,7 @@ def _misses_table(misses: Sequence[MissEntry]) -> RenderableType:
 
 
 def several_table(layouts: Sequence[LayoutEntry | Layout]) -> RenderableType:
-    """What each of several GPUs needs, with whose batch is meant; nothing for one GPU."""
+    """Return a table of what each of several GPUs needs, which says whose batch is meant; nothing for one GPU."""
     if not layouts:
         return Group()
     gpus = layouts[0].global_batch // layouts[0].per_gpu_batch

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from srsplan.models.errors import InputError
 from srsplan.planner.cli import options
 from srsplan.planner.plan import DEFAULT_PATH
 
-LARGEST_SEED = MOST = 2**31 - 1
+LARGEST_SEED = 2**31 - 1
+MOST = 2**31 - 1
+"""Largest count that an option takes; sizes of the model have limits of their own (models/config.py)."""
 MOST_SHARING = 2**16
-"""Tokens that share a set of negatives are held as one block."""
+"""Most tokens that share a set of negatives: they are held as one block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +32,9 @@ class TrainOptions:
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch in the folder.")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder by a new one.")] = False
     loss: Annotated[str | None, typer.Option("--loss", help="Without a plan, or instead of the plan's.")] = None
-    batch_size: Annotated[int | None, typer.Option("--batch-size", max=MOST, help="Sequences per step.")] = None
-    seq_len: Annotated[
-        int | None, typer.Option("--seq-len", max=MOST, help="Last items of a user that are trained on.")
-    ] = None
-    negatives: Annotated[
-        int | None, typer.Option("--negatives", max=MOST, help="Negatives per set; sampled losses.")
-    ] = None
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Sequences per step.")] = None
+    seq_len: Annotated[int | None, typer.Option("--seq-len", help="Last items of a user that are trained on.")] = None
+    negatives: Annotated[int | None, typer.Option("--negatives", help="Negatives per set; sampled losses.")] = None
     tokens_per_set: Annotated[
         int | None, typer.Option("--tokens-per-set", max=MOST_SHARING, help="Tokens sharing negatives.")
     ] = None
@@ -46,14 +45,14 @@ class TrainOptions:
         float,
         typer.Option("--popularity-exponent", help="Of --sampler popularity; 1 draws items as often as they occur."),
     ] = 0.75
-    dim: Annotated[int | None, typer.Option("--dim", max=MOST, help="Hidden size D.")] = None
-    blocks: Annotated[int | None, typer.Option("--blocks", max=MOST, help="Transformer blocks.")] = None
-    heads: Annotated[int | None, typer.Option("--heads", max=MOST, help="Attention heads.")] = None
+    dim: Annotated[int | None, typer.Option("--dim", help="Hidden size D.")] = None
+    blocks: Annotated[int | None, typer.Option("--blocks", help="Transformer blocks.")] = None
+    heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None
     dropout: Annotated[float | None, typer.Option("--dropout", help="Dropout probability.")] = None
     precision: Annotated[str | None, typer.Option("--precision", help="fp16, bf16, fp32; a CPU trains fp32.")] = None
     micro_batches: Annotated[
         int | None,
-        typer.Option("--micro-batches", min=1, max=MOST, help="Parts of a batch whose gradients accumulate."),
+        typer.Option("--micro-batches", min=1, help="Parts of a batch whose gradients accumulate."),
     ] = None
     recompute: Annotated[
         bool | None,
@@ -65,12 +64,10 @@ class TrainOptions:
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or adamw, both fused.")] = "adam"
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the optimizer.")] = 1e-3
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the optimizer.")] = 0.0
-    epochs: Annotated[int, typer.Option("--epochs", min=1, max=MOST, help="At most this many.")] = 200
-    patience: Annotated[int, typer.Option("--patience", min=1, max=MOST, help="Evaluations without a better one.")] = 10
-    evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=1, max=MOST, help="Epochs between them.")] = 1
-    validation_users: Annotated[
-        int, typer.Option("--validation-users", min=1, max=MOST, help="At most, drawn once.")
-    ] = 10_000
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="At most this many.")] = 200
+    patience: Annotated[int, typer.Option("--patience", min=1, help="Evaluations without a better one.")] = 10
+    evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=1, help="Epochs between them.")] = 1
+    validation_users: Annotated[int, typer.Option("--validation-users", min=1, help="At most, drawn once.")] = 10_000
     keep_seen: Annotated[
         bool, typer.Option("--keep-seen", help="Evaluate with items of the history recommended again, as in music.")
     ] = False
@@ -78,12 +75,15 @@ class TrainOptions:
     user_column: options.UserColumn = None
     item_column: options.ItemColumn = None
     timestamp_column: options.TimestampColumn = None
-    min_user: Annotated[
-        int, typer.Option("--min-user", min=0, max=MOST, help="Drop users with fewer interactions.")
-    ] = 0
-    min_item: Annotated[
-        int, typer.Option("--min-item", min=0, max=MOST, help="Drop items with fewer interactions.")
-    ] = 0
+    min_user: Annotated[int, typer.Option("--min-user", min=0, help="Drop users with fewer interactions.")] = 0
+    min_item: Annotated[int, typer.Option("--min-item", min=0, help="Drop items with fewer interactions.")] = 0
     seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of everything that is random.")] = 42
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto"
     json: options.Json = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value > MOST:
+                option = "--" + field.name.replace("_", "-")
+                raise InputError(f"{option} {str(value)[:40]} is above {MOST:,}", f"give a smaller {option}")

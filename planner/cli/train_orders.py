@@ -1,4 +1,4 @@
-"""From the options of `srsplan train` to orders: which configurations are trained, how, and into which folders."""
+"""Orders from the options of `srsplan train`: which configurations are trained, how, and into which folders."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RankedOrder:
 
 
 def orders_of(options: TrainOptions) -> list[RankedOrder]:
-    """One order for each rank; InputError for anything that can be told to be wrong without the data."""
+    """Return one order for each rank; InputError for anything that can be told to be wrong without the data."""
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite contradict each other", "give the one that is meant")
     ranks = parse_ranks(options.rank)
@@ -56,7 +56,7 @@ def orders_of(options: TrainOptions) -> list[RankedOrder]:
 
 
 def checked(each: RankedOrder, data: RunData) -> tuple[RankedOrder, tuple[str, ...]]:
-    """The order fitted to the data, and warnings about its memory; an error where it cannot be carried out."""
+    """Return the order fitted to the data, and warnings about its memory; an error where it cannot be carried out."""
     order = fitted(each.order, data)
     RunFolder(order.folder).check(order.resume, order.overwrite)
     check_model_fits(order.configuration, each.limits.device_bytes)
@@ -71,7 +71,7 @@ def checked(each: RankedOrder, data: RunData) -> tuple[RankedOrder, tuple[str, .
 
 
 def _choices(options: TrainOptions, ranks: tuple[int, ...]) -> list[PlannedChoice | None]:
-    """The plan's choices; none where a loss is given and no plan is named."""
+    """Return the plan's choices; none where a loss is given and no plan is named."""
     path = options.plan or DEFAULT_PATH
     if options.plan is not None or (options.loss is None and path.exists()):
         return [*planned_choices(path, ranks)]
@@ -117,7 +117,7 @@ def _order(options: TrainOptions, rank: int, choice: PlannedChoice | None, *, se
 
 
 def _given(options: TrainOptions) -> dict[str, Value]:
-    """The parts of the configuration that the command line says."""
+    """Return the parts of the configuration that the command line says."""
     names = {field.name for kind in (Architecture, Configuration) for field in fields(kind)} - {"loss"}
     values = {name: getattr(options, name, None) for name in sorted(names)}
     return {name: value for name, value in values.items() if value is not None}
@@ -139,7 +139,7 @@ def _folder(options: TrainOptions, configuration: Configuration, rank: int, seve
 
 
 def _usable_bytes() -> int:
-    """Bytes that the present GPU has for the allocator."""
+    """Return the bytes that the present GPU has for the allocator."""
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory) - CONTEXT_BYTES

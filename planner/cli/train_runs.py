@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 
 def train_all(options: TrainOptions) -> list[dict[str, Any]]:
-    """Train every rank that was asked for, one after another; their documents."""
+    """Train every rank that was asked for, one after another; return their documents."""
     orders = orders_of(options)
     try:
         data = read_data(orders[0].order)

@@ -105,7 +105,7 @@ class ProgressBars:
 
 
 def counted(count: int, what: str) -> str:
-    """`1 epoch`, `2 epochs`."""
+    """Return a count with its noun: `1 epoch`, `2 epochs`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
@@ -136,7 +136,7 @@ def show_result(document: Mapping[str, Any]) -> None:
 
 
 def remarks(document: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences that a newcomer should read beside a result."""
+    """Yield sentences that a newcomer should read beside a result."""
     warm, users = document["warm"]["test_users"], document["test_users"]
     if warm < users:
         yield (
@@ -161,12 +161,12 @@ def _way_out(document: Mapping[str, Any]) -> str:
 
 
 def result_table(document: Mapping[str, Any]) -> Table:
-    """Metrics at several ranks; beside them, at rank 10, those of users with a warm target and those of popularity."""
+    """Return a table of metrics at several ranks; at rank 10 also of users with a warm target and of popularity."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for rank in SHOWN_RANKS:
         table.add_column(f"\n@{rank}", justify="right")
-    for name in ("warm\n@10", "popularity\n@10", "popularity\nwarm @10"):
+    for name in ("warm\n@10", "popular\n@10", "popular\nwarm@10"):
         table.add_column(name, justify="right", style="dim")
     warm = document["warm"]
     for name in SHOWN_METRICS:
@@ -177,7 +177,7 @@ def result_table(document: Mapping[str, Any]) -> Table:
 
 
 def comparison_table(documents: Sequence[Mapping[str, Any]]) -> Table:
-    """One row for each run, the best test NDCG@10 marked."""
+    """Return a table with one row for each run, the best test NDCG@10 marked."""
     table = Table(title="Ranks of the plan compared, on the test", title_justify="left", title_style="bold", box=None)
     for name in ("rank", "loss", "bs", "sl", "ns", "epochs", "epoch time", "NDCG@10", "HitRate@10", "Coverage@10"):
         table.add_column(name, justify="left" if name == "loss" else "right")
@@ -200,7 +200,7 @@ def comparison_table(documents: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def memory_lines(order: Order, implementation: str, document: Mapping[str, Any]) -> Iterator[str]:
-    """Measured memory beside the predicted, where there is a GPU to measure."""
+    """Yield measured memory beside the predicted, where there is a GPU to measure."""
     measured = document["memory"]
     if measured is None:
         return

@@ -23,13 +23,13 @@ REASONS = {
 
 
 def is_usage_error(error: Exception) -> bool:
-    """Whether the parser raised it. Its classes have no public name in every version; typer.BadParameter is one."""
+    """Tell whether the parser raised it, by the base classes of typer.BadParameter: not every version names them."""
     kinds = typer.BadParameter.__mro__
     return isinstance(error, kinds[: kinds.index(Exception)])
 
 
 def usage_error(error: Any, arguments: Sequence[str]) -> InputError:
-    """The parser's error as ours: what was given, what is wrong with it, and where the options are listed."""
+    """Return the parser's error as ours: what was given, what is wrong with it, and where the options are listed."""
     path = getattr(getattr(error, "ctx", None), "command_path", None) or "srsplan"
     hint = f"`{path} --help` lists what there is"
     kind = type(error).__name__
@@ -44,7 +44,7 @@ def usage_error(error: Any, arguments: Sequence[str]) -> InputError:
 
 
 def _options(error: Any) -> list[str]:
-    """Every option of the verb that was asked for."""
+    """Return every option of the verb that was asked for."""
     context = getattr(error, "ctx", None)
     if context is None:
         return []
@@ -52,7 +52,7 @@ def _options(error: Any) -> list[str]:
 
 
 def _name(error: Any) -> str:
-    """The option or the argument that the parser complains about."""
+    """Return the option or the argument that the parser complains about."""
     parameter = error.param
     if parameter is None:
         return "an option"
@@ -61,7 +61,7 @@ def _name(error: Any) -> str:
 
 
 def _wrong_value(error: Any, arguments: Sequence[str], hint: str) -> InputError:
-    """A value of the wrong type or out of range."""
+    """Return the error for a value of the wrong type or out of range."""
     said = str(error.message).rstrip(".")
     reason = next((words for part, words in REASONS.items() if part in said), None)
     value = _given(error.param.opts, arguments)
@@ -71,7 +71,7 @@ def _wrong_value(error: Any, arguments: Sequence[str], hint: str) -> InputError:
 
 
 def _given(options: Sequence[str], arguments: Sequence[str]) -> str | None:
-    """The last value that was given for an option."""
+    """Return the last value that was given for an option."""
     found = None
     for word, following in zip(arguments, [*arguments[1:], None], strict=True):
         name, equals, value = word.partition("=")
@@ -85,6 +85,6 @@ def _shortened(value: str) -> str:
 
 
 def _other(error: Any, hint: str) -> InputError:
-    """A missing value, an argument too many: the parser's own words are clear."""
+    """Return the error for a missing value or an argument too many: the parser's own words are clear."""
     message = str(error.message).rstrip(".")
     return InputError(message[:1].lower() + message[1:], hint)

@@ -23,7 +23,7 @@ class Part(Document, strict=True):
 
 
 class Inputs(Part):
-    """What the plan was made from."""
+    """The inputs that the plan was made from."""
 
     catalog: Count
     gpu: str
@@ -41,16 +41,16 @@ class Inputs(Part):
     """The data as options of `train`, columns and split included."""
     users: Count | None = None
     padding: str = ""
-    """Where the number of valid tokens is from."""
+    """Source of the number of valid tokens."""
     order: str = ""
     """The rule that ordered the choices."""
     quality: str = ""
-    """How good that order is, and where the evidence for it ends."""
+    """A sentence on how good that order is, and where the evidence for it ends."""
     notes: dict[str, str] = Field(default_factory=dict)
-    """What was done to the data, what a profile and a check found: sentences by label."""
+    """Sentences by label: what was done to the data, what a profile and a check found."""
 
     def architecture(self) -> Architecture:
-        """The model's sizes; InputError for an impossible combination."""
+        """Return the model's sizes; InputError for an impossible combination."""
         return Architecture(dim=self.dim, blocks=self.blocks, heads=self.heads, dropout=self.dropout)
 
 
@@ -62,7 +62,7 @@ class BudgetEntry(Part):
     margin_bytes: Bytes
     context_bytes: Bytes
     context_basis: str = "assumed"
-    """Where the context's size is from."""
+    """Source of the context's size."""
     fixed_floor_bytes: Bytes = 0
     """The item table, its gradient and Adam's moments: no knob of the search changes them."""
     counts: str = "reserved bytes of the caching allocator (expandable segments), CUDA context, margin"
@@ -79,7 +79,7 @@ class MemoryEntry(Part):
 
 
 class ConfirmedEntry(Part):
-    """What --check found; see planner.search.recommendation.Confirmed."""
+    """The findings of `--check`; see planner.search.recommendation.Confirmed."""
 
     basis: str
     fits: bool
@@ -151,12 +151,12 @@ class Plan(Part):
     near_misses: list[MissEntry]
     knobs: list[KnobEntry] = Field(default_factory=list)
     binds: str = ""
-    """What limits the first choice."""
+    """Name of what limits the first choice."""
     several_gpus: list[LayoutEntry] = Field(default_factory=list)
     next_command: str
 
     def configuration(self, rank: int = 1) -> Configuration:
-        """The configuration of a rank; InputError where the plan has none."""
+        """Return the configuration of a rank; InputError where the plan has none."""
         choice = self.choice(rank)
         return Configuration(
             loss=choice.loss,
@@ -173,7 +173,7 @@ class Plan(Part):
         )
 
     def choice(self, rank: int = 1) -> ChoiceEntry:
-        """The entry of a rank; InputError where the plan has none."""
+        """Return the entry of a rank; InputError where the plan has none."""
         for choice in self.choices:
             if choice.rank == rank:
                 return choice

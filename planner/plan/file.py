@@ -14,10 +14,10 @@ from srsplan.models.errors import InputError
 from srsplan.planner.plan.document import KNOWN_KEYS, VERSION, Plan
 
 LARGEST_BYTES = 1 << 20
-"""Plans are some 10 KiB."""
+"""Bytes of the largest plan that is read; plans are some 10 KiB."""
 DEEPEST = 20
 LONGEST_SCALAR = 20_000
-"""Letters of one value; numbers of more digits take long to read."""
+"""Letters of the longest value; numbers of more digits take long to read."""
 
 HEAD = "# srsplan plan: edit a choice, then `srsplan train --plan THIS --data FILE [--rank N]`"
 DIGEST = "# unedited: sha256 "
@@ -39,7 +39,7 @@ def write_plan(plan: Plan, path: Path, overwrite: bool = False) -> None:
 
 
 def check_target(path: Path, overwrite: bool = False) -> None:
-    """InputError unless a plan may be written to `path`.
+    """Raise InputError unless a plan may be written to `path`.
 
     Nothing or an unedited plan must be there; with `overwrite` an edited plan is replaced, but never another file.
     """
@@ -50,7 +50,7 @@ def check_target(path: Path, overwrite: bool = False) -> None:
 
 
 def _unedited(path: Path) -> bool:
-    """Whether a file is a plan, byte for byte as srsplan wrote it."""
+    """Tell whether a file is a plan, byte for byte as srsplan wrote it."""
     try:
         head, line, body = files.read_limited(path, "plan", "", LARGEST_BYTES).split(b"\n", 2)
     except (InputError, ValueError):
@@ -89,7 +89,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def _parsed(content: bytes, path: Path) -> Any:
-    """The document of a YAML file that is as plain as srsplan writes it."""
+    """Return the document of a YAML file that is as plain as srsplan writes it."""
     try:
         text = content.decode()
         _check_plain(text, path)
@@ -106,7 +106,7 @@ def _parsed(content: bytes, path: Path) -> Any:
 
 
 def _check_plain(text: str, path: Path) -> None:
-    """InputError for what a plan never has, and what can make a small file large: aliases, tags, depth, long values."""
+    """Raise InputError for what no plan has, and what makes a small file large: aliases, tags, depth, long values."""
     depth = 0
     for event in yaml.parse(text, _Loader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:

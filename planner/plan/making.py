@@ -1,4 +1,4 @@
-"""From a recommendation to a plan."""
+"""Makes a plan of a recommendation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from srsplan.profiler.memory.model import Memory
 
 
 def memory_entry(memory: Memory) -> MemoryEntry:
-    """The figures of a plan's or an estimate's `memory`."""
+    """Return the figures of a plan's or an estimate's `memory`."""
     return MemoryEntry(
         allocated_bytes=memory.allocated_bytes,
         reserved_bytes=memory.reserved_bytes,
@@ -34,7 +34,7 @@ def memory_entry(memory: Memory) -> MemoryEntry:
 
 
 def choice_entry(rank: int, choice: Choice, budget: Budget | None, step_basis: str) -> ChoiceEntry:
-    """A choice as the plan writes it; headroom is 0 without a budget."""
+    """Return a choice as the plan writes it; headroom is 0 without a budget."""
     configuration = choice.configuration
     headroom = 0 if budget is None else budget.usable_bytes - choice.memory.upper_bytes
     return ChoiceEntry(
@@ -59,7 +59,7 @@ def choice_entry(rank: int, choice: Choice, budget: Budget | None, step_basis: s
 
 
 def miss_entry(miss: Miss) -> MissEntry:
-    """A near miss as the plan writes it."""
+    """Return a near miss as the plan writes it."""
     configuration = miss.configuration
     return MissEntry(
         loss=configuration.loss,
@@ -72,7 +72,7 @@ def miss_entry(miss: Miss) -> MissEntry:
 
 
 def budget_entry(budget: Budget, fixed_floor_bytes: int) -> BudgetEntry:
-    """The budget as the plan writes it."""
+    """Return the budget as the plan writes it."""
     return BudgetEntry(
         bytes=budget.bytes,
         usable_bytes=budget.usable_bytes,
@@ -93,7 +93,7 @@ def make_plan(
     next_command: str,
     several: Sequence[Layout] = (),
 ) -> Plan:
-    """The plan of a recommendation that has choices."""
+    """Return the plan of a recommendation that has choices."""
     from importlib.metadata import version
 
     return Plan(

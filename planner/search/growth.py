@@ -9,7 +9,7 @@ from srsplan.planner.search.space import Space
 
 
 def grown(base: Configuration, space: Space, prices: Prices, *, longer: bool = True) -> Configuration:
-    """The best that fits between a configuration and the next ones of the grid; then the largest batch.
+    """Return the best configuration that fits between `base` and the next ones of the grid; then the largest batch.
 
     The sequence length stays as it is unless `longer`.
     """

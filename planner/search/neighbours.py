@@ -1,4 +1,4 @@
-"""What lies around a choice: what nearly fits, and what one step of each knob costs."""
+"""The neighbours of a choice: configurations that nearly fit, and the cost of one step of each knob."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = (("x 2", 2.0), ("/ 2", 0.5))
 def near_misses(
     pool: Sequence[Configuration], first: Configuration | None, prices: Prices, count: int = NEAR_MISSES
 ) -> tuple[Miss, ...]:
-    """The least over budget: of the first choice's loss those that would rank above it, else of any loss."""
+    """Return those least over budget: of the first choice's loss if they rank above it; without one, of any loss."""
     if first is not None:
         pool = [each for each in pool if each.loss == first.loss and each.balance >= first.balance]
     peaks = dict(zip(pool, prices.allocated(pool), strict=True))
@@ -35,7 +35,7 @@ def near_misses(
 
 
 def knob_costs(choice: Choice, space: Space, prices: Prices) -> tuple[Knob, ...]:
-    """The change of a choice's allocated peak when one knob is doubled or halved."""
+    """Return the changes of a choice's allocated peak when each knob is doubled or halved."""
     steps = list(_steps(choice.configuration, space))
     peaks = prices.allocated([other for _, _, other in steps])
     return tuple(

@@ -31,22 +31,22 @@ class Order:
     rank: Callable[[Sequence[Configuration]], list[int]]
     """Positions of configurations, the one to try first in front."""
     why: Callable[[Configuration, Configuration], str]
-    """Why a configuration stands below another one, the first."""
+    """Returns the reason, in words, why its first argument stands below its second."""
 
     def sort(self, configurations: Sequence[Configuration], among: Sequence[Configuration] = ()) -> list[Configuration]:
-        """Configurations in the order to try them, ranked `among` others where the rule depends on company."""
+        """Return configurations in the order to try them, ranked `among` others where the rule depends on company."""
         everyone = [*configurations, *among]
         return [everyone[at] for at in self.rank(everyone) if at < len(configurations)]
 
 
 def balance(configuration: Configuration) -> int:
-    """min(batch size, negatives); a loss with a fixed number of negatives has nothing to balance: its batch counts."""
+    """Return min(batch size, negatives), or the batch size for a loss with a fixed number of negatives."""
     fixed = LOSSES[configuration.loss].fixed_negatives
     return configuration.batch_size if fixed else configuration.balance
 
 
 def _by_balance(configurations: Sequence[Configuration]) -> list[int]:
-    """Largest balance first; then longer sequences; then fewer scores, which is faster."""
+    """Rank by the largest balance, then the longer sequences, then the fewer scores, which is faster."""
     keys = [(-balance(each), -each.seq_len, each.batch_size * (each.negatives or 1)) for each in configurations]
     return sorted(range(len(keys)), key=lambda index: keys[index])
 
@@ -65,7 +65,7 @@ BALANCE = Order(
 
 
 def preferred_loss(tops: Mapping[str, Configuration], prices: Prices) -> str:
-    """The loss to try first, from the best configuration of each.
+    """Return the loss to try first, from the best configuration of each.
 
     The full softmax while it costs little more time per token, otherwise the sampled loss; a baseline only where
     nothing else is left. Among forms of one function, the better balance; then the faster.

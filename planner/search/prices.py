@@ -1,4 +1,4 @@
-"""What a configuration takes: memory in training and evaluation, whether it fits a budget, and the time of a step."""
+"""The price of a configuration: memory in training and evaluation, whether it fits a budget, and the time of a step."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Prices:
     def __init__(
         self, workload: Workload, budget: Budget, gpu: Gpu, model: MemoryModel, rates: Rates = ASSUMED
     ) -> None:
-        """`rates` are the constants of the step-time model, `model` and they may come from a profile."""
+        """Take the constants of the step-time model, `rates`, and a memory `model`; both may come from a profile."""
         self.workload, self.budget, self.gpu, self.model, self.rates = workload, budget, gpu, model, rates
         self._peaks: dict[Configuration, int] = {}
         self._users: dict[Configuration, int] = {}
 
     def choice(self, configuration: Configuration, why: str = "") -> Choice:
-        """Everything about one configuration, whether it fits or not."""
+        """Return everything about one configuration, whether it fits or not."""
         users, known = self.evaluation_users(configuration), self.workload.users
         pairs, usable = self.seen_pairs(users, configuration), self.budget.usable_bytes
         return Choice(
@@ -50,13 +50,13 @@ class Prices:
         )
 
     def fits(self, configuration: Configuration) -> bool:
-        """Whether everything a process may reserve, evaluation included, is within the budget."""
+        """Tell whether everything a process may reserve, evaluation included, is within the budget."""
         users = self.evaluation_users(configuration)
         pairs = self.seen_pairs(users, configuration)
         return self.model.fits(configuration, users, pairs, self.budget.usable_bytes)
 
     def allocated(self, configurations: Sequence[Configuration]) -> list[int]:
-        """Allocated peaks of a training step, for configurations of any losses."""
+        """Return the allocated peaks of a training step, for configurations of any losses."""
         unknown: dict[str, list[Configuration]] = {}
         for each in configurations:
             if each not in self._peaks:
@@ -66,13 +66,13 @@ class Prices:
         return [self._peaks[each] for each in configurations]
 
     def within(self, configurations: Sequence[Configuration], share: float = 1.0) -> list[Configuration]:
-        """Those whose tensors alone take at most a share of the budget; fragmentation decides later."""
+        """Return those whose tensors alone take at most a share of the budget; fragmentation decides later."""
         limit = share * self.budget.usable_bytes
         peaks = zip(configurations, self.allocated(configurations), strict=True)
         return [each for each, peak in peaks if peak <= limit]
 
     def first_fitting(self, ordered: Iterable[Configuration], count: int = 1) -> list[Configuration]:
-        """The first of an order that fit, of different sequence lengths: a choice, not three times the same."""
+        """Return the first of an order that fit, of different sequence lengths: a choice, not three times the same."""
         picked, tries = list[Configuration](), TRIES
         for configuration in ordered:
             if len(picked) == count or not tries:
@@ -83,29 +83,29 @@ class Prices:
         return picked
 
     def step_ms(self, configuration: Configuration) -> float:
-        """Milliseconds of a training step on the card."""
+        """Return the milliseconds of a training step on the card."""
         return timing.step_ms(configuration, self.gpu, self.rates)
 
     def token_ms(self, configuration: Configuration) -> float:
-        """Milliseconds of a step for each valid token of it."""
+        """Return the milliseconds of a step for each valid token of it."""
         return self.step_ms(configuration) / configuration.fullest_tokens
 
     def smallest_cap(self, choice: Choice) -> int:
-        """Bytes from which on every cap of reserved bytes is safe and fast; some smaller caps may be so as well."""
+        """Return the bytes from which on every cap of reserved bytes is safe and fast; smaller caps may be so too."""
         pairs = self.seen_pairs(choice.evaluation_users, choice.configuration)
         return lifetime.smallest_cap(choice.configuration, choice.evaluation_users, pairs, self.model.program)
 
     def on_several(self, choice: Choice, gpus: int) -> tuple[Layout, ...]:
-        """What each of several GPUs would need for a choice; nothing for one."""
+        """Return what each of several GPUs would need for a choice, by the way they are used; nothing for one GPU."""
         if gpus == 1:
             return ()
         users = choice.evaluation_users
         return layouts(choice.configuration, gpus, self.model, users, self.seen_pairs(users, choice.configuration))
 
     def evaluation_users(self, configuration: Configuration) -> int:
-        """The largest evaluation batch, a power of two, that needs no more than training; 64 or less where none does.
+        """Return the largest evaluation batch, a power of two, that needs no more than training; 64 where none does.
 
-        1 is the least, whether it fits or not.
+        Where 64 users do not fit the budget either, the batch is smaller; 1 is the least, whether it fits or not.
         """
         if configuration not in self._users:
             self._users[configuration] = self._largest_evaluation(configuration)
@@ -123,5 +123,5 @@ class Prices:
         return self.model.evaluation(configuration, users, self.seen_pairs(users, configuration))
 
     def seen_pairs(self, users: int, configuration: Configuration) -> int:
-        """Items that a batch of so many users has seen, at most; whole sequences where nothing is known."""
+        """Return how many items a batch of so many users has seen, at most; whole sequences where nothing is known."""
         return self.workload.seen_pairs(users) or users * configuration.seq_len

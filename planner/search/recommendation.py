@@ -17,7 +17,7 @@ class Confirmed:
     allocated_bytes: int
     reserved_bytes: int
     retries: int | None
-    """How often the cap made the allocator give memory back in settled steps; None where that was not counted."""
+    """Times that the cap made the allocator give memory back in settled steps; None where they were not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Choice:
     """Users ranked at once."""
     step_ms: float
     steps_per_epoch: int | None
-    """None where the number of users is unknown."""
+    """Steps of an epoch; None where the number of users is unknown."""
     why: str = ""
     confirmed: Confirmed | None = None
 
@@ -65,6 +65,6 @@ class Recommendation:
     choices: tuple[Choice, ...]
     near_misses: tuple[Miss, ...]
     knobs: tuple[Knob, ...]
-    """For the first choice."""
+    """Costs of the knobs of the first choice."""
     considered: int
     """Configurations of the grid."""

@@ -31,7 +31,7 @@ def recommend(space: Space, prices: Prices, order: Order = BALANCE) -> Recommend
 
 
 def _top(ordered: list[Configuration], prices: Prices) -> list[Configuration]:
-    """The first that fits; where the tries do not suffice, the first of those that surely do. None or one."""
+    """Return the first that fits, or, where the tries do not suffice, the first that surely does; none or one."""
     return prices.first_fitting(ordered) or prices.first_fitting(prices.within(ordered, LEAST_SHARE))
 
 
@@ -42,7 +42,7 @@ def _choices(
     prices: Prices,
     order: Order,
 ) -> tuple[Choice, ...]:
-    """Three of the preferred loss, then the best of every other loss.
+    """Return three of the preferred loss, then the best of every other loss.
 
     Each is grown into the memory that is left, and ordered only then: growth changes what the rule looks at.
     """

@@ -23,7 +23,7 @@ Negatives = int | None
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What is searched."""
+    """The space of a search: the knobs that it may turn, and what all its configurations share."""
 
     catalog: int
     losses: tuple[str, ...]
@@ -31,9 +31,9 @@ class Space:
     precision: Precision
     workload: Workload
     recompute: bool = False
-    """Activation checkpointing."""
+    """True for activation checkpointing."""
     sampler: Sampler = "uniform"
-    """How the losses that have this sampler draw their negatives; the others draw uniformly."""
+    """Sampler of the losses that have it; the others draw their negatives uniformly."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -46,7 +46,7 @@ class Space:
         return min(BATCH_SIZES[-1], max(BATCH_SIZES[0], users // USERS_PER_BATCH // 8 * 8))
 
     def configuration(self, loss: str, batch_size: int, seq_len: int, negatives: Negatives) -> Configuration:
-        """One configuration of this space."""
+        """Return one configuration of this space."""
         kind = LOSSES[loss]
         return Configuration(
             loss=loss,
@@ -63,11 +63,11 @@ class Space:
         )
 
     def candidates(self, loss: str) -> list[Configuration]:
-        """Every combination of the knobs on the grid, for one loss."""
+        """Return every combination of the knobs on the grid, for one loss."""
         return self._combined(loss, self._batch_sizes(), self.workload.seq_lens(), self._negatives(loss))
 
     def between(self, base: Configuration, longer: bool) -> list[Configuration]:
-        """What lies between a configuration and the next ones of the grid, and all larger batches of the grid.
+        """Return configurations between `base` and the next ones of the grid, and all larger batches of the grid.
 
         Sequence lengths stay as they are unless `longer` ones are wanted.
         """
@@ -104,6 +104,6 @@ class Space:
 
 
 def _between(size: int, limit: int) -> list[int]:
-    """From a size up to the next of the grid, in eighths, multiples of 8 where it is large; never above `limit`."""
+    """Return sizes from `size` to the next of the grid, in eighths, as multiples of 8 where large; at most `limit`."""
     unit = 8 if size >= 64 else 1
     return sorted({size, *(min(limit, size * part // 8 // unit * unit) for part in range(9, 16) if size < limit)})

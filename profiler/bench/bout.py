@@ -26,7 +26,7 @@ CPU_SHAPES = (
     Shape(name="2048x20Kx64x128", tokens=2048, catalog=20_000, dim=64, negatives=128),
     Shape(name="1024x5Kx256x512", tokens=1024, catalog=5000, dim=256, negatives=512),
 )
-"""Compared on a CPU where nobody names shapes."""
+"""Shapes that are compared on a CPU where nobody names any."""
 CPU_SCALE = 0.01
 """Share of the named shapes, whose whole would take a CPU minutes to hours."""
 
@@ -42,7 +42,7 @@ class Request:
     losses: Sequence[str]
     """Names of `contestants.COMPARED`."""
     logits: Sequence[str]
-    """random and trained, see `make_inputs`."""
+    """Kinds of logits, "random" and "trained"; see `make_inputs`."""
     peers: bool
     dtype: str | None
     """The compute type; None takes fp16, and on a CPU fp32."""
@@ -73,19 +73,19 @@ class Bout:
 
 
 class Listener(Protocol):
-    """Is told how a bout goes."""
+    """Listener that is told how a bout goes."""
 
     def introduced(self, bout: Bout, environment: Environment) -> None:
-        """Everything is checked, and the device's limits are measured."""
+        """Note that everything is checked, and that the device's limits are measured."""
 
     def began(self, match: str) -> None:
-        """A contestant, or the making of inputs, begins."""
+        """Note that a contestant, or the making of inputs, begins."""
 
     def finished(self, result: Result) -> None:
-        """A result is there, and on disk where a file is wanted."""
+        """Note that a result is there, and on disk where a file is wanted."""
 
     def warned(self, sentence: str) -> None:
-        """The file of results cannot be written any more."""
+        """Note that the file of results cannot be written any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +95,11 @@ class Report:
     environment: Environment
     results: Sequence[Result]
     failure: SrsplanError | None
-    """Why not all of them are in the file that was asked for."""
+    """Error that kept results out of the file that was asked for; None where all of them are in it."""
 
 
 def run_bout(request: Request, listener: Listener) -> Report:
-    """Compare; each result is on disk before the next begins.
+    """Run the comparison; each result is on disk before the next begins.
 
     InputError, before any work, for a file that cannot be made, for shapes that do not fit in memory, and for what
     would take hours.
@@ -143,7 +143,7 @@ def make_bout(request: Request) -> Bout:
 
 
 def chosen_shapes(request: Request, on_cpu: bool) -> tuple[list[Shape], list[str]]:
-    """The shapes as they are compared, and the names of those that are scaled down without being asked."""
+    """Return the shapes as they are compared, and the names of those that are scaled down without being asked."""
     shapes = list(request.shapes or (CPU_SHAPES if on_cpu else SHAPES.values()))
     if request.scale is not None:
         return [shape.scaled(request.scale) for shape in shapes], []
@@ -152,7 +152,7 @@ def chosen_shapes(request: Request, on_cpu: bool) -> tuple[list[Shape], list[str
 
 
 def run_all(bout: Bout, free: Callable[[], int], announce: Callable[[str], object]) -> Iterator[Measurement]:
-    """One measurement after another; `free` says what bytes the device has left, `announce` is told what begins."""
+    """Yield one measurement after another; `free` says what bytes the device has left, `announce` what begins."""
     for shape in bout.shapes:
         for logits in bout.logits:
             yield from _round(bout, shape, logits, free, announce)
@@ -161,7 +161,7 @@ def run_all(bout: Bout, free: Callable[[], int], announce: Callable[[str], objec
 def _round(
     bout: Bout, shape: Shape, logits: str, free: Callable[[], int], announce: Callable[[str], object]
 ) -> Iterator[Measurement]:
-    """Every contestant on the same inputs; where those cannot be made, that is everyone's result."""
+    """Yield the measurement of every contestant on the same inputs; a failure to make them is everyone's result."""
     announce(f"{shape.name}: {logits} inputs")
     try:
         inputs = make_inputs(shape, logits, bout.dtype, bout.device)

@@ -33,13 +33,13 @@ class Ceilings:
     """Rates of a device; 16-bit unless the type is fp32."""
 
     product_flops_s: float
-    """Operations of a large square matrix product."""
+    """Operations per second of a large square matrix product."""
     copy_bytes_s: float
-    """Bytes read and written by a copy."""
+    """Bytes per second that a copy reads and writes."""
     gather_rows_s: float
-    """Random rows of 256 elements read, and written behind each other."""
+    """Random rows of 256 elements per second, read and written behind each other."""
     add_rows_s: float
-    """Random rows of 256 fp32 elements added to."""
+    """Random rows of 256 fp32 elements per second that are added to."""
 
 
 def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
@@ -63,7 +63,7 @@ def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
 
 
 def floor_ms(shape: Shape, loss: Loss, tokens_per_set: int, ceilings: Ceilings) -> float:
-    """Milliseconds of forward and backward at the device's rates."""
+    """Return the milliseconds of forward and backward at the device's rates."""
     scored = shape.negatives + 1 if loss.sampled else shape.catalog
     products = 4 * 2 * shape.tokens * scored * shape.dim / ceilings.product_flops_s
     if not loss.sampled:
@@ -73,7 +73,7 @@ def floor_ms(shape: Shape, loss: Loss, tokens_per_set: int, ceilings: Ceilings) 
 
 
 def times_the_floor(found: Measurement, ceilings: Ceilings) -> float | None:
-    """The time of forward and backward in floors; None where it did not run."""
+    """Return how many floors forward and backward take; None where they did not run."""
     if found.total_ms is None:
         return None
     return found.total_ms / floor_ms(found.shape, found.loss, found.tokens_per_set, ceilings)

@@ -40,19 +40,19 @@ class Contestant:
     absent: str = ""
     """The reason why it cannot run, and the way out."""
     ours: bool = True
-    """The ledger can say what memory it takes."""
+    """True where the ledger can say what memory it takes."""
     chunked: bool = False
-    """It runs a chunk of tokens or sets at a time."""
+    """True where it runs a chunk of tokens or sets at a time."""
     on_triton: bool = False
-    """It is one of srsplan's Triton kernels, which do not take every size and type."""
+    """True for srsplan's Triton kernels, which do not take every size and type."""
 
     def absence(self, shape: Shape, dtype: torch.dtype) -> str:
-        """The reason why it does not run on a shape in a type; "" where it does."""
+        """Return the reason why it does not run on a shape in a type; "" where it does."""
         return self.absent or (refused_size(shape.dim, dtype) if self.on_triton else "")
 
 
 def contestants(device: torch.device) -> list[Contestant]:
-    """Eager PyTorch and srsplan's own forms, those with the same function behind each other."""
+    """Return eager PyTorch and srsplan's own forms, those with the same function behind each other."""
     return [
         Contestant(name="eager ce", loss=CE, run=lambda i, s: eager.ce(i.hidden, i.table, i.targets)),
         Contestant(

@@ -33,11 +33,11 @@ class Environment:
     ceilings: Ceilings
 
     def document(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """Return everything as JSON takes it."""
         return asdict(self)
 
     def origin(self) -> dict[str, str]:
-        """The part that stands in every row of a file."""
+        """Return the part that stands in every row of a file."""
         return {
             "device": self.device, "torch": self.torch, "triton": self.triton, "date": self.date, "dtype": self.dtype,
         }  # fmt: skip
@@ -59,13 +59,13 @@ def measure_environment(dtype: torch.dtype, device: torch.device) -> Environment
 
 
 def _cpu() -> str:
-    """ "CPU" and its model, where Linux tells."""
+    """Return "CPU" and its model, where Linux tells."""
     model = re.search(r"^model name\s*:\s*(.+)$", _kernel_file("cpuinfo"), re.MULTILINE)
     return f"CPU {model[1].strip() if model else platform.machine()}"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that may be used: what the card and PyTorch's cache have left, or 0.9 of the machine's free memory."""
+    """Return the bytes that may be used: what the card and its cache have left, or 0.9 of the machine's free memory."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
@@ -76,7 +76,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _kernel_file(name: str) -> str:
-    """A file of Linux's /proc; "" on other systems."""
+    """Read a file of Linux's /proc; "" on other systems."""
     try:
         return Path("/proc", name).read_text()
     except OSError:

@@ -34,13 +34,13 @@ class Inputs:
 
 
 def input_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes that making the inputs takes at least: both matrices in fp32, and in 16 bit a copy of each."""
+    """Return the bytes that making the inputs takes at least: both matrices in fp32, and in 16 bit a copy of each."""
     per_element = 4 if dtype == torch.float32 else 4 + dtype.itemsize
     return per_element * shape.dim * (shape.tokens + shape.catalog) + 8 * shape.tokens
 
 
 def make_inputs(shape: Shape, logits: str, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
-    """Inputs whose logits are "random" or "trained".
+    """Make inputs whose logits are "random" or "trained".
 
     "random": uniform targets, logits of deviation 1. "trained": Zipf targets (exponent 1), and hidden states that point
     at their targets as strongly as gives them a probability of 0.1 on average, so that the softmax has the shape of a
@@ -60,7 +60,7 @@ def make_inputs(shape: Shape, logits: str, dtype: torch.dtype, device: torch.dev
 
 
 def _trained(hidden: Tensor, table: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Rows of popular items share a direction with all hidden states; then each leans towards its target's row."""
+    """Make rows of popular items share a direction with all hidden states; each then leans towards its target's row."""
     ranks = torch.arange(1, len(table) + 1, device=table.device, dtype=torch.float64)
     cumulative = (1 / ranks).cumsum(0)
     draws = torch.rand(len(hidden), generator=generator, device=hidden.device, dtype=torch.float64)
@@ -77,7 +77,7 @@ def _trained(hidden: Tensor, table: Tensor, generator: torch.Generator | None) -
 
 
 def _share(hidden: Tensor, table: Tensor, targets: Tensor, pull: float, sample: int = 256) -> float:
-    """Mean probability of the target of some tokens."""
+    """Return the mean probability of the target of some tokens."""
     rows, wanted = hidden[:sample], targets[:sample]
     scores = (rows + pull * table[wanted] / table.shape[1] ** 0.5) @ table.T
     return float(torch.softmax(scores, 1).gather(1, wanted[:, None]).mean())

@@ -24,14 +24,14 @@ MOST_SHAPES = 100
 FORWARD_SHARE = 0.25
 """Forward is one of the four matrix products of forward and backward."""
 UNTIMED_CALLS = 2
-"""Every contestant is called so often before the clock starts, forward and backward."""
+"""Calls of every contestant before the clock starts, forward and backward."""
 CALL_SECONDS = 2e-5
 CHUNK_SECONDS = 1e-3
-"""The ledger takes about a millisecond for each chunk of a chunked form."""
+"""Seconds that the ledger takes for each chunk of a chunked form."""
 
 
 def check_repeats(repeats: int | None) -> None:
-    """InputError for a number of repeats that is below 1 or absurdly large."""
+    """Raise InputError for a number of repeats that is below 1 or absurdly large."""
     if repeats is not None and not 1 <= repeats <= MOST_REPEATS:
         raise InputError(
             f"--repeats {repeats} is outside 1..{MOST_REPEATS}", "leave it out: 3 to 50 times, about a second each"
@@ -39,7 +39,7 @@ def check_repeats(repeats: int | None) -> None:
 
 
 def check_memory(shapes: Sequence[Shape], dtype: torch.dtype, free: int) -> None:
-    """InputError where the inputs of a shape alone do not fit in `free` bytes."""
+    """Raise InputError where the inputs of a shape alone do not fit in `free` bytes."""
     if len(shapes) > MOST_SHAPES:
         raise InputError(f"--shapes names {len(shapes)} shapes, the limit is {MOST_SHAPES}", "give fewer")
     for shape in shapes:
@@ -54,7 +54,7 @@ def check_memory(shapes: Sequence[Shape], dtype: torch.dtype, free: int) -> None
 def check_time(
     shapes: Sequence[Shape], logits: int, entrants: Sequence[Contestant], ceilings: Ceilings, repeats: int | None
 ) -> None:
-    """InputError where `entrants` on `logits` kinds of inputs need longer than the limit at the device's best."""
+    """Raise InputError where `entrants` on `logits` kinds of inputs need longer than the limit at the device's best."""
     hours = logits * sum(least_seconds(s, each, ceilings, repeats) for s in shapes for each in entrants) / 3600
     if hours > LONGEST_HOURS:
         raise InputError(
@@ -64,7 +64,7 @@ def check_time(
 
 
 def least_seconds(shape: Shape, contestant: Contestant, ceilings: Ceilings, repeats: int | None) -> float:
-    """A lower bound of what a contestant takes on a shape; 0 where it does not run."""
+    """Return a lower bound of what a contestant takes on a shape; 0 where it does not run."""
     if contestant.run is None:
         return 0.0
     floor = 1e-3 * floor_ms(shape, contestant.loss, contestant.tokens_per_set, ceilings)

@@ -22,13 +22,13 @@ from srsplan.profiler.bench.shapes import Shape
 
 WARM_UPS = 3
 SECONDS_EACH = 1.0
-"""A contestant is repeated for so long, 3 to 50 times, where nobody says how often."""
+"""Seconds for which a contestant is repeated, 3 to 50 times, where nobody says how often."""
 
 SLOW_SECONDS = 5.0
-"""A call of so long is timed once."""
+"""Seconds from which on a call is timed once."""
 
 FLUSHED_BYTES = 256 << 20
-"""Written between repeats on CUDA, so that nothing is found in the second-level cache."""
+"""Bytes written between repeats on CUDA, so that nothing is found in the second-level cache."""
 
 Status = Literal["ok", "oom", "failed", "absent"]
 
@@ -46,7 +46,7 @@ class Measurement:
     reason: str = ""
     forward_ms: float | None = None
     total_ms: float | None = None
-    """Forward and backward."""
+    """Milliseconds of forward and backward."""
     fastest_ms: float | None = None
     slowest_ms: float | None = None
     """The fastest and slowest of the repeats of which `total_ms` is the median."""
@@ -87,7 +87,7 @@ def measure(
 
 
 def not_run(contestant: Contestant, shape: Shape, logits: str, dtype: torch.dtype) -> Measurement:
-    """The measurement of a contestant that has not run: absent, with the reason where it cannot."""
+    """Return the measurement of a contestant that has not run: absent, with the reason where it cannot."""
     return Measurement(
         shape=shape,
         logits=logits,
@@ -101,7 +101,7 @@ def not_run(contestant: Contestant, shape: Shape, logits: str, dtype: torch.dtyp
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """Status and reason of a measurement that raised; a CPU's allocator has no exception of its own."""
+    """Return status and reason of a measurement that raised; a CPU's allocator has no exception of its own."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return {"status": "oom", "reason": "out of memory"}
     return {"status": "failed", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
@@ -151,7 +151,7 @@ def _autocast(inputs: Inputs) -> AbstractContextManager[object]:
 
 
 def times(run: Callable[[], object], device: torch.device, repeats: int | None = None) -> list[float]:
-    """Milliseconds of `repeats` calls after warm-up; None takes as many as SECONDS_EACH allows."""
+    """Time `repeats` calls after warm-up, in milliseconds; None takes as many as SECONDS_EACH allows."""
     began = time.perf_counter()
     run()
     _wait(device)

@@ -22,7 +22,7 @@ INSTALL = "pip install 'srsplan[bench]'"
 
 
 def peers(device: torch.device) -> list[Contestant]:
-    """Other people's losses; all are full softmax, because nobody publishes a maintained sampled one."""
+    """Return other people's losses; all are full softmax, because nobody publishes a maintained sampled one."""
     return [_torch(), _packaged("cut-cross-entropy", _cut, device), _packaged("liger-kernel", _liger, device)]
 
 

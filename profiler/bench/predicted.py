@@ -17,7 +17,7 @@ META = torch.device("meta")
 
 
 def ledger_bytes(contestant: Contestant, shape: Shape, dtype: torch.dtype) -> int | None:
-    """Allocated peak above the inputs of forward and backward, both gradients included.
+    """Return the allocated peak above the inputs of forward and backward, both gradients included.
 
     None for others' code, and for what does not take the shape or the type.
     """

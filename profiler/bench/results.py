@@ -26,7 +26,7 @@ class Result:
     """The time of forward and backward in floors of the device; None where it did not run."""
 
     def row(self) -> dict[str, object]:
-        """One flat row, as files and JSON have it."""
+        """Return one flat row, as files and JSON have it."""
         row = asdict(self.measured)
         shape = row.pop("shape")
         sizes = {"shape_name" if key == "name" else key: value for key, value in shape.items()}
@@ -34,7 +34,7 @@ class Result:
 
 
 def check_results_file(path: Path) -> None:
-    """InputError unless `path` can be made as a new file; an older one is never replaced."""
+    """Raise InputError unless `path` can be made as a new file; an older one is never replaced."""
     check_output(path, "file of results", hint=WAY_OUT)
     if path.exists():
         raise InputError(f"{path} exists already", WAY_OUT)

@@ -22,7 +22,7 @@ class Shape:
     dim: int = 256
 
     def scaled(self, factor: float) -> Shape:
-        """The shape with fewer tokens and items, for machines on which the whole takes too long."""
+        """Return the shape with fewer tokens and items, for machines on which the whole takes too long."""
         if factor == 1:
             return self
         tokens, catalog = (

@@ -1,1 +1,1 @@
-"""What a step takes, without a GPU: the ledger, its closed form, the allocator."""
+"""The memory of a training step, without a GPU: the ledger, its closed form, the allocator's model."""

@@ -272,7 +272,7 @@ class Outcome:
     """Peak of what was taken from the driver."""
     allocated_bytes: int
     retries: int
-    """How often the cap forced free segments to be given back: each costs time."""
+    """Times that the cap forced free segments to be given back; each costs time."""
 
 
 def replay(

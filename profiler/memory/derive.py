@@ -43,7 +43,7 @@ class Recorder:
         self.symbols: dict[tuple[str, str], int] = {}
 
     def parts(self, simulated: Simulated, sizes: Sizes, marks: Sequence[int]) -> list[Code]:
-        """The code between every two of the trace's events `marks`."""
+        """Return the code between every two of the trace's events `marks`."""
         trace = simulated.trace
         numbers = {
             index: self.symbols.setdefault(symbol_of(allocation, sizes), len(self.symbols))
@@ -53,16 +53,16 @@ class Recorder:
         return [encode(trace.events[first:last], numbers, live) for first, last in pairwise(marks)]
 
     def program(self, setup: Code, first: Code, step: Code) -> Program:
-        """A program over the symbols met so far."""
+        """Return a program over the symbols met so far."""
         return Program(tuple(self.symbols), setup, first, step)
 
 
 def derive_step(kind: Kind, many_chunks: bool) -> Program:
-    """The program of one loss, where all fits one chunk or where there are two or more."""
+    """Return the program of one loss, where all fits one chunk or where there are two or more."""
     recorder, parts = Recorder(), 2 if kind.parts else 1
 
     def pieces(chunks: int) -> list[Code]:
-        """Set-up, then every micro-batch of four steps."""
+        """Return the set-up, then every micro-batch of four steps."""
         configuration, sizes = generic_step(kind, chunks)
         simulated = simulate_step(configuration, steps=4)
         starts = [simulated.trace.start_of("forward", number) for number in range(3 * parts + 1)]
@@ -77,7 +77,7 @@ def derive_step(kind: Kind, many_chunks: bool) -> Program:
 
 
 def derive_evaluation(precision: Precision, blocks: int, many_chunks: bool) -> Program:
-    """The program of an evaluation batch: `setup` is the model and the optimizer's states."""
+    """Return the program of an evaluation batch: `setup` is the model and the optimizer's states."""
     recorder = Recorder()
 
     def parts(chunks: int) -> list[Code]:
@@ -93,12 +93,12 @@ def derive_evaluation(precision: Precision, blocks: int, many_chunks: bool) -> P
 
 
 def _kept(code: Code) -> int:
-    """How many storages a part leaves behind."""
+    """Count the storages that a part leaves behind."""
     return sum(1 if each >= 0 else -1 for each in code)
 
 
 def derive_all(report: Callable[[str], object] = lambda _: None) -> Iterator[str]:
-    """Every program as a line: its `expressions.program_key`, a blank, JSON. One process runs on every core."""
+    """Yield every program as a line: its `expressions.program_key`, a blank, JSON. One process runs on every core."""
     groups: list[Group] = list(product(PRECISIONS, BLOCKS, (False, True)))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for number, (group, lines) in enumerate(zip(groups, pool.map(_lines, groups), strict=True), start=1):

@@ -169,7 +169,7 @@ def _product(expression: str, values: Values) -> NDArray[np.int64]:
 
 @cache
 def _factors(expression: str) -> tuple[int, tuple[str, ...]]:
-    """The number and the variables of a product."""
+    """Return the number and the variables of a product."""
     factors = expression.split("*")
     number = prod(int(factor) for factor in factors if factor[0].isdigit())
     return number, tuple(factor for factor in factors if not factor[0].isdigit())

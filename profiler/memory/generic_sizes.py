@@ -34,7 +34,7 @@ EVALUATION_BATCHES = (521, 523, 541, 547, 557, 563, 569, 571, 577, 587, 593, 599
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a program is made for: everything that changes more than sizes."""
+    """Key of a program: everything about a training that changes more than sizes."""
 
     loss: str
     precision: Precision
@@ -46,7 +46,7 @@ class Kind:
 
 
 def generic_step(kind: Kind, chunks: int = 1) -> tuple[Configuration, Sizes]:
-    """A configuration of so many chunks whose sizes can be told apart, and these sizes."""
+    """Return a configuration of so many chunks whose sizes can be told apart, and these sizes."""
     for configuration in _steps(kind, chunks):
         sizes = _step_sizes(configuration)
         if _generic(sizes):
@@ -55,7 +55,7 @@ def generic_step(kind: Kind, chunks: int = 1) -> tuple[Configuration, Sizes]:
 
 
 def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[Configuration, EvaluationSizes, Sizes]:
-    """A configuration and an evaluation batch of so many chunks of items, and their sizes."""
+    """Return a configuration and an evaluation batch of so many chunks of items, and their sizes."""
     for evaluation_batch, rest, pairs in product(EVALUATION_BATCHES, range(10_003, 10_203, 2), range(7001, 7041, 2)):
         catalog = (chunks - 1) * chunking.ranking_chunk_items(evaluation_batch, UNLIMITED) + rest
         configuration = Configuration(
@@ -70,7 +70,7 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
 
 
 def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
-    """Candidates: the loss's tokens are those of so many chunks, the last of which is not full."""
+    """Yield candidates: the loss's tokens are those of so many chunks, the last of which is not full."""
     loss, parts = LOSSES[kind.loss], 2 if kind.parts else 1
     negatives = (loss.fixed_negatives or NEGATIVES) if loss.sampled else None
     group = TOKENS_PER_SET if loss.shares_negatives else 1
@@ -86,7 +86,7 @@ def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
 
 
 def _chunk_tokens(catalog: int, negatives: int | None, group: int) -> int:
-    """Tokens of a full chunk of a chunked loss."""
+    """Return the tokens of a full chunk of a chunked loss."""
     if negatives is None:
         return chunking.softmax_chunk_tokens(UNLIMITED, catalog)
     return group * chunking.sampled_chunk_sets(UNLIMITED, negatives, DIM, group)
@@ -115,7 +115,7 @@ def _step_sizes(configuration: Configuration) -> Sizes:
 
 
 def _row(values: expressions.Values) -> dict[str, int]:
-    """The variables of the first configuration."""
+    """Return the variables of the first configuration."""
     return {name: int(array[0]) for name, array in values.items()}
 
 
@@ -124,7 +124,7 @@ def _named(row: dict[str, int], names: Iterable[str]) -> dict[str, Size]:
 
 
 def _generic(sizes: Sizes) -> bool:
-    """Whether no signature divides another value. I is 2^16, has no signature, and is looked for last."""
+    """Tell whether no signature divides another value. I is 2^16, has no signature, and is looked for last."""
     values = {label: size.value for label, size in sizes.items() if label != "I"}
     if min(values.values()) < 11:
         return False

@@ -57,10 +57,10 @@ class Trace:
     allocations: list[Allocation] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
-    """Where every phase begins: (number of events before it, its name)."""
+    """Beginnings of the phases, each as (number of events before it, its name)."""
 
     def peak(self, first_event: int = 0) -> Peak:
-        """The instant with the most allocated bytes, at or after `first_event`."""
+        """Return the instant with the most allocated bytes, at or after `first_event`."""
         live: set[int] = set()
         current, best, at = 0, -1, 0
         for position, event in enumerate(self.events):
@@ -73,7 +73,7 @@ class Trace:
         return Peak(best, at, tuple(self.allocations[index] for index in sorted(live)))
 
     def start_of(self, phase: str, occurrence: int = -1) -> int:
-        """The number of the first event in a phase's n-th occurrence; the last occurrence by default."""
+        """Return the number of the first event in a phase's n-th occurrence; the last occurrence by default."""
         return [event for event, name in self.marks if name == phase][occurrence]
 
 
@@ -86,7 +86,7 @@ class Peak:
     live: tuple[Allocation, ...]
 
     def breakdown(self, tag: Callable[[Allocation], str]) -> dict[str, int]:
-        """Allocated bytes by tag; they add up to `allocated_bytes`."""
+        """Return the allocated bytes by tag; they add up to `allocated_bytes`."""
         sums: dict[str, int] = defaultdict(int)
         for allocation in self.live:
             sums[tag(allocation)] += allocation.allocated_bytes
@@ -97,7 +97,7 @@ class Ledger(TorchDispatchMode):
     """Records a `Trace` of everything on meta tensors while it is active."""
 
     def __init__(self, warm_process: bool = False) -> None:
-        """`warm_process`: matrix products have run before in this process, their workspaces exist already."""
+        """Begin a trace; with `warm_process` matrix products have run before, and their workspaces exist already."""
         super().__init__()
         self.trace = Trace()
         self._seen: dict[int, tuple[int, weakref.ref[Any]]] = {}
@@ -186,7 +186,7 @@ class Ledger(TorchDispatchMode):
 
 @cache
 def _fakes() -> dict[Any, Callable[..., Any]]:
-    """Fake implementations of srsplan's own operators, by operator; none where Triton is not installed."""
+    """Return fake implementations of srsplan's own operators, by operator; none where Triton is not installed."""
     try:
         from srsplan.kernels.full_softmax import operators as softmax
         from srsplan.kernels.sampled_softmax import operators as sampled
@@ -202,7 +202,7 @@ def _fakes() -> dict[Any, Callable[..., Any]]:
 
 
 def _adds_in_place(args: tuple[Any, ...]) -> bool:
-    """Whether autograd would add in place, into a gradient that nobody else holds.
+    """Tell whether autograd would add in place, into a gradient that nobody else holds.
 
     It never does under a dispatch mode, so the ledger does it. Held by nobody else means 4 references to the tensor
     (input buffer, Python wrapper, two on the stack) and 2 to its storage.

@@ -42,11 +42,11 @@ class Memory:
     evaluation_bytes: int
     """Peak of what tensors take during evaluation."""
     upper_bytes: int
-    """What must fit: reserved after batches of many shapes and evaluations between them."""
+    """Bytes that must fit: the peak reserved with batches of many shapes and evaluations between them."""
     basis: str
-    """Where the figures come from."""
+    """Source of the figures."""
     breakdown_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Who holds the allocated peak; adds up to it."""
+    """Bytes of the allocated peak by what holds them; they add up to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Ratios:
     upper: float
     """The multiple at worst, never below `reserved`."""
     basis: str
-    """Where both are from."""
+    """Source of both."""
 
     def __post_init__(self) -> None:
         if not 1.0 <= self.reserved <= self.upper < inf:

@@ -33,7 +33,7 @@ Code = Sequence[Any]
 
 @dataclass(frozen=True)
 class Program:
-    """What a process allocates: `setup` once, the `first` step (optimizer states are born), then `step` for ever."""
+    """Allocations of a process: `setup` once, the `first` step (making optimizer states), then every later `step`."""
 
     symbols: tuple[tuple[str, str], ...]
     """(tag, expression) of every kind of storage."""
@@ -140,7 +140,7 @@ class Process:
 
     @staticmethod
     def _written_out(code: Code, repeats: int) -> tuple[int, ...]:
-        """A program's integers with its loops written out; remembered, because a process runs the same code again."""
+        """Return a program's integers with its loops written out, remembered because a process runs code again."""
         known = _WRITTEN_OUT.get((id(code), repeats))
         if known is None:
             known = _WRITTEN_OUT[id(code), repeats] = (code, tuple(flat(code, repeats)))

@@ -46,9 +46,9 @@ class Reserved:
     """Peaks of what a process holds of the card, in bytes."""
 
     expected: int
-    """Held after the first steps and an evaluation."""
+    """Bytes held after the first steps and an evaluation."""
     upper: int
-    """What must fit, never below `expected`: see the module."""
+    """Bytes that must fit, never below `expected`; the module explains them."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ class _Played:
     """The peaks of a process, in bytes."""
 
     expected: int
-    """Held after the early parts."""
+    """Bytes held after the early parts."""
     held: int
-    """Held at most."""
+    """Bytes held at most."""
     asked: int
     """The largest cap that a request wants."""
     late_retries: float
-    """How often the later parts had to give memory back; infinite where they did not run at all."""
+    """Times that the later parts had to give memory back; infinite where they did not run at all."""
 
     @property
     def needed(self) -> int:
@@ -118,7 +118,7 @@ class _Played:
         return max(self.held, self.asked)
 
     def runs_under(self, cap: float) -> bool:
-        """Whether what was played under a cap runs there at full speed: only its beginning retries."""
+        """Tell whether what was played under a cap runs there at full speed: only its beginning retries."""
         return self.late_retries <= LATE_RETRIES and self.held <= cap
 
 

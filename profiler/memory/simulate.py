@@ -17,7 +17,7 @@ from srsplan.profiler.memory.simulated_cuda import SimulatedCuda, fused_optimize
 
 META = torch.device("meta")
 BEST_ITEMS = 100
-"""How many items evaluation ranks: the largest k of the metrics."""
+"""Items that evaluation ranks: the largest k of the metrics."""
 
 FEW_CHUNKS = 5
 """Chunks that a shortened loss runs: a first, a last, and some between them."""
@@ -128,7 +128,7 @@ def _batch(configuration: Configuration) -> StepInputs:
 
 
 def _seen(catalog: int, sizes: EvaluationSizes) -> Seen:
-    """The worst case, in which everything that the batch has seen falls into the first chunk of items."""
+    """Return the worst case, in which everything that the batch has seen falls into the first chunk of items."""
     chunk_items = chunking.ranking_chunk_items(sizes.users, catalog)
     rows, items = (torch.empty(sizes.seen_pairs, dtype=torch.long, device=META) for _ in range(2))
     return Seen(rows, items, (0, *[sizes.seen_pairs] * -(-catalog // chunk_items)), chunk_items)

@@ -1,4 +1,4 @@
-"""What CUDA would do and meta tensors do not: autocast with its weight cache, fused dropout and attention, fused Adam.
+"""CUDA's behaviour that meta tensors lack: autocast with its weight cache, fused dropout and attention, fused Adam.
 
 `torch.autocast` knows no meta device, so its policy is imitated: one function mode that casts as CUDA's would.
 """
@@ -32,7 +32,7 @@ class SimulatedCuda(TorchFunctionMode):
     """Inside, functions on meta tensors allocate what they would on CUDA. `autocast()` is its autocast."""
 
     def __init__(self, dtype: torch.dtype, attention: str = "flash") -> None:
-        """`dtype` is that of autocast, fp32 for none; `attention` is "flash" or "cudnn", in fp32 always "efficient"."""
+        """Take autocast's `dtype`, fp32 for none; `attention` is "flash" or "cudnn", in fp32 always "efficient"."""
         super().__init__()
         self.dtype, self.attention = dtype, attention
         self._active = False
@@ -114,7 +114,7 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 
 @contextmanager
 def fused_optimizers_on_meta() -> Iterator[None]:
-    """Fused Adam refuses meta tensors by name only; its operator handles them."""
+    """Allow fused Adam on meta tensors: it refuses them by name only, its operator handles them."""
     module: Any = sys.modules["torch.optim.optimizer"]
     devices = module._get_fused_kernels_supported_devices
     module._get_fused_kernels_supported_devices = lambda: [*devices(), "meta"]

@@ -38,7 +38,7 @@ Sizes = Mapping[str, Size]
 
 @cache
 def largest_prime_factor(number: int) -> int:
-    """The signature of a size; 1 has none and gives 1."""
+    """Return the signature of a size; 1 has none and gives 1."""
     factor, rest, largest = 2, number, 1
     while factor * factor <= rest:
         if rest % factor:
@@ -49,7 +49,7 @@ def largest_prime_factor(number: int) -> int:
 
 
 def factor(size: int, sizes: Sizes) -> str:
-    """The expression of a size in bytes; NotFactored where a large factor is left over."""
+    """Return the expression of a size in bytes; NotFactored where a large factor is left over."""
     powers: Counter[str] = Counter()
     rest = size
     for each in sizes.values():
@@ -66,7 +66,7 @@ def factor(size: int, sizes: Sizes) -> str:
 
 
 def symbol_of(allocation: Allocation, sizes: Sizes) -> tuple[str, str]:
-    """The symbol of one storage: its tag and its expression."""
+    """Return the symbol of one storage: its tag and its expression."""
     formula, _, rest = allocation.operator.partition("/")
     if formula == "cublas":
         return "workspace", f"cublas/{allocation.requested_bytes}"
@@ -82,7 +82,7 @@ def symbol_of(allocation: Allocation, sizes: Sizes) -> tuple[str, str]:
 
 
 def _tag(allocation: Allocation, powers: Counter[str]) -> str:
-    """Who holds a storage, from the phase that made it and the variables that its size depends on."""
+    """Return what holds a storage, by the phase that made it and the variables that its size depends on."""
     if powers.keys() == {"V"}:  # weights of a sampler
         return "negatives"
     if allocation.phase == "build":

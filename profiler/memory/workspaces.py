@@ -1,4 +1,4 @@
-"""What CUDA kernels take from the allocator inside one operator: invisible to any trace of tensors, so by formula.
+"""Workspaces that CUDA kernels take inside one operator: no trace of tensors shows them, so they are formulas.
 
 Imports no torch: the planner's closed form evaluates the same formulas, on whole arrays of configurations.
 Every size is in bytes, in the order of allocation. They are checked to the byte against 24 measured steps of one H200
@@ -27,17 +27,17 @@ SORTED_LOOKUP = 3072
 
 
 def round_up(size: Size, multiple: int) -> Size:
-    """The smallest multiple that is not below size."""
+    """Return the smallest multiple that is not below size."""
     return -(-size // multiple) * multiple
 
 
 def embedding_backward_before(tokens: Size) -> tuple[Size, Size, Size, Size]:
-    """Sizes of sorted indices and original positions, which live to the end, then of the range and the radix sort."""
+    """Return the sizes of sorted indices and positions, which live to the end, then of the range and the radix sort."""
     return tokens * 8, tokens * 8, tokens * 8, tokens * 16 + tokens // 4608 * 1024 + 65536
 
 
 def embedding_backward_after(tokens: Size, catalog: Size, dim: Size) -> tuple[tuple[Size, bool], ...]:
-    """Sizes beside the gradient as (bytes, momentary); a momentary one is freed before the next is allocated.
+    """Return sizes beside the gradient as (bytes, momentary); a momentary one is freed before the next is allocated.
 
     They are segment counts and their scan, segment starts and their scan, then the partial sums.
     """
@@ -57,6 +57,6 @@ def embedding_backward_after(tokens: Size, catalog: Size, dim: Size) -> tuple[tu
 
 
 def attention_backward(batch: Size, heads: Size, length: Size, head_dim: Size) -> tuple[Size, Size]:
-    """Sizes of fused attention's fp32 row sums, and of the fp32 accumulator of the query's gradient."""
+    """Return the sizes of fused attention's fp32 row sums, and of the fp32 accumulator of the query's gradient."""
     rows = batch * heads * round_up(length, 128)
     return rows * 4, rows * round_up(head_dim, 32) * 4

@@ -1,1 +1,1 @@
-"""One probe is one configuration in a child process, stored; and the cards it can run on."""
+"""Probes, each of one configuration in a child process; their file, and the cards that they can run on."""

@@ -26,7 +26,7 @@ SILENT_WORDS = frozenset({"nvidia", "geforce", "tesla"})
 """Vendor and brand words that people leave out and drivers print."""
 
 SPELLING = re.compile(r"[a-z0-9 _.,:()/+-]*", re.IGNORECASE)
-"""What names of cards are written with: other text is no card, whatever words it contains."""
+"""Characters that names of cards are written with: other text is no card, whatever words it contains."""
 TELLING_WORD = re.compile(r"[a-z0-9]*[0-9][a-z0-9]*|[a-z]{3,}")
 """A word that can mean a card: it has a digit, or three letters. One of a name's words at least is such a word."""
 FILLER_WORDS = frozenset({"edition", "generation", "server", "workstation"})
@@ -47,9 +47,9 @@ class Gpu:
     capability: tuple[int, int]
     """CUDA compute capability: (8, 0)."""
     capacity_bytes: int
-    """What CUDA can hand out to all processes, their contexts included: torch's `total_memory`."""
+    """Bytes that CUDA can hand out to all processes, their contexts included: torch's `total_memory`."""
     capacity_basis: CapacityBasis
-    """Where the capacity comes from.
+    """Source of the capacity.
 
     driver:     CUDA reported it (the smallest figure found: it varies by about 1% with driver and ECC setting);
     nvidia-smi: nvidia-smi's total, less `driver_reserve_bytes`;

@@ -21,13 +21,13 @@ from srsplan.profiler.probes.records import Findings, ProbeRecord, Status
 
 CHILD = (sys.executable, "-m", "srsplan.profiler.probes.cuda_child")
 TAIL_LINES, TAIL_CHARACTERS = 5, 2000
-"""What a child's allocator is told, unless the user says otherwise: memory is predicted for this mode."""
+"""Lines and characters that a record keeps at most of what a failed child wrote to stderr."""
 
 LOST = (
     "no cuda-capable device", "no cuda gpus are available", "busy or unavailable", "fallen off the bus",
     "gpu is lost", "unable to determine the device handle", "driver shutting down",
 )  # fmt: skip
-"""Said by CUDA and its driver of a card that is gone: no later probe would fare better."""
+"""Words of CUDA and its driver about a card that is gone: no later probe would fare better."""
 
 
 class CardLost(SrsplanError):
@@ -46,7 +46,7 @@ class CudaProbe:
     """Reserved bytes the child may hold: the capacity of a smaller card, so that out-of-memory is real."""
     timeout_s: float = 300.0
     steps: int = TIMED_STEPS
-    """After the warm-up, and before the evaluation."""
+    """Steps that are timed, after the warm-up and before the evaluation."""
     evaluation_users: int = EVALUATION_USERS
     command: tuple[str, ...] = CHILD
     torch_device: str = "cuda"

@@ -1,4 +1,4 @@
-"""What probes run on: the card itself, a larger one under a hard cap, or the ledger in its place."""
+"""The device that probes run on: the card itself, a larger one under a hard cap, or the ledger in its place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ProbeDevice:
 
     @property
     def measures(self) -> bool:
-        """Whether probes run on a card; else the ledger simulates them."""
+        """True where probes run on a card; otherwise the ledger simulates them."""
         return not isinstance(self.probe, SimulatedProbe)
 
     @property

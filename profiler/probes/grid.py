@@ -1,4 +1,4 @@
-"""Which probes to run: few, spread over the knobs and over memory, up to nearly the budget. Imports no torch.
+"""Choice of the probes to run: few, spread over the knobs and over memory, up to nearly the budget. Imports no torch.
 
 The rule: of all combinations of powers of two that fit, the one nearest to the budget comes first, because there a
 wrong prediction hurts most; then, again and again, the one farthest from everything chosen, by the logarithms of batch
@@ -22,7 +22,7 @@ FULLEST = 0.95
 """The largest share of the budget that is predicted for a probe: beyond it every probe would fail."""
 
 SMALLER = 0.8
-"""What takes the place of a probe that failed is at most so much of it."""
+"""A probe in the place of a failed one takes at most this share of the failed one's bytes."""
 
 Sized = tuple[int, Configuration]
 Predict = Callable[[Sequence[Configuration]], Sequence[int]]

@@ -17,7 +17,7 @@ Basis = Literal["measured", "simulated"]
 NOT_MEASURED = "not measured"
 
 LONGEST_LINE_BYTES = 16_384
-"""Twice what the longest record takes."""
+"""Bytes of the longest line that is read: twice what the longest record takes."""
 
 CardBytes = Annotated[int, Field(ge=1, lt=2**50)]
 """A peak: some bytes, and less than a petabyte."""
@@ -38,9 +38,9 @@ class Findings(Document):
     reserved_bytes: CardBytes | None = None
     evaluation_bytes: CardBytes | None = None
     context_bytes: Rest | None = None
-    """What the card has given away beside reserved bytes: CUDA context, kernels' code, other processes."""
+    """Bytes of the card that are taken beside reserved ones: CUDA context, kernels' code, other processes."""
     retries: Retries | None = None
-    """How often the steps that were timed made the allocator give memory back: more than 0, and the cap is too low."""
+    """Times that the timed steps made the allocator give memory back; above 0 the cap is too low."""
     step_ms_median: Milliseconds | None = None
     step_ms_p95: Milliseconds | None = None
 
@@ -53,20 +53,20 @@ class ProbeRecord(Findings):
     gpu: Name
     """The card that the record is for, by its name in the catalogue."""
     device: Name
-    """What it ran on: the driver's name of a card, "cpu", or "meta" for the ledger."""
+    """Device that the probe ran on: the driver's name of a card, "cpu", or "meta" for the ledger."""
     cap_bytes: CardBytes | None = None
     """Reserved bytes the process was allowed; None for all of the card."""
     time_basis: Name = NOT_MEASURED
     """"measured", "scaled from CARD", or "not measured"."""
     seconds: Seconds = 0.0
-    """What the probe took."""
+    """Seconds that the probe took."""
     driver: Name = ""
     torch: Name = ""
     triton: Name = ""
     error_tail: Text = ""
     """The last lines of what went wrong."""
     version: Literal[1] = Field(default=SCHEMA, alias="schema")
-    """Which fields there are."""
+    """Version of the record's fields."""
 
     @property
     def key(self) -> str:

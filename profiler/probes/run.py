@@ -16,7 +16,7 @@ from srsplan.profiler.probes.records import ProbeRecord
 from srsplan.profiler.probes.store import Store
 
 ROUNDS = 3
-"""How often probes that failed are replaced by others."""
+"""Times that failed probes are replaced by others."""
 
 Complete = Callable[[ProbeRecord, Sequence[ProbeRecord]], ProbeRecord]
 """Adds to a record what other records let one calculate: the time of a step that was measured on another card."""

@@ -1,4 +1,4 @@
-"""Where probes are kept: a file of JSON lines, appended and synced one at a time, locked while it is written.
+"""The file of probes: JSON lines, appended and synced one at a time, locked while it is written.
 
 A kill leaves at most a truncated last line; it is cut off before the next record is appended. Imports no torch.
 """
@@ -16,12 +16,13 @@ from srsplan.models.files import check_output, locked, read_limited, write_atomi
 from srsplan.profiler.probes.records import ProbeRecord
 
 BEGINNING = b'{"schema": '
-"""How the line of a record begins: what a kill cut short begins with it, or is a part of it."""
+"""Beginning of every record's line: a line that a kill cut short begins with it, or is a part of it."""
 
 MOST_RECORDS = 4096
 """Measuring so many takes a day; reading them, some seconds."""
 
 WAY_OUT = "give a file of srsplan profile"
+FIRST = "make one: srsplan profile --gpu a100-40gb"
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,7 @@ class Loaded:
 
 def load(path: Path) -> Loaded:
     """Return every record of a file; InputError names the line of one that is damaged elsewhere than at the end."""
-    if not path.exists() and not path.is_symlink():
-        raise InputError(f"no profile at {path}", "make one: srsplan profile --gpu a100-40gb")
-    content = read_limited(path, "profile", WAY_OUT)
+    content = read_limited(path, "profile", WAY_OUT if os.path.lexists(path) else FIRST)
     whole = content.rfind(b"\n") + 1
     tail = content[whole:]
     if not (tail.startswith(BEGINNING) or BEGINNING.startswith(tail)):

@@ -188,3 +188,12 @@ def test_a_full_disk_is_one_message_and_leaves_the_old_pictures(tmp_path: Path) 
     assert "Traceback" not in done.stderr
     assert "8 runs of 1 dataset" in " ".join(done.stdout.split())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_link_to_itself_and_an_endless_name_are_no_run_tables(run: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "circle.csv").symlink_to(tmp_path / "circle.csv")
+    for name in ("circle.csv", "a" * 300 + ".csv"):
+        ended = run("analyze", name)
+        assert ended.code == 2
+        assert "run table" in ended.message
+        assert name[:40] in ended.message.replace(" ", "")

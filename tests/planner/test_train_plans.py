@@ -80,17 +80,20 @@ def test_an_edited_plan_is_priced_again(run: Run, planned: Path, data: Path) -> 
     document = yaml.safe_load(planned.read_text())
     document["budget"]["usable_bytes"] = 1 << 20
     planned.write_text(yaml.safe_dump(document))
-    edited(planned, batch_size=5_000_000, seq_len=8)
+    edited(planned, batch_size=1_000_000, seq_len=8)
     done = run("train", "--data", data, "--split", "leave-one-out", "--epochs", 1, "-o", "out")
     assert done.code == 0, done.err
-    assert "batch_size 5,000,000 is more than the 60 training sequences: every epoch is a single step" in done.message
+    assert "batch_size 1,000,000 is more than the 60 training sequences: every epoch is a single step" in done.message
     assert "takes up to" in done.message
     assert "the plan's budget leaves 1.0 MiB" in done.message
 
 
 def test_a_model_larger_than_the_machine_is_refused() -> None:
-    with pytest.raises(InputError, match=r"seq_len 4,000,000,000,000, dim 64"):
-        pricing.check_model_fits(replace(FULL, seq_len=4 * 10**12), None)
+    wide = Architecture(dim=4096)
+    with pytest.raises(
+        InputError, match=r"a model of 100,000,000 items, seq_len \d+, dim 4096 and 2 blocks takes 5\.96 TiB"
+    ):
+        pricing.check_model_fits(replace(FULL, catalog=10**8, architecture=wide), None)
     pricing.check_model_fits(FULL, 80 << 30)
 
 

@@ -207,6 +207,7 @@ def test_a_profile_leads_to_a_recommendation(run: Run) -> None:
         (["profile", "--gpu", "nope"], "'nope'"),
         (["profile", "--gpu", "a100-40gb", "-o", "no/folder/x.jsonl"], "no/folder"),
         (["recommend", "--catalog", "1M", "--budget", "40GB", "--profile", "none.jsonl"], "no profile at none.jsonl"),
+        (["recommend", "--catalog", "1M", "--budget", "40GB", "--profile", "9" * 300], "File name too long"),
     ],
 )
 def test_bad_input(run: Run, arguments: list[object], phrase: str) -> None:

@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
 
 from changed_tree import ROOT, Case, Ended, baseline_failures, results
@@ -39,20 +40,25 @@ ROOMS = {
     "search": Room(
         modules="planner/search/growth.py planner/search/neighbours.py planner/search/order.py "
         "planner/search/prices.py planner/search/recommending.py planner/search/space.py",
-        tests="tests/planner/test_search.py tests/planner/test_recommend.py tests/planner/test_estimate.py",
+        tests="tests/planner/test_search.py tests/planner/test_recommend.py tests/planner/test_estimate.py "
+        "--deselect=tests/planner/test_search.py::test_a_choice_that_does_not_run_is_left_out",
     ),
     "reserved": Room(
         modules="profiler/memory/reserved.py",
-        tests="tests/profiler/test_reserved.py tests/profiler/test_closed_form.py",
+        tests="tests/profiler/test_reserved.py "
+        "tests/profiler/test_closed_form.py::test_a_cap_may_be_enough_where_only_the_beginning_retries "
+        "tests/profiler/test_closed_form.py::test_every_cap_above_the_smallest_is_safe "
+        "tests/profiler/test_profile.py::test_measured_probes_replace_the_assumed_ratios",
     ),
     "step": Room(
         modules="models/training/step.py",
-        tests="tests/models/test_step.py tests/models/test_sasrec.py tests/planner/test_train_seams.py",
+        tests="tests/models/test_step.py tests/models/test_sasrec.py tests/planner/test_train_seams.py "
+        "tests/planner/test_train_command.py::test_the_defaults_of_the_command_line_are_those_of_settings",
     ),
     "loop": Room(
         modules="models/training/loop.py models/training/retries.py models/training/progress.py",
         tests="tests/models/test_retries.py tests/models/test_training.py tests/planner/test_train_seams.py "
-        "tests/models/test_train.py",
+        "tests/models/test_train.py tests/planner/test_runs.py::test_a_trained_run_has_its_times_in_seconds",
     ),
     "splits": Room(modules="models/data/splits.py", tests="tests/models/test_splits.py"),
     "metrics": Room(modules="models/training/metrics.py", tests="tests/models/test_metrics.py"),
@@ -92,22 +98,13 @@ class Mutant:
     cosmic_ray: str
     """The command that makes it."""
 
-    def put_into(self, tree: Path) -> None:
-        """Change the module in a copy of the tree."""
+    def put_into(self, tree: Path) -> str:
+        """Change the module in a copy of the tree; the lines that differ."""
         command = [self.cosmic_ray, "apply", self.module, self.operator, str(self.occurrence)]
         subprocess.run(command, cwd=tree, check=True, capture_output=True)
-
-    def difference(self) -> str:
-        """The changed lines, made anew."""
-        with tempfile.TemporaryDirectory() as folder:
-            changed = Path(folder, self.module)
-            changed.parent.mkdir(parents=True)
-            changed.write_bytes((ROOT / self.module).read_bytes())
-            self.put_into(Path(folder))
-            found = subprocess.run(
-                ["diff", "-U0", str(ROOT / self.module), str(changed)], capture_output=True, text=True, check=False
-            )
-        return "\n".join(line for line in found.stdout.splitlines()[2:] if not line.startswith("@@"))
+        before, after = ((root / self.module).read_text().splitlines() for root in (ROOT, tree))
+        lines = list(unified_diff(before, after, n=0, lineterm=""))[2:]
+        return "\n".join(line for line in lines if not line.startswith("@@"))
 
 
 def mutants(room: str, cosmic_ray: str) -> list[Mutant]:
@@ -140,19 +137,26 @@ def _some(every: Sequence[Mutant], count: int, seed: str) -> list[Mutant]:
     return [random_.choice(by_line[line]) for line in random_.sample(sorted(by_line), min(count, len(by_line)))]
 
 
-def tell(mutant: Mutant, ended: Ended) -> None:
+def tell(mutant: Mutant, ended: Ended, difference: str) -> None:
     """Print what became of a mutant."""
     word = "caught" if ended.caught else "SURVIVED"
-    print(f"{word:8}  {ended.seconds:5.1f} s  {mutant.room}: {mutant.module}:{mutant.line}", flush=True)
-    print(mutant.difference(), flush=True)
+    print(f"{word:8}  {ended.seconds:5.1f} s  {mutant.room}: {mutant.module}:{mutant.line}")
+    print(difference, flush=True)
 
 
-def judged(chosen: Sequence[Mutant], jobs: int, told: Callable[[Mutant, Ended], None]) -> Counter[str]:
-    """Run the tests on every mutant; how many of each room were caught."""
-    cases = [Case(about=mutant, change=mutant.put_into, tests=ROOMS[mutant.room].tests.split()) for mutant in chosen]
+def judged(chosen: Sequence[Mutant], jobs: int) -> Counter[str]:
+    """Run the tests on every mutant, print what became of it; how many of each room were caught."""
+    differences: dict[Mutant, str] = {}
+
+    def case(mutant: Mutant) -> Case[Mutant]:
+        def change(tree: Path) -> None:
+            differences[mutant] = mutant.put_into(tree)
+
+        return Case(about=mutant, change=change, tests=ROOMS[mutant.room].tests.split())
+
     caught = Counter[str]()
-    for mutant, ended in results(cases, jobs):
-        told(mutant, ended)
+    for mutant, ended in results(map(case, chosen), jobs):
+        tell(mutant, ended, differences[mutant])
         caught[mutant.room] += ended.caught
     return caught
 
@@ -170,7 +174,7 @@ def main() -> int:
         print("these fail without any mutant:", *failing, sep="\n")
         return 1
     chosen = drawn(options.rooms, options.count, options.seed, options.cosmic_ray)
-    caught = judged(chosen, options.jobs, tell)
+    caught = judged(chosen, options.jobs)
     for room, count in Counter(mutant.room for mutant in chosen).items():
         print(f"{room:10} {caught[room]} of {count} caught")
     print(f"{caught.total()} of {len(chosen)} caught ({caught.total() / max(1, len(chosen)):.0%})")

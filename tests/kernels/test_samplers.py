@@ -118,6 +118,16 @@ def test_the_corrected_loss_nears_the_full_one(sampler: str) -> None:
     assert gaps[1] < 0.01 < gaps[0]
 
 
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_popularity_is_in_proportion_to_counts(exponent: float) -> None:
+    """An item that was never counted weighs as one that was counted once."""
+    weights = np.array([1, 1, 2, 7, 1]) ** exponent
+    found = popularity(np.array([0, 1, 2, 7, 0]), exponent)
+    assert found.log_prob.double().exp().tolist() == pytest.approx((weights / weights.sum()).tolist(), rel=1e-6)
+    if exponent == 1:
+        assert torch.equal(found.log_prob, popularity(np.array([0, 1, 2, 7, 0])).log_prob)
+
+
 def test_a_resumed_step_draws_the_same() -> None:
     drawn_by = popularity(np.arange(1000))
     first, again, other = (

@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from srsplan.kernels import chunking
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.splits import Holdout, Sequences, Split
-from srsplan.models.training.evaluation import Evaluation, Ranking, evaluate, measured, popularity, subset
+from srsplan.models.training.evaluation import (
+    Evaluation,
+    Ranking,
+    evaluate,
+    measured,
+    popularity,
+    rank_holdout,
+    subset,
+)
+from srsplan.models.training.ranking import Seen
 from srsplan.models.training.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -162,6 +172,24 @@ def test_a_subset_keeps_histories_with_their_targets() -> None:
     assert len(whole) == len(HISTORIES)
     for history, target in zip(lists(few.histories), few.targets.tolist(), strict=True):
         assert whole[tuple(history)] == target
+    for seed in range(5):
+        assert len({tuple(history) for history in lists(subset(SPLIT.test, 12, seed=seed).histories)}) == 12
     assert lists(subset(SPLIT.test, 7, seed=1).histories) == lists(few.histories)
     assert lists(subset(SPLIT.test, 7, seed=2).histories) != lists(few.histories)
     assert subset(SPLIT.test, 10_000, seed=1) is SPLIT.test
+
+
+@pytest.mark.parametrize("users", [3, 8])
+def test_scores_of_a_chunk_stay_within_what_is_planned(monkeypatch: pytest.MonkeyPatch, users: int) -> None:
+    """Every evaluation batch, the last and smaller one too, ranks as many items at once as the memory model says."""
+    monkeypatch.setattr(chunking, "RANKING_CHUNK_ELEMENTS", 40)
+    chunks = []
+
+    def ranked(inputs: torch.Tensor, last: torch.Tensor, seen: Seen | None) -> torch.Tensor:
+        assert seen is not None
+        chunks.append((len(inputs), seen.chunk_items))
+        return torch.zeros(len(inputs), 1, dtype=torch.long)
+
+    rank_holdout(ranked, SPLIT.test, CATALOG, CPU, Ranking(users=users, seq_len=6))
+    assert sum(count for count, _ in chunks) == len(TARGETS)
+    assert all(items == max(1, min(CATALOG, 40 // count)) for count, items in chunks)

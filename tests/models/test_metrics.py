@@ -54,6 +54,13 @@ def test_equal_to_the_slow_ones(users: int, items: int, best: int, total: int) -
     assert found == pytest.approx(expected, abs=1e-12)
 
 
+def test_without_further_ado_the_ranks_are_the_usual_ones() -> None:
+    """Those of published tables: every file that srsplan writes has these names."""
+    found = ranking_metrics(np.array([[1, 2]]), np.array([2]), np.array([0, 1, 1]), 3)
+    names = ("NDCG", "HitRate", "MRR", "Coverage", "Surprisal")
+    assert set(found) == {f"{name}_{k}" for name in names for k in (1, 5, 10, 20, 100)}
+
+
 def test_by_hand() -> None:
     top = np.array([[1, 2, 3], [3, 1, 2]])
     found = ranking_metrics(top, np.array([2, 4]), np.array([0, 16, 4, 1, 0]), 16, ks=(1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,36 @@ def test_out_of_memory_in_evaluation_ranks_fewer_users_at_once(tmp_path: Path, m
     whole.run(told)
     assert whole.ranking().users == 8
     assert "8 users at once" in told.sentences[-1]
+
+
+def test_validation_has_no_gradients_beside_it_and_reports_the_usual_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient of the table is as large as the table: it is freed before a holdout is ranked."""
+    kept = list[bool]()
+
+    def listening(step: TrainingStep, *rest: Any) -> Evaluation:
+        kept.extend(parameter.grad is not None for parameter in step.model.parameters())
+        return evaluate(step, *rest)
+
+    monkeypatch.setattr("srsplan.models.training.loop.evaluate", listening)
+    trainer(tmp_path / "run").run(NoCallbacks())
+    assert kept
+    assert not any(kept)
+    (line,) = (tmp_path / "run" / "epochs.jsonl").read_text().splitlines()
+    assert {key for key in json.loads(line) if key.startswith("NDCG")} == {f"NDCG_{k}" for k in (1, 5, 10, 20)}
+
+
+def test_the_logged_loss_is_the_mean_over_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, run_parts = list[float](), TrainingStep.run_parts
+
+    def listening(self: TrainingStep, *inputs: Any) -> torch.Tensor:
+        loss = run_parts(self, *inputs)
+        losses.append(float(loss))
+        return loss
+
+    monkeypatch.setattr(TrainingStep, "run_parts", listening)
+    trainer(tmp_path / "run").run(NoCallbacks())
+    (line,) = (tmp_path / "run" / "epochs.jsonl").read_text().splitlines()
+    assert len(losses) > 1
+    assert json.loads(line)["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)

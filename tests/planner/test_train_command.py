@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +14,10 @@ from command import Ended
 
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.training import loop as training
+from srsplan.models.training.settings import Settings
 from srsplan.planner import train_configuration
 from srsplan.planner.cli import train_screens
+from srsplan.planner.cli.train_options import TrainOptions
 from srsplan.planner.search import TOKENS_PER_SET
 
 Run = Callable[..., Ended]
@@ -59,6 +61,14 @@ def test_short_users_and_rare_items_are_left_out(train_on: Run, data: Path) -> N
     assert done.code == 0, done.err
     assert "kept 480 of 483 interactions" in done.message
     assert done.json["configuration"]["catalog"] == 40
+
+
+def test_the_defaults_of_the_command_line_are_those_of_settings() -> None:
+    """Whoever trains from Python gets the run that the command line gives."""
+    told = {field.name: field.default for field in fields(TrainOptions)}
+    same = {field.name: field.default for field in fields(Settings) if field.name in told}
+    assert same == {name: told[name] for name in same}
+    assert same.keys() >= {"learning_rate", "weight_decay", "optimizer", "seed", "epochs", "patience", "keep_seen"}
 
 
 def test_resume_and_overwrite_contradict(train_on: Run, tmp_path: Path) -> None:

@@ -223,8 +223,10 @@ def test_under_the_upper_bound_nothing_is_ever_given_back() -> None:
 
 
 def test_under_the_smallest_cap_settled_training_hardly_ever_gives_back() -> None:
-    """Once in a round of a step and an evaluation at most: more, and every step would be slow."""
+    """Once in a round of a step and an evaluation at most: more, and every step would be slow. So much is accepted."""
+    given_back = []
     for full in LARGE:
         cap = smallest_cap(full, 64, 64 * full.seq_len, MODEL.program)
         first, *_, last = retries_by_round(full, 64, cap, 6)
-        assert last - first <= 5, full
+        given_back.append(last - first)
+    assert 0 < max(given_back) <= 5

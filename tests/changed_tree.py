@@ -130,7 +130,7 @@ def _run_tests(tree: Path, case: Case[T]) -> NoReturn:
         os.dup2(log, 2)
         os.chdir(tree)
         typing = str(tree / ".typing")
-        os.environ |= {"PYTHONPATH": typing, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        os.environ |= {"PYTHONPATH": typing, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         sys.dont_write_bytecode = True
         sys.path[:] = [typing, *(path for path in sys.path if ROOT not in (Path(path), *Path(path).parents))]
         for name in ("seeded_defects", "mutation", "changed_tree"):

@@ -228,7 +228,7 @@ def test_every_printed_command_leads_to_the_same_file(run: Run, tmp_path: Path, 
     }  # fmt: skip
     assert train_options(next_command(done)) == expected
     assert read_plan(tmp_path / place).next_command == next_command(done)
-    assert "".join(f"{name}: 80 training sequences".split()) in "".join(done.out.split())
+    assert "".join(f"{Path(name).name}: 80 training sequences".split()) in "".join(done.out.split())
 
 
 @pytest.mark.parametrize("loss", LOSSES)

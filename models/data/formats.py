@@ -103,8 +103,8 @@ def read_table(path: Path, columns: Columns) -> tuple[pa.Table, tuple[str, ...]]
     kind = _format(path)
     if kind in PARQUET_FORMATS:
         return _read_parquet(path, columns)
+    header = _first_line(path)  # first: a file without a line end is no table, however long it is
     require_text(path)
-    header = _first_line(path)
     if kind == ".txt":
         return _read_blank_separated(path, columns, header.split())
     delimiter = max(DELIMITERS, key=header.count) if kind == ".csv" else "\t"

@@ -83,6 +83,7 @@ class RunFolder:
             )
         if names and not (resume or overwrite):
             raise InputError(f"--output {self.path} holds a run", "--resume goes on with it, --overwrite starts anew")
+        self._check_own_names(names)
         if resume and not names:
             raise InputError(f"no checkpoint in {self.path}: there is no run", "start the run without --resume")
         self._check_writable()
@@ -118,6 +119,12 @@ class RunFolder:
     def _names(self) -> set[str]:
         """List the folder, but for the lock and files that a killed process did not finish."""
         return {path.name for path in _listed(self.path) if path.name != LOCK and not TEMPORARY.fullmatch(path.name)}
+
+    def _check_own_names(self, names: set[str]) -> None:
+        """Raise InputError where something that is no regular file has a name that the run will write."""
+        for path in (self.path / name for name in sorted(names & OWN_NAMES)):
+            if path.is_symlink() or not path.is_file():
+                raise InputError(f"{path} is no regular file", "remove it, or give another folder with -o")
 
     def _check_writable(self) -> None:
         place = self.path.absolute()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -176,3 +177,16 @@ def test_other_labels_are_other_data(train: Run, out: Path, tmp_path: Path) -> N
     assert done.code == 2
     assert "holds other item ids than the data" in done.message
     assert contents(out) == before
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+def test_a_pipe_in_the_place_of_a_file_never_costs_the_run(train: Run, out: Path, flag: str) -> None:
+    assert train().code == 0
+    (out / "items.parquet").unlink()
+    os.mkfifo(out / "items.parquet")
+    before = {path.name for path in out.iterdir()}
+    done = train(flag)
+    assert done.code == 2
+    assert "items.parquet" in done.message
+    assert "is no regular file" in done.message
+    assert {path.name for path in out.iterdir()} == before

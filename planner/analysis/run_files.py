@@ -41,12 +41,11 @@ DEEPEST_FOLDER = 4
 
 def find_run_files(paths: Sequence[Path]) -> list[Path]:
     """Return every file once, in order; a folder stands for all files named `runs.csv` in it and up to four levels
-    below. InputError where a folder holds none, and for a path that is no file."""
+    below. InputError where a folder holds none."""
     found: dict[str, Path] = {}
     for path in paths:
         for file in _run_files_of(path) if os.path.isdir(path) else [path]:
-            check_input(file, "run table", HINT)  # links in a circle and endless names have no real path
-            found.setdefault(os.path.realpath(file), file)
+            found.setdefault(os.path.realpath(file), file)  # of a link in a circle and an endless name as well
     return list(found.values())
 
 

@@ -25,7 +25,8 @@ LARGEST = {
     "catalog": LARGEST_CATALOG,
     "batch_size": 1 << 20,
     "seq_len": 1 << 16,
-    "micro_batches": 1 << 20,
+    "pass_tokens": 1 << 36,
+    "pass_sequences": 1 << 20,
     "tokens_per_set": 1 << 20,
     "dim": LARGEST_DIM,
     "blocks": 64,
@@ -106,34 +107,29 @@ class Configuration:
     batch_size: int
     """Sequences per step."""
     seq_len: int
-    """Inputs per sequence, padding included."""
+    """Items of a sequence that the model sees at most: the last ones."""
     negatives: int | None = None
     """Negatives per set; None for a full softmax."""
     tokens_per_set: int = 1
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"
-    """Source of the negatives: all items alike, items by popularity, or the targets of the same (micro-)batch."""
-    valid_tokens: int | None = None
-    """Targets that are not padding in the fullest (micro-)batch; None = no padding, the worst case."""
+    """Source of the negatives: all items alike, items by popularity, or the targets of the same batch."""
     architecture: Architecture = Architecture()
     """The model's sizes."""
     precision: Precision = "fp16"
     """fp32, or mixed precision: fp16 with loss scaling, bf16 without."""
-    micro_batches: int = 1
-    """Parts that a batch is cut into; their gradients accumulate, so that the step is that of the whole batch."""
+    pass_tokens: int | None = None
+    """Tokens of a pass at most: a batch runs in as many passes as it takes, cut between sequences, and their gradients
+    accumulate, so that the step is that of the whole batch. None runs every batch in one pass."""
+    pass_sequences: int | None = None
+    """Sequences of a pass at most; None sets no limit beside that of the tokens."""
     recompute: bool = False
     """Activation checkpointing: a block keeps its input only, and runs forward once more in backward."""
 
     def __post_init__(self) -> None:
         loss = find_loss(self.loss)
-        require_positive(
-            catalog=self.catalog, batch_size=self.batch_size, seq_len=self.seq_len, micro_batches=self.micro_batches
-        )
-        if self.micro_batches > self.batch_size:
-            raise InputError(
-                f"micro_batches {self.micro_batches} are more than the batch_size {self.batch_size}",
-                "a micro-batch holds one sequence at least",
-            )
+        require_positive(catalog=self.catalog, batch_size=self.batch_size, seq_len=self.seq_len)
+        self._check_passes()
         if not isinstance(self.recompute, bool):
             raise InputError(f"recompute {_shown(self.recompute)} is neither true nor false", "say true or false")
         if self.catalog < 2:
@@ -143,13 +139,18 @@ class Configuration:
             raise InputError(f"unknown precision {_shown(self.precision)}", f"precisions are {known}")
         self._check_sampler(loss)
         self._check_negatives(loss)
-        if self.valid_tokens is not None:
-            require_positive(valid_tokens=self.valid_tokens)
-            if self.valid_tokens > self.tokens:
-                raise InputError(
-                    f"valid_tokens {_shown(self.valid_tokens)} is outside 1..{self.tokens} (micro-batch x seq_len)",
-                    "leave it out for the worst case, no padding",
-                )
+
+    def _check_passes(self) -> None:
+        if self.pass_sequences is not None:
+            require_positive(pass_sequences=self.pass_sequences)
+        if self.pass_tokens is None:
+            return
+        require_positive(pass_tokens=self.pass_tokens)
+        if self.pass_tokens < self.seq_len:
+            raise InputError(
+                f"pass_tokens {self.pass_tokens} is smaller than one sequence of seq_len {self.seq_len}",
+                "a batch is cut between sequences: give more pass_tokens, or a smaller seq_len",
+            )
 
     def _check_sampler(self, loss: Loss) -> None:
         if self.sampler not in SAMPLERS:
@@ -187,19 +188,24 @@ class Configuration:
             )
 
     @property
-    def micro_batch_size(self) -> int:
-        """B: sequences that go through the model at once."""
-        return -(-self.batch_size // self.micro_batches)
+    def batch_tokens(self) -> int:
+        """Tokens that no batch exceeds: batch_size x seq_len, where every sequence is full."""
+        return self.batch_size * self.seq_len
 
     @property
     def tokens(self) -> int:
-        """N = micro_batch_size x seq_len, padding included."""
-        return self.micro_batch_size * self.seq_len
+        """M: tokens that no pass exceeds."""
+        return min(self.pass_tokens or self.batch_tokens, self.batch_tokens)
 
     @property
-    def fullest_tokens(self) -> int:
-        """M: valid targets of the fullest (micro-)batch, N where nothing is known."""
-        return self.tokens if self.valid_tokens is None else self.valid_tokens
+    def sequences(self) -> int:
+        """B: sequences that no pass exceeds."""
+        return min(self.pass_sequences or self.batch_size, self.batch_size, self.tokens)
+
+    @property
+    def several_passes(self) -> bool:
+        """Tell whether a batch may take more than one pass."""
+        return self.tokens < self.batch_tokens or self.sequences < self.batch_size
 
     @property
     def table_bytes(self) -> int:

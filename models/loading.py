@@ -26,6 +26,7 @@ from srsplan.models.training.ranking import rank
 from srsplan.models.training.run import RunConfig
 
 USERS_AT_ONCE = 256
+TOKENS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +41,7 @@ class TrainedRun:
     configuration: Configuration
     """Loss, sizes and batch of the training."""
     model: SequenceModel
-    """Model for evaluation, in fp32: items int64 [B, L] to hidden states [B, L, D]; `item_table` [V, D]."""
+    """Model for evaluation, in fp32: packed items [M] to hidden states [M, D]; `item_table` [V, D]."""
     item_ids: NDArray[Any]
     """Ids [V] in the training file: that of row i of the item table at place i."""
 
@@ -60,9 +61,12 @@ class TrainedRun:
         best = min(k, len(self.item_ids))
         device = self.model.item_table.device
         top = rank_holdout(
-            lambda inputs, last, seen: rank(self.model, inputs, last, seen, best),
+            lambda histories, seen: rank(self.model, histories, seen, best),
             users, len(self.item_ids), device,
-            Ranking(users=USERS_AT_ONCE, seq_len=self.configuration.seq_len, filter_seen=not keep_seen),
+            Ranking(
+                users=USERS_AT_ONCE, tokens=TOKENS_AT_ONCE, seq_len=self.configuration.seq_len,
+                filter_seen=not keep_seen,
+            ),
         )  # fmt: skip
         return [self.item_ids[row[row > 0] - 1].tolist() for row in top]
 

@@ -1,15 +1,14 @@
 """SASRec: self-attentive sequential recommendation.
 
-Kang and McAuley, 2018, https://arxiv.org/abs/1808.09781. Shape letters: B sequences, L positions, D hidden size,
-H heads, V items.
+Kang and McAuley, 2018, https://arxiv.org/abs/1808.09781. Shape letters: M tokens, D hidden size, H heads, V
+items.
 
 Departures from the paper, all of them. "The code" is that of its authors, https://github.com/kang205/SASRec, which
 departs from the text as well.
 
 Input (section 3.1)
-- Sequences are padded on the right, not on the left, so that the causal mask alone keeps padding out and attention can
-  be fused. Positions therefore count from the oldest item that is seen; the paper's count back from the newest.
-- Padding is no item of its own with a vector of zeros: any item may stand there, and no state that is scored sees it.
+- Sequences are packed one after another and not padded on the left: there is no padding item. Positions therefore count
+  from the oldest item that is seen; the paper's count back from the newest.
 - An item's vector is multiplied by sqrt(D) before the position's is added: the code does so, the text does not.
 
 Attention (3.2)
@@ -45,18 +44,19 @@ from contextlib import nullcontext
 from typing import cast
 
 import torch.nn.functional as F
-from torch import Tensor, arange, nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from srsplan.kernels.attention import Packing, packed_attention
 from srsplan.kernels.lookup import tied_lookup
 from srsplan.models.config import Architecture
-from srsplan.models.sequence_model import SequenceModel
+from srsplan.models.sequence_model import PackedItems, SequenceModel
 
 INITIAL_STD = 0.02
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention (section 3.2), fused: no [B, H, L, L] in memory on a GPU."""
+    """Causal multi-head attention (section 3.2), the only part that knows where a sequence ends."""
 
     def __init__(self, sizes: Architecture) -> None:
         super().__init__()
@@ -64,13 +64,12 @@ class SelfAttention(nn.Module):
         self.project_in = nn.Linear(sizes.dim, 3 * sizes.dim)
         self.project_out = nn.Linear(sizes.dim, sizes.dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map hidden states [B, L, D] to [B, L, D]."""
-        batch, length, dim = x.shape
-        query, key, value = self.project_in(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        return cast(Tensor, self.project_out(mixed.transpose(1, 2).reshape(batch, length, dim)))
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """Map hidden states [M, D] to [M, D]."""
+        tokens, dim = x.shape
+        joined = self.project_in(x).view(tokens, 3, self.heads, dim // self.heads)
+        mixed = packed_attention(joined, packing, self.dropout if self.training else 0.0)
+        return cast(Tensor, self.project_out(mixed.reshape(tokens, dim)))
 
 
 class FeedForward(nn.Module):
@@ -81,7 +80,7 @@ class FeedForward(nn.Module):
         self.inner, self.outer = nn.Linear(sizes.dim, sizes.dim), nn.Linear(sizes.dim, sizes.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map hidden states [B, L, D] to [B, L, D]."""
+        """Map hidden states [M, D] to [M, D]."""
         return cast(Tensor, self.outer(F.relu(self.inner(x))))
 
 
@@ -94,14 +93,14 @@ class Block(nn.Module):
         self.feed_forward_norm, self.feed_forward = nn.LayerNorm(sizes.dim), FeedForward(sizes)
         self.dropout = sizes.dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map hidden states [B, L, D] to [B, L, D]."""
-        x = x + F.dropout(self.attention(self.attention_norm(x)), self.dropout, self.training)
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """Map hidden states [M, D] to [M, D]."""
+        x = x + F.dropout(self.attention(self.attention_norm(x), packing), self.dropout, self.training)
         return x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
 
 
 class SASRec(SequenceModel):
-    """Item ids in, hidden states out; `item_table` [V, D] scores them (equation 7, tied)."""
+    """Items in, hidden states out; `item_table` [V, D] scores them (equation 7, tied)."""
 
     def __init__(self, catalog: int, seq_len: int, sizes: Architecture) -> None:
         super().__init__()
@@ -117,24 +116,20 @@ class SASRec(SequenceModel):
         """The tied table [V, D], fp32."""
         return self.item_embedding.weight
 
-    def forward(self, items: Tensor) -> Tensor:
-        """Turn items int64 [B, L], 0-based, with any item at padding, into hidden states [B, L, D].
-
-        No state of a valid position depends on the padding right of it, and no loss is taken there: what stands at
-        padding changes nothing and receives no gradient.
-        """
-        positions = arange(items.shape[1], device=items.device)
-        x = tied_lookup(self.item_table, items) * math.sqrt(self.sizes.dim) + self.position_embedding(positions)
-        x = F.dropout(x, self.sizes.dropout, self.training)
+    def forward(self, sequences: PackedItems) -> Tensor:
+        """Turn packed items [M] into hidden states [M, D]."""
+        looked_up = tied_lookup(self.item_table, sequences.items) * math.sqrt(self.sizes.dim)
+        x = F.dropout(looked_up + self.position_embedding(sequences.positions), self.sizes.dropout, self.training)
         for block in self.blocks:
-            x = self._run(block, x)
+            x = self._run(block, x, sequences.packing)
         return cast(Tensor, self.norm(x))
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
         if self.recompute is None or not self.training:
-            return cast(Tensor, block(x))
+            return cast(Tensor, block(x, packing))
         again = self.recompute
-        return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), again())))
+        kept = checkpoint(block, x, packing, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        return cast(Tensor, kept)
 
 
 def _initialise(module: nn.Module) -> None:

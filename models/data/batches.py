@@ -1,7 +1,7 @@
-"""Batches of padded sequences, and how full the fullest of them gets.
+"""Batches of packed sequences, their passes, and how full the fullest of them gets.
 
-Letters: B sequences, L positions, n sequences in all. Items are 1 to V; 0 is padding and stands on the right: causal
-attention then needs no padding mask, and every batch is only as wide as its longest sequence.
+Letters: M tokens, B sequences, n sequences in all. A batch is its sequences one after another: nothing is padded. Items
+are 1 to V.
 """
 
 from __future__ import annotations
@@ -17,20 +17,43 @@ from srsplan.models.data.splits import Sequences
 
 NORMAL_SIGMAS = 6.0
 
+Numbers = NDArray[np.int64]
+
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Sequences of one step: the target at a position is the item after its input."""
+class Packed:
+    """B sequences in M tokens."""
 
-    inputs: NDArray[np.int64]
-    """Items [B, L], 0 where padding stands."""
-    targets: NDArray[np.int64]
-    """Target items [B, L], 0 where there is none."""
+    items: Numbers
+    """Items [M], 1 to V, each sequence's oldest first."""
+    offsets: Numbers
+    """Bounds [B + 1]: sequence k is items[offsets[k]:offsets[k + 1]], and none is empty."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def positions(self) -> Numbers:
+        """Return each token's place in its sequence, int64 [M]."""
+        return np.arange(len(self.items)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Packed):
+    """Sequences of one step: the target of a token is the item that follows it."""
+
+    targets: Numbers
+    """Target items [M], 1 to V."""
+
+    @property
+    def longest(self) -> int:
+        """Return the tokens of the longest sequence."""
+        return int(np.diff(self.offsets).max(initial=0))
 
 
 @dataclass(frozen=True)
 class TokenBound:
-    """Bound and mean of the number of valid targets in a batch."""
+    """Bound and mean of the number of tokens in a batch."""
 
     fullest: int
     """Upper bound for the fullest batch of an epoch."""
@@ -38,20 +61,31 @@ class TokenBound:
     """The mean over full batches."""
 
 
-def cut(batch: Batch, parts: int) -> Iterator[Batch]:
-    """Cut a batch into so many micro-batches of equally many sequences (the last may have fewer), as wide as it is."""
-    size = -(-len(batch.inputs) // parts)
-    for start in range(0, len(batch.inputs), size):
-        yield Batch(batch.inputs[start : start + size], batch.targets[start : start + size])
+def passes(batch: Batch, tokens: int, sequences: int) -> Iterator[Batch]:
+    """Cut a batch between sequences into passes of at most so many tokens and sequences, in its order.
+
+    ValueError where a sequence alone has more tokens.
+    """
+    first, count = 0, len(batch)
+    while first < count:
+        start = int(batch.offsets[first])
+        last = int(np.searchsorted(batch.offsets, start + tokens, side="right")) - 1
+        last = min(last, first + sequences, count)
+        if last == first:
+            raise ValueError(f"a sequence of {int(batch.offsets[first + 1]) - start} does not fit {tokens} tokens")
+        end = int(batch.offsets[last])
+        bounds = batch.offsets[first : last + 1] - start
+        yield Batch(batch.items[start:end], bounds, batch.targets[start:end])
+        first = last
 
 
-def padded(sequences: Sequences, rows: NDArray[np.integer], longest: int) -> NDArray[np.int64]:
-    """Return the last `longest` items of these sequences, 0 on the right as padding: int64 [B, L], L <= `longest`."""
+def last_items(sequences: Sequences, rows: NDArray[np.integer], longest: int) -> Packed:
+    """Return the last `longest` items of these sequences, packed."""
     ends = sequences.offsets[rows + 1]
     lengths = np.minimum(ends - sequences.offsets[rows], longest)
-    columns = np.arange(lengths.max(initial=0))
-    items = sequences.values.take((ends - lengths)[:, None] + columns, mode="clip")
-    return np.where(columns < lengths[:, None], items, 0).astype(np.int64)
+    offsets = _offsets(lengths)
+    places = np.arange(offsets[-1]) + np.repeat(ends - lengths - offsets[:-1], lengths)
+    return Packed(sequences.values[places].astype(np.int64), offsets)
 
 
 class TrainBatches:
@@ -71,36 +105,49 @@ class TrainBatches:
         return -(-len(self._rows) // self.batch_size)
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, counted from 0; L is the longest of each batch, at most `seq_len`."""
+        """Yield the batches of epoch `index`, counted from 0."""
         rows = np.random.default_rng([self.seed, index]).permutation(self._rows)
         for start in range(0, len(rows), self.batch_size):
-            items = padded(self.train, rows[start : start + self.batch_size], self.seq_len + 1)
-            targets = np.ascontiguousarray(items[:, 1:])
-            yield Batch(np.where(targets > 0, items[:, :-1], 0), targets)
+            yield self._batch(rows[start : start + self.batch_size])
+
+    def _batch(self, rows: NDArray[np.integer]) -> Batch:
+        """Return inputs and targets: of the last items all but the last, and all but the first."""
+        found = last_items(self.train, rows, self.seq_len + 1)
+        inputs, targets = np.ones(len(found.items), dtype=bool), np.ones(len(found.items), dtype=bool)
+        inputs[found.offsets[1:] - 1] = False
+        targets[found.offsets[:-1]] = False
+        return Batch(found.items[inputs], found.offsets - np.arange(len(found.offsets)), found.items[targets])
 
 
-def history_batches(
-    histories: Sequences, batch_size: int, seq_len: int
-) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield evaluation batches in order: rows of the holdout, inputs int64 [B, L] (the last `seq_len` items), and the
-    last position of each [B]."""
-    require_positive(batch_size=batch_size, seq_len=seq_len)
-    for start in range(0, len(histories), batch_size):
-        rows = slice(start, min(start + batch_size, len(histories)))
-        inputs = padded(histories, np.arange(rows.start, rows.stop), seq_len)
-        yield rows, inputs, (inputs > 0).sum(axis=1) - 1
+def history_batches(histories: Sequences, users: int, seq_len: int, tokens: int) -> Iterator[tuple[slice, Packed]]:
+    """Yield evaluation batches in order: rows of the holdout, and the last `seq_len` items of their histories.
+
+    A batch has at most so many users and tokens, but one user at least.
+    """
+    require_positive(users=users, seq_len=seq_len)
+    ends, first = np.cumsum(np.minimum(histories.lengths, seq_len)), 0
+    while first < len(histories):
+        before = int(ends[first - 1]) if first else 0
+        last = int(np.searchsorted(ends, before + tokens, side="right"))
+        rows = slice(first, max(first + 1, min(last, first + users)))
+        yield rows, last_items(histories, np.arange(rows.start, rows.stop), seq_len)
+        first = rows.stop
+
+
+def _offsets(lengths: Numbers) -> Numbers:
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
 
 
 def longest_input(lengths: NDArray[np.integer], seq_len: int) -> int:
-    """Return how many positions the widest batch of sequences of these lengths (items) has: at most `seq_len`."""
+    """Return how many tokens the longest sequence gives, from the lengths (items) of all: at most `seq_len`."""
     return int(_targets(lengths, seq_len).max(initial=0))
 
 
 def fullest_batch_tokens(lengths: NDArray[np.integer], batch_size: int, seq_len: int) -> TokenBound:
-    """Bound the valid targets of an epoch's fullest batch, from the lengths (items) of the sequences.
+    """Bound the tokens of an epoch's fullest batch, from the lengths (items) of the sequences.
 
-    Memory follows the fullest batch, and epochs are shuffled at random, so every batch is a random draw. The bound is
-    the smaller of two: the `batch_size` longest sequences together, which nothing exceeds, and the Chernoff bound that
+    Epochs are shuffled at random, so every batch is a random draw: a pass of so many tokens holds a whole batch. The
+    bound is the smaller of two: the `batch_size` longest sequences together, which nothing exceeds, and the Chernoff bound that
     a batch exceeds with probability exp(-18) at most. For nearly normal sums that is mean + 6 sigma sqrt(batch_size),
     but where few sequences are long that simpler bound is exceeded in practice (Amazon Video, 256 x 200). Holds for
     draws without replacement (Hoeffding, 1963, https://doi.org/10.1080/01621459.1963.10500830, section 6).

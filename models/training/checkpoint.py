@@ -73,7 +73,7 @@ class GradScalerState(Document):
 class State(Document):
     """The content of state.json."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     weights: SavedTensors
     best: SavedTensors | None
     """Weights of the best epoch; None before the first evaluation."""

@@ -20,13 +20,14 @@ from torch import Tensor
 from srsplan.kernels.chunking import ranking_chunk_items
 from srsplan.models.data.batches import history_batches
 from srsplan.models.data.splits import Holdout, Sequences, Split
-from srsplan.models.training.inputs import spread_padding
+from srsplan.models.sequence_model import PackedItems
+from srsplan.models.training.inputs import packed_items
 from srsplan.models.training.metrics import RANKS, ranking_metrics
 from srsplan.models.training.ranking import Seen, rank, rank_hidden, seen_items
 from srsplan.models.training.step import TrainingStep
 
-Rank = Callable[[Tensor, Tensor, "Seen | None"], Tensor]
-"""(inputs [E, L], last positions [E], what they have seen) -> items int64 [E, K], 0-based, -1 for nothing."""
+Rank = Callable[[PackedItems, "Seen | None"], Tensor]
+"""(histories of E users, what they have seen) -> items int64 [E, K], 0-based, -1 for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,9 @@ class Ranking:
     """Options for ranking a holdout."""
 
     users: int
-    """The evaluation batch: users ranked at once."""
+    """The evaluation batch: users ranked at once, at most."""
+    tokens: int
+    """Tokens of an evaluation batch, at most: longer histories are ranked with fewer others."""
     seq_len: int
     """The last items of a history that the model sees."""
     filter_seen: bool = True
@@ -62,8 +65,8 @@ def evaluate(step: TrainingStep, split: Split, holdout: Holdout, ranking: Rankin
     best = min(max(ranking.ks), step.configuration.catalog)
     step.model.eval()
 
-    def by_model(inputs: Tensor, last: Tensor, seen: Seen | None) -> Tensor:
-        return rank(step.model, inputs, last, seen, best, step.autocast)
+    def by_model(histories: PackedItems, seen: Seen | None) -> Tensor:
+        return rank(step.model, histories, seen, best, step.autocast)
 
     top = rank_holdout(by_model, holdout, step.configuration.catalog, step.device, ranking)
     return measured(top, split, holdout, ranking)
@@ -74,8 +77,8 @@ def popularity(split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
     places = np.unique(split.item_counts[1:], return_inverse=True)[1]  # fewer than counts: exact in fp32
     table, best = torch.from_numpy(places[:, None]).float(), min(max(ranking.ks), split.catalog)
 
-    def by_count(inputs: Tensor, last: Tensor, seen: Seen | None) -> Tensor:
-        return rank_hidden(torch.ones(len(last), 1), table, seen, best)
+    def by_count(histories: PackedItems, seen: Seen | None) -> Tensor:
+        return rank_hidden(torch.ones(len(histories.packing.cu_seqlens) - 1, 1), table, seen, best)
 
     top = rank_holdout(by_count, holdout, split.catalog, torch.device("cpu"), ranking)
     return measured(top, split, holdout, ranking)
@@ -101,10 +104,9 @@ def rank_holdout(
 ) -> NDArray[np.int64]:
     """Rank the items of every user: int64 [H, K], 1 to V, and 0 where fewer than K may be recommended."""
     parts = []
-    for rows, inputs, last in history_batches(holdout.histories, ranking.users, ranking.seq_len):
+    for rows, histories in history_batches(holdout.histories, ranking.users, ranking.seq_len, ranking.tokens):
         seen = _seen(holdout.histories, rows, catalog, device) if ranking.filter_seen else None
-        items = torch.from_numpy(spread_padding(inputs, catalog)).to(device)
-        parts.append(ranked(items, torch.from_numpy(last).to(device), seen).cpu().numpy() + 1)
+        parts.append(ranked(packed_items(histories, device), seen).cpu().numpy() + 1)
     return np.concatenate(parts)
 
 

@@ -16,7 +16,7 @@ Identity = dict[str, Value]
 MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
 """Options that a resumed run may change: they are the ways out of a loss that diverged."""
 
-MEMORY_ONLY = ("valid_tokens", "micro_batches", "recompute")
+MEMORY_ONLY = ("pass_tokens", "pass_sequences", "recompute")
 """Parts of a configuration that decide the memory it takes, not what is computed."""
 
 

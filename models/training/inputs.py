@@ -1,6 +1,6 @@
 """Batches of interactions as the tensors that the model takes.
 
-Shape letters: B sequences, L positions, M valid targets. Interactions number items from 1, tensors from 0.
+Shape letters: M tokens. Interactions number items from 1, tensors from 0.
 """
 
 from __future__ import annotations
@@ -8,23 +8,29 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from srsplan.models.data.batches import Batch
+from srsplan.kernels.attention import pack
+from srsplan.models.data.batches import Batch, Packed
+from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.step import StepInputs
 
 
-def spread_padding(items: NDArray[np.int64], catalog: int) -> NDArray[np.int64]:
-    """Make items 0-based: 1 to V and 0 for padding [B, L] in, 0 to V - 1 out; padding becomes item after item.
-
-    Which item stands at padding changes nothing (models/sasrec.py), but the lookup's gradient adds a row for every
-    position: a million additions to one row would wait for each other.
-    """
-    return np.where(items > 0, items - 1, np.arange(items.size).reshape(items.shape) % catalog)
+def packed_items(sequences: Packed, device: torch.device) -> PackedItems:
+    """Put packed sequences on the device."""
+    items, positions = (_on(device, array) for array in (sequences.items - 1, sequences.positions))
+    return PackedItems(items, positions, pack(sequences.offsets, device))
 
 
-def step_inputs(batch: Batch, catalog: int, device: torch.device) -> StepInputs:
-    """Put a training batch on the device; positions are found here, so that the device is never waited for."""
-    positions = np.flatnonzero(batch.targets)
-    arrays = (spread_padding(batch.inputs, catalog), positions, batch.targets.reshape(-1)[positions] - 1)
-    inputs, places, targets = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
-    return StepInputs(inputs, places, targets)
+def step_inputs(batch: Batch, device: torch.device) -> StepInputs:
+    """Put a pass of a training batch on the device, which is never waited for."""
+    return StepInputs(packed_items(batch, device), targets_of(batch, device))
+
+
+def targets_of(batch: Batch, device: torch.device) -> Tensor:
+    """Put the targets of a batch on the device, int64 [M], 0-based."""
+    return _on(device, batch.targets - 1)
+
+
+def _on(device: torch.device, array: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)

@@ -30,7 +30,7 @@ class Trainer:
     def __init__(self, step: TrainingStep, split: Split, settings: Settings, folder: Path) -> None:
         self.step, self.split, self.settings, self.folder = step, split, settings, folder
         self.progress = Progress(
-            micro_batches=step.configuration.micro_batches, evaluation_batch=settings.evaluation_batch
+            pass_tokens=step.configuration.tokens, evaluation_batch=settings.evaluation_batch
         )
         self.changes: tuple[str, ...] = ()
         """Sentences that say which options a resumed run has changed."""
@@ -45,8 +45,8 @@ class Trainer:
         changes = identity.changes(state.run, self._identity, self.folder)
         self._log.check(state.progress.epoch)
         self._checkpoints.load(self.step, state)
-        parts = max(self.progress.micro_batches, state.progress.micro_batches)
-        self.changes, self.progress = changes, replace(state.progress, micro_batches=parts)
+        tokens = min(self.progress.pass_tokens, state.progress.pass_tokens)
+        self.changes, self.progress = changes, replace(state.progress, pass_tokens=tokens)
 
     def run(self, callbacks: Callbacks) -> Progress:
         """Train until patience or epochs run out; the best weights are in the model afterwards."""
@@ -63,6 +63,7 @@ class Trainer:
         """Describe how this run ranks: as many users at once as fit, at the ranks `ks` or at all that are reported."""
         ranking = Ranking(
             users=self.progress.evaluation_batch,
+            tokens=self.progress.pass_tokens,
             seq_len=self.step.configuration.seq_len,
             filter_seen=not self.settings.keep_seen,
         )

@@ -30,8 +30,8 @@ class Progress:
     """Seconds that the steps of each epoch took, evaluation excluded."""
     steps: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Optimizer steps that are done."""
-    micro_batches: Annotated[int, Field(ge=1, lt=2**31)] = 1
-    """Parts that a batch is cut into: more than asked for where the GPU ran out of memory."""
+    pass_tokens: Annotated[int, Field(ge=1, lt=2**63)] = 1
+    """Tokens of a pass at most: fewer than asked for where the GPU ran out of memory."""
     evaluation_batch: Whole = 0
     """Users ranked at once, fewer than asked for where the GPU ran out of memory."""
 

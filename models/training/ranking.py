@@ -1,6 +1,7 @@
 """Full ranking of the catalog for a batch of users, a chunk of items at a time.
 
-Shape letters: E users of an evaluation batch, L positions, D hidden size, V items, C items of a chunk, K best items.
+Shape letters: E users of an evaluation batch, M tokens of their histories, D hidden size, V items, C items of a chunk, K
+best items.
 
 Higher scores come first, and of equal scores the item with the lower index: the result depends neither on the chunks
 nor on the users that are ranked at once. To that end a score and its item become one int64 key, and no two keys of a
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srsplan.kernels.chunking import ranking_chunk_items
-from srsplan.models.sequence_model import Context, SequenceModel
+from srsplan.models.sequence_model import Context, PackedItems, SequenceModel
 
 NOTHING = -1
 """The item of a rank that is left empty, where a user has fewer than K items that may be recommended."""
@@ -68,17 +69,18 @@ def seen_items(
 
 
 def rank(
-    model: SequenceModel, inputs: Tensor, last: Tensor, seen: Seen | None, best: int, autocast: Context = nullcontext
+    model: SequenceModel, histories: PackedItems, seen: Seen | None, best: int, autocast: Context = nullcontext
 ) -> Tensor:
     """Return the `best` items of every user, best first: int64 [E, K], 0-based, as `rank_hidden` says.
 
-    inputs int64 [E, L], 0-based; last int64 [E], each user's last valid position. The model runs in `autocast` and
-    without gradients; scores are fp32 all the same.
-    Memory: hidden states [E, L, D] and their temporaries first, then that of `rank_hidden`.
+    The state of a history's last token ranks. The model runs in `autocast` and without gradients; scores are fp32 all
+    the same.
+    Memory: hidden states [M, D] and their temporaries first, then that of `rank_hidden`.
     """
     with torch.no_grad(), autocast():
-        hidden = model(inputs)
-        hidden = hidden[torch.arange(len(inputs), device=inputs.device), last]
+        hidden = model(histories)
+        last = (histories.packing.cu_seqlens[1:] - 1).long()
+        hidden = hidden.index_select(0, last)
     return rank_hidden(hidden, model.item_table, seen, best)
 
 

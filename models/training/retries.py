@@ -1,7 +1,6 @@
 """Retries: where the GPU runs out of memory, the same work is done again in smaller pieces.
 
-A step is repeated with its batch cut into more parts whose gradients accumulate, so the model that is trained is the
-same. An evaluation is repeated with fewer users at once. Only where nothing can be cut any more does the error end the
+A step is repeated in smaller passes, whose gradients accumulate, so the model that is trained is the same. An evaluation is repeated with fewer users at once. Only where nothing can be cut any more does the error end the
 training, as a DeviceOutOfMemory with the measured bytes.
 """
 
@@ -11,15 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from srsplan.models.config import Configuration
-from srsplan.models.data.batches import Batch, cut
+from srsplan.models.data.batches import Batch, passes
 from srsplan.models.errors import DeviceOutOfMemory
 from srsplan.models.training.callbacks import Callbacks
-from srsplan.models.training.inputs import step_inputs
+from srsplan.models.training.inputs import step_inputs, targets_of
 from srsplan.models.training.progress import Progress
 from srsplan.models.training.step import TrainingStep
 
@@ -30,21 +28,30 @@ ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
 
 
 def train_batch(step: TrainingStep, batch: Batch, progress: Progress, callbacks: Callbacks) -> Tensor:
-    """Take one optimizer step on the batch, in more parts where the GPU's memory runs out; return the mean loss."""
-    catalog, device = step.configuration.catalog, step.device
+    """Take one optimizer step on the batch, in smaller passes where the GPU's memory runs out; return the mean loss."""
+    configuration, device = step.configuration, step.device
     while True:
-        parts = (step_inputs(part, catalog, device) for part in cut(batch, progress.micro_batches))
+        targets = targets_of(batch, device) if configuration.sampler == "in-batch" else None
+        cut = passes(batch, progress.pass_tokens, sequences_of(configuration, progress.pass_tokens))
         try:
-            return step.run_parts(parts, int(np.count_nonzero(batch.targets)))
+            return step.run_passes((step_inputs(each, device) for each in cut), len(batch.items), targets)
         except torch.cuda.OutOfMemoryError:
-            if progress.micro_batches >= len(batch.inputs):
+            tokens = min(progress.pass_tokens, len(batch.items))
+            if tokens <= batch.longest:
                 raise
         release(step.optimizer)
-        progress.micro_batches = min(2 * progress.micro_batches, len(batch.inputs))
+        progress.pass_tokens = max(batch.longest, tokens // 2)
         callbacks.on_out_of_memory(
-            f"the GPU ran out of memory: from here on every batch is cut into {progress.micro_batches} parts whose "
-            f"gradients accumulate, at the same batch size {step.configuration.batch_size}"
+            f"the GPU ran out of memory: from here on a pass has {progress.pass_tokens:,} tokens at most, at the same "
+            f"batch size {configuration.batch_size:,}: gradients accumulate"
         )
+
+
+def sequences_of(configuration: Configuration, tokens: int) -> int:
+    """Return the sequences of a pass at most, fewer in proportion where it has fewer tokens than configured."""
+    if tokens >= configuration.tokens:
+        return configuration.sequences
+    return max(1, configuration.sequences * tokens // configuration.tokens)
 
 
 def with_fewer_users(work: Callable[[int], T], progress: Progress, callbacks: Callbacks) -> T:

@@ -97,7 +97,7 @@ class Prepared:
 class RunConfig(Document):
     """config.json: how a run was made, enough to repeat it and to load its model."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     srsplan: str
     configuration: Configuration
     settings: Settings
@@ -139,7 +139,7 @@ def fitted(order: Order, data: RunData) -> Order:
             f"the plan is for {configuration.catalog:,} items, the data have {catalog:,}: its memory does not hold",
             "plan again with srsplan recommend --data FILE",
         )
-    order = replace(order, configuration=replace(configuration, catalog=catalog, valid_tokens=None))
+    order = replace(order, configuration=replace(configuration, catalog=catalog))
     _check_kernel(order)
     return order
 
@@ -197,7 +197,7 @@ def finish(prepared: Prepared, callbacks: Callbacks) -> dict[str, Any]:
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "stopped_early": progress.epoch < trainer.settings.epochs,
-        "micro_batches": progress.micro_batches,
+        "pass_tokens": progress.pass_tokens,
         "validation_ndcg_10": progress.best,
         "epoch_seconds": progress.mean_epoch_seconds,
         "step_seconds": progress.mean_step_seconds,
@@ -271,7 +271,7 @@ def _write_row(order: Order, document: Mapping[str, Any]) -> None:
         "tokens_per_set": configuration.tokens_per_set,
         "sampler": configuration.sampler,
         "dim": configuration.architecture.dim,
-        "micro_batches": document["micro_batches"],
+        "pass_tokens": document["pass_tokens"],
         "seed": order.settings.seed,
         "exp_name": order.folder.name,
         "device": str(order.device),

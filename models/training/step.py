@@ -1,6 +1,6 @@
 """One training step: what `train` runs, what a probe measures and what the ledger replays, in one place.
 
-Shape letters: B sequences, L positions, M valid targets, D hidden size.
+Shape letters: M tokens of a pass, N of its batch, V items, D hidden size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from srsplan.kernels.samplers.alias_table import Distribution, popularity
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
-from srsplan.models.sequence_model import Context
+from srsplan.models.sequence_model import Context, PackedItems
 
 PART_SHIFT = 24
 """Micro-batches of a step draw their negatives as steps do that are 2^24 apart."""
@@ -48,12 +48,11 @@ class StepSettings:
     """Seed of the weights, the order of batches, dropout and negatives."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepInputs:
-    """A batch on the device: inputs int64 [B, L] 0-based, positions int64 [M] into B x L, targets int64 [M] 0-based."""
+    """A pass on the device: packed items [M], and the target of each token, int64 [M] 0-based."""
 
-    inputs: Tensor
-    positions: Tensor
+    sequences: PackedItems
     targets: Tensor
 
 
@@ -116,38 +115,48 @@ class TrainingStep:
         return popularity(counts, exponent).to(self.device)
 
     def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase, draw: int | None = None) -> Tensor:
-        """Return the mean loss over valid targets; padding is never scored. `draw` numbers the draw of negatives."""
+        """Return the mean loss over the targets of a pass. `draw` numbers the draw of negatives."""
         phase("forward")
         with self.autocast():
-            hidden = self.model(batch.inputs)
-            hidden = hidden.view(-1, hidden.shape[-1]).index_select(0, batch.positions)
+            hidden = self.model(batch.sequences)
             phase("loss")
             step = self.steps_done if draw is None else draw
             return self._loss.at_step(step)(hidden, self.model.item_table, batch.targets)
 
     def run(self, batch: StepInputs, phase: Callable[[str], None] = no_phase) -> Tensor:
-        """Make one optimizer step; returns the detached loss, which nobody has waited for."""
-        return self.run_parts([batch], len(batch.targets), phase)
+        """Make one optimizer step of a batch in one pass; returns the detached loss, which nobody has waited for."""
+        return self.run_passes([batch], len(batch.targets), phase=phase)
 
-    def run_parts(self, parts: Iterable[StepInputs], targets: int, phase: Callable[[str], None] = no_phase) -> Tensor:
-        """Make one optimizer step of a batch in micro-batches, with so many valid targets in all.
+    def run_passes(
+        self,
+        passes: Iterable[StepInputs],
+        tokens: int,
+        batch_targets: Tensor | None = None,
+        phase: Callable[[str], None] = no_phase,
+    ) -> Tensor:
+        """Make one optimizer step of a batch of so many tokens N, in passes.
 
-        Their gradients accumulate. They are taken one at a time, so that a generator need not hold them all on the
-        device. Returns the detached mean loss over all targets; ValueError where there is no micro-batch.
+        Their gradients accumulate: the step is that of the whole batch, however it is cut. Passes are taken one at a
+        time, so that a generator need not hold them all on the device. `batch_targets`, int64 [N], are what the sampler
+        "in-batch" draws from. Returns the detached mean loss over all targets; ValueError where there is no pass.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         total: Tensor | None = None
-        for number, part in enumerate(parts):
+        for number, each in enumerate(passes):
             draw = self.steps_done + (number << PART_SHIFT)
-            loss = self.loss(part, phase, draw)
-            if len(part.targets) != targets:
-                loss = loss * (len(part.targets) / targets)
+            loss = self.loss(each, phase, draw)
+            if len(each.targets) != tokens:
+                loss = loss * (len(each.targets) / tokens)
             phase("backward")
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             total = loss.detach() if total is None else total + loss.detach()
         if total is None:
-            raise ValueError("a batch without parts")
+            raise ValueError("a batch without passes")
+        self._update(phase)
+        return total
+
+    def _update(self, phase: Callable[[str], None]) -> None:
         phase("optimizer")
         if self.scaler is None:
             self.optimizer.step()
@@ -156,7 +165,6 @@ class TrainingStep:
             self.scaler.update()
         self.steps_done += 1
         phase("idle")
-        return total
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> Context:

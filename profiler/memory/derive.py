@@ -59,18 +59,18 @@ class Recorder:
 
 def derive_step(kind: Kind, many_chunks: bool) -> Program:
     """Return the program of one loss, where all fits one chunk or where there are two or more."""
-    recorder, parts = Recorder(), 2 if kind.parts else 1
+    recorder, passes = Recorder(), 1 + kind.passes
 
     def pieces(chunks: int) -> list[Code]:
-        """Return the set-up, then every micro-batch of four steps."""
+        """Return the set-up, then every pass of four steps."""
         configuration, sizes = generic_step(kind, chunks)
-        simulated = simulate_step(configuration, steps=4)
-        starts = [simulated.trace.start_of("forward", number) for number in range(3 * parts + 1)]
+        simulated = simulate_step(configuration, steps=4, passes=passes)
+        starts = [simulated.trace.start_of("forward", number) for number in range(3 * passes + 1)]
         return recorder.parts(simulated, sizes, [0, *starts])
 
     found = [pieces(chunks) for chunks in ((2, 3, 4) if many_chunks else (1,))]
     setup, *batches = [looped(*each) if many_chunks else each[0] for each in zip(*found, strict=True)]
-    first, step, again = ([*chain(*batches[at : at + parts])] for at in (0, parts, 2 * parts))
+    first, step, again = ([*chain(*batches[at : at + passes])] for at in (0, passes, 2 * passes))
     if step != again:
         raise NotFactored(f"the steps of {kind} are not alike")
     return recorder.program(setup, first, step)
@@ -116,9 +116,9 @@ def _derivations(precision: Precision, blocks: int, many: bool) -> Iterator[tupl
     evaluation = generic_evaluation(precision, blocks, 1)[0]
     yield expressions.program_key("evaluation", evaluation, many), derive_evaluation(precision, blocks, many)
     pairs = [(loss.name, sampler) for loss in LOSSES.values() if loss.chunked or not many for sampler in loss.samplers]
-    for (loss, sampler), recompute, parts in product(pairs, (False, True), (False, True)):
-        kind = Kind(loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, parts=parts)
-        yield expressions.program_key(loss, generic_step(kind)[0], many), derive_step(kind, many)
+    for (loss, sampler), recompute, passes in product(pairs, (False, True), (False, True)):
+        kind = Kind(loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, passes=passes)
+        yield expressions.program_key(loss, generic_step(kind)[0], many, passes), derive_step(kind, many)
 
 
 def main() -> None:

@@ -7,12 +7,13 @@ An expression is a string, so that it ships as data and reads as a formula:
     "4*V*D"                          bytes as a coefficient times powers of variables
     "512"                            a constant
     "embedding_backward/11:M*K"      entry 11 of a scratch formula, for so many looked-up tokens
-    "attention_backward/1"           entry 1 of the attention's scratch
+    "flash_backward/1"               entry 1 of the attention's scratch
 
-Variables: V catalog, D dim, H heads, B batch size, L sequence length, A = L padded to 32, M valid tokens,
-n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk of the full softmax and t of
-the last one, S sets per chunk of the sampled one and s of the last, I rows per block of the table's gradient; for
-evaluation U users ranked at once, Q (user, item) pairs they have seen, C items per chunk and c of the last.
+Variables: V catalog, D dim, H heads, M tokens of a pass, B its sequences, J = B + 1, N tokens of the batch, L longest
+sequence, A = L padded to 32, n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk
+of the full softmax and t of the last one, S sets per chunk of the sampled one and s of the last, I rows per block of
+the table's gradient; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they
+have seen, C items per chunk and c of the last.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ def evaluate(expression: str, values: Values) -> NDArray[np.int64]:
     entry, _, tokens = rest.partition(":")
     if name == "embedding_backward":
         return _embedding(int(entry), _product(tokens, values), values)
-    if name == "attention_backward":
-        sizes = scratch.attention_backward(values["B"], values["H"], values["L"], values["D"] // values["H"])
-        return sizes[int(entry)]
+    head_dim = values["D"] // values["H"]
+    if name == "flash_backward":
+        return scratch.flash_backward(values["M"], values["B"], values["H"], head_dim)[int(entry)]
+    if name == "efficient_backward":
+        return scratch.efficient_backward(values["M"], values["H"], head_dim)[int(entry)]
     raise ValueError(f"unknown formula in {expression!r}")
 
 
@@ -99,8 +102,15 @@ def evaluation_values(configuration: Configuration, users: int, seen_pairs: int)
     """Return the variables of one evaluation batch."""
     chunk = chunking.ranking_chunk_items(users, configuration.catalog)
     last = _last(configuration.catalog, chunk)
-    row = _step_row(configuration) | {"U": users, "Q": seen_pairs, "C": chunk, "c": last}
+    row = _step_row(configuration) | {
+        "M": evaluation_tokens(configuration, users), "U": users, "J": users + 1, "Q": seen_pairs, "C": chunk, "c": last
+    }  # fmt: skip
     return {name: _integers([value]) for name, value in row.items()}
+
+
+def evaluation_tokens(configuration: Configuration, users: int) -> int:
+    """Return the tokens of an evaluation batch of so many users, at most: those of a pass, and one history at least."""
+    return min(users * configuration.seq_len, max(configuration.tokens, configuration.seq_len))
 
 
 def chunks(loss: str, values: Values) -> NDArray[np.int64]:
@@ -114,13 +124,17 @@ def chunks(loss: str, values: Values) -> NDArray[np.int64]:
     return -(-values[total] // values[chunk])
 
 
-def program_key(loss: str, configuration: Configuration, many_chunks: bool) -> str:
-    """Return the key of a program: `loss` is that of a step, or "evaluation", which knows no options of training."""
+def program_key(loss: str, configuration: Configuration, many_chunks: bool, several_passes: bool | None = None) -> str:
+    """Return the key of a program: `loss` is that of a step, or "evaluation", which knows no options of training.
+
+    The configuration says whether there are several passes, where nobody else does.
+    """
     key = f"{loss}/{configuration.precision}/{configuration.architecture.blocks}/{'many' if many_chunks else 'one'}"
     if loss == EVALUATION:
         return key
     key += "" if configuration.sampler == "uniform" else f"/{configuration.sampler}"
-    return key + "/recompute" * configuration.recompute + "/parts" * (configuration.micro_batches > 1)
+    several = configuration.several_passes if several_passes is None else several_passes
+    return key + "/recompute" * configuration.recompute + "/passes" * several
 
 
 def _last(total: int, chunk: int) -> int:
@@ -129,7 +143,7 @@ def _last(total: int, chunk: int) -> int:
 
 
 def _step_row(configuration: Configuration) -> dict[str, int]:
-    catalog, tokens, dim = configuration.catalog, configuration.fullest_tokens, configuration.architecture.dim
+    catalog, tokens, dim = configuration.catalog, configuration.tokens, configuration.architecture.dim
     negatives, group = configuration.negatives or 0, configuration.tokens_per_set
     sets = chunking.set_count(tokens, group)
     chunk = chunking.softmax_chunk_tokens(tokens, catalog)
@@ -138,7 +152,9 @@ def _step_row(configuration: Configuration) -> dict[str, int]:
         "V": catalog,
         "D": dim,
         "H": configuration.architecture.heads,
-        "B": configuration.micro_batch_size,
+        "B": configuration.sequences,
+        "J": configuration.sequences + 1,
+        "N": configuration.batch_tokens,
         "L": configuration.seq_len,
         "A": attention_rows(configuration.seq_len),
         "M": tokens,

@@ -25,10 +25,12 @@ SEQ_LEN = 409
 DIM, HEADS = 8 * 11 * 29, 11
 NEGATIVES, TOKENS_PER_SET = 61, 37
 
-CONTAINED = {("H", "D"), ("G", "P")}
-"""(factor, product): D is a multiple of H and P one of G. `factor` looks for the products first."""
+CONTAINED = {("H", "D"), ("G", "P"), ("L", "N")}
+"""(factor, product): D is a multiple of H, P of G and N of L. `factor` looks for the products first."""
 
-BATCHES = (1009, 1013, 1019, 1021)
+BATCH_SIZE = 7919
+PASS_SEQUENCES = (157, 163, 193, 211, 313, 317, 331, 337)
+EVALUATION_TOKENS = 30_011
 EVALUATION_BATCHES = (521, 523, 541, 547, 557, 563, 569, 571, 577, 587, 593, 599)
 
 
@@ -41,8 +43,8 @@ class Kind:
     blocks: int
     sampler: Sampler = "uniform"
     recompute: bool = False
-    parts: bool = False
-    """Micro-batches: two stand for any number, the third leaves everything as the second did."""
+    passes: bool = False
+    """Several passes: two stand for any number, the third leaves everything as the second did."""
 
 
 def generic_step(kind: Kind, chunks: int = 1) -> tuple[Configuration, Sizes]:
@@ -59,11 +61,11 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
     for evaluation_batch, rest, pairs in product(EVALUATION_BATCHES, range(10_003, 10_203, 2), range(7001, 7041, 2)):
         catalog = (chunks - 1) * chunking.ranking_chunk_items(evaluation_batch, UNLIMITED) + rest
         configuration = Configuration(
-            loss=DEFAULT_LOSS, catalog=catalog, batch_size=1, seq_len=SEQ_LEN,
+            loss=DEFAULT_LOSS, catalog=catalog, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, pass_tokens=EVALUATION_TOKENS,
             architecture=_architecture(blocks), precision=precision,
         )  # fmt: skip
         row = _row(expressions.evaluation_values(configuration, evaluation_batch, pairs))
-        sizes = _named(row, ["V", "D", "H", "L", "A", "U", "Q", *(["C", "c"] if chunks > 1 else [])])
+        sizes = _named(row, ["V", "D", "H", "M", "L", "A", "U", "J", "Q", *(["C", "c"] if chunks > 1 else [])])
         if _generic(sizes):
             return configuration, EvaluationSizes(users=evaluation_batch, seen_pairs=pairs), sizes
     raise NotFactored("no generic sizes for evaluation")
@@ -71,17 +73,17 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
 
 def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
     """Yield candidates: the loss's tokens are those of so many chunks, the last of which is not full."""
-    loss, parts = LOSSES[kind.loss], 2 if kind.parts else 1
+    loss = LOSSES[kind.loss]
     negatives = (loss.fixed_negatives or NEGATIVES) if loss.sampled else None
     group = TOKENS_PER_SET if loss.shares_negatives else 1
     extras = range(0, 40 * group, group // 5 + 1)
-    for catalog, extra, batch in product(range(100_003, 104_000, 2), extras, BATCHES):
+    for catalog, extra, sequences in product(range(100_003, 104_000, 2), extras, PASS_SEQUENCES):
         full = _chunk_tokens(catalog, negatives, group)
-        tokens = full // 3 + (chunks - 1) * full + extra if loss.chunked else 70_001 + extra
+        tokens = 2 * full // 3 + (chunks - 1) * full + extra if loss.chunked else 70_001 + extra
         yield Configuration(
-            loss=kind.loss, catalog=catalog, batch_size=parts * batch, seq_len=SEQ_LEN, negatives=negatives,
-            tokens_per_set=group, sampler=kind.sampler, valid_tokens=tokens, architecture=_architecture(kind.blocks),
-            precision=kind.precision, micro_batches=parts, recompute=kind.recompute,
+            loss=kind.loss, catalog=catalog, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, negatives=negatives,
+            tokens_per_set=group, sampler=kind.sampler, architecture=_architecture(kind.blocks),
+            precision=kind.precision, pass_tokens=tokens, pass_sequences=sequences, recompute=kind.recompute,
         )  # fmt: skip
 
 
@@ -100,7 +102,7 @@ def _step_sizes(configuration: Configuration) -> Sizes:
     values = expressions.step_values([configuration])
     row, loss = _row(values), LOSSES[configuration.loss]
     single = int(expressions.chunks(configuration.loss, values)[0]) == 1
-    names = ["V", "D", "H", "B", "L", "A", "M"]
+    names = ["V", "D", "N", "H", "B", "J", "L", "A", "M"]
     if loss.sampled and loss.fixed_negatives is None:
         names += ["n", "K"]
     if loss.shares_negatives:

@@ -27,7 +27,7 @@ from srsplan.profiler.memory.allocator import CapReachedError
 from srsplan.profiler.memory.program import Code, Process, Program
 
 FILL_PERCENT = (93, 100, 81, 97, 100, 88, 100)
-"""Valid targets of later batches, in percent of the fullest's."""
+"""Tokens of later passes, in percent of the fullest's."""
 
 LATE_RETRIES = 1
 """Retries in the later steps: more, and training would be slowed down again and again."""
@@ -162,7 +162,7 @@ def _life(configuration: Configuration, users: int, seen_pairs: int, programs: P
 
 def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
     """Return the full step, then those of other batches."""
-    values = expressions.step_values([configuration, *_batches(configuration)])
+    values = expressions.step_values([configuration, *_passes(configuration)])
     counts = [int(count) for count in expressions.chunks(configuration.loss, values)]
     by_kind = {many: programs(configuration.loss, configuration, many) for many in {count > 1 for count in counts}}
     sizes = {many: program.sizes(values) for many, program in by_kind.items()}
@@ -172,14 +172,17 @@ def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
     ]
 
 
-def _batches(full: Configuration) -> list[Configuration]:
-    """Return other batches of the same training; without padding only the last of an epoch differs."""
-    fills = FILL_PERCENT if full.fullest_tokens < full.tokens else ()
-    last = replace(full, batch_size=max(full.micro_batches, full.batch_size // LAST_BATCH), valid_tokens=None)
-    return [
-        *(replace(full, valid_tokens=max(1, (fill * full.fullest_tokens + 50) // 100)) for fill in fills),
-        replace(last, valid_tokens=min(max(1, full.fullest_tokens // LAST_BATCH), last.tokens)),
-    ]
+def _passes(full: Configuration) -> list[Configuration]:
+    """Return other passes of the same training, the last one that of an epoch's last batch."""
+    fills = [max(1, (fill * full.tokens + 50) // 100) for fill in FILL_PERCENT] if full.several_passes else []
+    return [_pass_of(full, tokens) for tokens in [*fills, max(1, full.tokens // LAST_BATCH)]]
+
+
+def _pass_of(full: Configuration, tokens: int) -> Configuration:
+    """Return a pass of fewer tokens, with the sequences in proportion; as one of several, as `full` is."""
+    sequences = max(1, full.sequences * tokens // full.tokens)
+    shortened = replace(full, seq_len=min(full.seq_len, tokens))
+    return replace(shortened, pass_tokens=tokens, pass_sequences=sequences)
 
 
 def _ranking(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> Part:

@@ -8,10 +8,13 @@ import torch
 
 from srsplan.kernels import chunking
 from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.attention import Packing
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
+from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.ranking import Seen, rank
 from srsplan.models.training.step import DTYPES, StepInputs, TrainingStep
+from srsplan.profiler.memory.expressions import evaluation_tokens
 from srsplan.profiler.memory.ledger import Ledger, Trace
 from srsplan.profiler.memory.simulated_cuda import SimulatedCuda, fused_optimizers_on_meta
 
@@ -51,10 +54,10 @@ class Simulated:
         return [allocation.requested_bytes for allocation in self.trace.allocations]
 
 
-def with_evaluation(training: Simulated, evaluation: Simulated, before_part: int) -> tuple[list[int], list[int]]:
+def with_evaluation(training: Simulated, evaluation: Simulated, before_pass: int) -> tuple[list[int], list[int]]:
     """Put an evaluation into a training, as `train` does: the sizes and events of both together.
 
-    `before_part`: before which micro-batch, counted from 0 through all steps.
+    `before_pass`: before which pass, counted from 0 through all steps.
     """
     trace, offset = evaluation.trace, len(training.trace.allocations)
     events = trace.events[trace.start_of("batch") : trace.start_of("idle")]
@@ -62,26 +65,29 @@ def with_evaluation(training: Simulated, evaluation: Simulated, before_part: int
     ended = {~event for event in events if event < 0}
     body = [event + offset if event >= 0 else ~(~event + offset) for event in events]
     body += [~(event + offset) for event in born if event not in ended]
-    at = training.trace.start_of("forward", before_part)
+    at = training.trace.start_of("forward", before_pass)
     return [*training.sizes, *evaluation.sizes], [*training.trace.events[:at], *body, *training.trace.events[at:]]
 
 
-def simulate_step(configuration: Configuration, steps: int = 2) -> Simulated:
-    """Trace training steps of the fullest batch; those from the second on count. Takes some 0.1 s."""
+def simulate_step(configuration: Configuration, steps: int = 2, passes: int | None = None) -> Simulated:
+    """Trace training steps of the fullest batch; those from the second on count. Takes some 0.1 s.
+
+    A step has so many `passes`, each the fullest there can be; two stand for several where nothing is said.
+    """
     ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
+    count = passes or 1 + configuration.several_passes
     with fused_optimizers_on_meta(), ledger:
         step = TrainingStep(configuration, META, autocast=cuda.autocast)
         if configuration.recompute:
             step.model.recompute = cuda.recompute
-        parts, targets = configuration.micro_batches, configuration.micro_batches * configuration.fullest_tokens
         ledger.phase("batch")
-        batch = _batch(configuration)
+        targets = _numbers(configuration.batch_tokens) if configuration.sampler == "in-batch" else None
+        kept = _pass(configuration)
         with cuda:
             for _ in range(steps):
-                step.run_parts(
-                    (batch if parts == 1 else _batch(configuration) for _ in range(parts)), targets, ledger.phase
-                )
-    return Simulated(ledger.trace, ledger.trace.start_of("forward", parts))
+                each = (kept if count == 1 else _pass(configuration) for _ in range(count))
+                step.run_passes(each, count * configuration.tokens, targets, ledger.phase)
+    return Simulated(ledger.trace, ledger.trace.start_of("forward", count))
 
 
 def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) -> Simulated:
@@ -96,20 +102,19 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
         ledger.phase("optimizer")
         moments = [torch.empty_like(weight) for weight in model.parameters() for _ in range(2)]
         ledger.phase("batch")
-        inputs = torch.empty(sizes.users, configuration.seq_len, dtype=torch.long, device=META)
-        last = torch.empty(sizes.users, dtype=torch.long, device=META)
         seen = _seen(configuration.catalog, sizes)
+        histories = _packed(evaluation_tokens(configuration, sizes.users), sizes.users, configuration.seq_len)
         with cuda:
             ledger.phase("evaluation")
-            rank(model, inputs, last, seen, min(BEST_ITEMS, configuration.catalog), cuda.autocast)
+            rank(model, histories, seen, min(BEST_ITEMS, configuration.catalog), cuda.autocast)
             ledger.phase("idle")
         del moments
     return Simulated(ledger.trace, ledger.trace.start_of("evaluation"))
 
 
 def few_chunks(configuration: Configuration) -> Configuration:
-    """Take fewer valid tokens where a chunked loss would run thousands of chunks: the peak is that of any chunk."""
-    loss, tokens = LOSSES[configuration.loss], configuration.fullest_tokens
+    """Take fewer tokens where a chunked loss would run thousands of chunks: the peak is that of any chunk."""
+    loss, tokens = LOSSES[configuration.loss], configuration.tokens
     if not loss.chunked:
         return configuration
     if loss.sampled:
@@ -117,14 +122,23 @@ def few_chunks(configuration: Configuration) -> Configuration:
         chunk = group * chunking.sampled_chunk_sets(tokens, negatives, configuration.architecture.dim, group)
     else:
         chunk = chunking.softmax_chunk_tokens(tokens, configuration.catalog)
-    return replace(configuration, valid_tokens=min(tokens, FEW_CHUNKS * chunk + 3))
+    return replace(configuration, pass_tokens=max(configuration.seq_len, min(tokens, FEW_CHUNKS * chunk + 3)))
 
 
-def _batch(configuration: Configuration) -> StepInputs:
-    shape = (configuration.micro_batch_size, configuration.seq_len)
-    inputs = torch.empty(shape, dtype=torch.long, device=META)
-    positions, targets = (torch.empty(configuration.fullest_tokens, dtype=torch.long, device=META) for _ in range(2))
-    return StepInputs(inputs, positions, targets)
+def _pass(configuration: Configuration) -> StepInputs:
+    """Return the fullest pass: its tensors come in the order of models/training/inputs.py."""
+    sequences = _packed(configuration.tokens, configuration.sequences, configuration.seq_len)
+    return StepInputs(sequences, _numbers(configuration.tokens))
+
+
+def _packed(tokens: int, sequences: int, seq_len: int) -> PackedItems:
+    items, positions = _numbers(tokens), _numbers(tokens)
+    bounds = torch.empty(sequences + 1, dtype=torch.int32, device=META)
+    return PackedItems(items, positions, Packing(bounds, min(seq_len, tokens)))
+
+
+def _numbers(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.long, device=META)
 
 
 def _seen(catalog: int, sizes: EvaluationSizes) -> Seen:

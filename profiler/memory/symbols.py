@@ -70,7 +70,7 @@ def symbol_of(allocation: Allocation, sizes: Sizes) -> tuple[str, str]:
     formula, _, rest = allocation.operator.partition("/")
     if formula == "cublas":
         return "workspace", f"cublas/{allocation.requested_bytes}"
-    if formula == "attention_backward":
+    if formula in ("flash_backward", "efficient_backward"):
         return "workspace", allocation.operator
     if formula == "embedding_backward":
         entry, _, tokens = rest.partition("/")
@@ -97,6 +97,6 @@ def _tag(allocation: Allocation, powers: Counter[str]) -> str:
         return "logits"
     if powers["n"] or powers["K"]:
         return "negatives"
-    if allocation.phase == "backward" and not powers & Counter("BLAMTSGP"):
+    if allocation.phase == "backward" and not powers & Counter("BJLAMNTSGP"):
         return "gradient"
     return "activation"

@@ -60,3 +60,23 @@ def attention_backward(batch: Size, heads: Size, length: Size, head_dim: Size) -
     """Return the sizes of fused attention's fp32 row sums, and of the fp32 accumulator of the query's gradient."""
     rows = batch * heads * round_up(length, 128)
     return rows * 4, rows * round_up(head_dim, 32) * 4
+
+
+def flash_backward(tokens: Size, sequences: Size, heads: Size, head_dim: Size) -> tuple[Size, Size]:
+    """Return what FlashAttention's backward takes for packed sequences: row sums, and the query gradient's sums, fp32.
+
+    Both have 128 rows more for every sequence. From PyTorch's source (mha_varlen_bwd in flash_api.cpp, torch 2.6 to
+    2.13); not measured on a card yet.
+    """
+    rows = tokens + 128 * sequences
+    wide = round_up(head_dim, 32) + (round_up(head_dim, 64) - round_up(head_dim, 32)) * (head_dim > 128)
+    return rows * heads * 4, rows * heads * wide * 4
+
+
+def efficient_backward(tokens: Size, heads: Size, head_dim: Size) -> tuple[Size, Size, Size]:
+    """Return what memory-efficient attention's backward takes for packed sequences in fp32.
+
+    The product of result and its gradient, its sums, and these transposed. From PyTorch's source
+    (attention_backward.cu, torch 2.6 to 2.13); not measured on a card yet.
+    """
+    return tokens * heads * head_dim * 4, tokens * heads * 4, tokens * heads * 4

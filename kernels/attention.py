@@ -1,0 +1,114 @@
+"""Causal self-attention over packed sequences: B sequences of different lengths, one after another in M tokens.
+
+Shape letters: M tokens, B sequences, H heads, K head size; b sequences of a group, l its longest.
+
+On CUDA kernels with variable lengths run: FlashAttention in 16 bit, memory-efficient attention otherwise. Both drop
+attention weights out. They are the operators under `torch.nn.attention.varlen` (torch 2.10, without dropout) and under
+`scaled_dot_product_attention` of jagged nested tensors, called directly: one path for torch 2.6 and later, and for meta
+tensors. Elsewhere sequences of like length are padded together, group by group, inside this function only.
+
+Dao, 2023, FlashAttention-2, https://arxiv.org/abs/2307.08691.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+aten = torch.ops.aten
+
+SHORTEST_SHARE = 0.75
+"""A group's shortest sequence has at least this share of its longest: at most a third of what is computed is padding."""
+
+FLASH_HEAD_SIZE = 256
+FLASH_CAPABILITY = (8, 0)
+CAUSAL_FROM_TOP_LEFT = 1
+"""The mask of memory-efficient attention, by its number in PyTorch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """The bounds of packed sequences, and on devices without a kernel for them the groups that are padded together."""
+
+    cu_seqlens: Tensor
+    """int32 [B + 1] on the device: sequence k is tokens cu_seqlens[k] to cu_seqlens[k + 1]."""
+    longest: int
+    """Tokens of the longest sequence."""
+    groups: tuple[Tensor, ...] = ()
+    """For each group the tokens int64 [b, l] of its sequences; a sequence's last token also stands at its padding."""
+    places: Tensor | None = None
+    """int64 [M]: where each token stands in the groups, one after another and flattened."""
+
+
+def pack(offsets: NDArray[np.int64], device: torch.device) -> Packing:
+    """Return the packing of sequences with these bounds [B + 1], for attention on `device`; no sequence is empty."""
+    cu_seqlens = torch.from_numpy(offsets.astype(np.int32)).to(device, non_blocking=True)
+    lengths = np.diff(offsets)
+    longest = int(lengths.max(initial=0))
+    if device.type in ("cuda", "meta"):
+        return Packing(cu_seqlens, longest)
+    groups, places = _grouped(offsets[:-1], lengths)
+    on_device = [torch.from_numpy(array).to(device) for array in (*groups, places)]
+    return Packing(cu_seqlens, longest, tuple(on_device[:-1]), on_device[-1])
+
+
+def packed_attention(joined: Tensor, packing: Packing, dropout: float = 0.0) -> Tensor:
+    """Attend within every sequence, each token to itself and those before it: [M, 3, H, K] -> [M, H, K].
+
+    joined: queries, keys and values. `dropout` is the probability that an attention weight is dropped. Memory above
+    input and result: fp32 row sums, [H, M] with FlashAttention and [B, H, longest] otherwise; on devices without such
+    kernels the padded groups.
+    """
+    if packing.places is not None:
+        return _by_groups(joined, packing, packing.places, dropout)
+    bounds = (packing.cu_seqlens, packing.cu_seqlens, packing.longest, packing.longest)
+    if _has_flash(joined):
+        query, key, value = joined.unbind(1)
+        return cast(Tensor, aten._flash_attention_forward(query, key, value, *bounds, dropout, True, False)[0])
+    query, key, value = joined.unsqueeze(0).unbind(2)
+    keeps_sums = torch.is_grad_enabled() and joined.requires_grad
+    mixed = aten._efficient_attention_forward(
+        query, key, value, None, *bounds, dropout, CAUSAL_FROM_TOP_LEFT, keeps_sums
+    )[0]
+    return cast(Tensor, mixed.squeeze(0))
+
+
+def _has_flash(joined: Tensor) -> bool:
+    if joined.dtype == torch.float32 or joined.shape[-1] > FLASH_HEAD_SIZE:
+        return False
+    return joined.is_meta or torch.cuda.get_device_capability(joined.device) >= FLASH_CAPABILITY
+
+
+def _by_groups(joined: Tensor, packing: Packing, places: Tensor, dropout: float) -> Tensor:
+    """Pad one group after another: what stands at padding is seen by padding only, and nobody looks at its result."""
+    mixed = []
+    for tokens in packing.groups:
+        query, key, value = joined[tokens].permute(2, 0, 3, 1, 4).unbind(0)  # [b, H, l, K] each
+        found = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        mixed.append(found.transpose(1, 2).flatten(0, 1))
+    return torch.cat(mixed).index_select(0, places)
+
+
+def _grouped(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """Return the tokens [b, l] of every group, the longest sequences first, and each token's place in all groups."""
+    order = np.argsort(-lengths, kind="stable")
+    descending = lengths[order]
+    groups, places, first, padded = [], np.empty(int(lengths.sum()), dtype=np.int64), 0, 0
+    while first < len(order):
+        longest = int(descending[first])
+        last = int(np.searchsorted(-descending, -SHORTEST_SHARE * longest, side="right"))
+        rows, columns = order[first:last, None], np.arange(longest)
+        tokens = starts[rows] + np.minimum(columns, lengths[rows] - 1)
+        valid = columns < lengths[rows]
+        places[tokens[valid]] = padded + np.flatnonzero(valid)
+        groups.append(tokens)
+        first, padded = last, padded + tokens.size
+    return groups, places

@@ -13,6 +13,9 @@ from typing import Literal, get_args
 Sampler = Literal["uniform", "popularity", "in-batch"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
+Kernel = Literal["chunked", "triton"]
+"""The implementations of a chunked loss: plain PyTorch, and Triton. The other losses have one, the eager form."""
+
 TOKENS_PER_SET = 32
 """Tokens that share one set of negatives where nobody says otherwise: as good as sets of their own (docs, losses)."""
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from srsplan.kernels.losses import LOSSES, SAMPLERS, Loss, Sampler
+from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Loss, Sampler
 from srsplan.models.errors import InputError
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ class Configuration:
     accumulate, so that the step is that of the whole batch. None runs every batch in one pass."""
     pass_sequences: int | None = None
     """Sequences of a pass at most; None sets no limit beside that of the tokens."""
+    kernel: Kernel = "chunked"
+    """The implementation of a chunked loss; the other losses have one form, whatever this says."""
     recompute: bool = False
     """Activation checkpointing: a block keeps its input only, and runs forward once more in backward."""
 
@@ -137,6 +139,8 @@ class Configuration:
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise InputError(f"unknown precision {_shown(self.precision)}", f"precisions are {known}")
+        if self.kernel not in get_args(Kernel):
+            raise InputError(f"unknown kernel {_shown(self.kernel)}", f"kernels are {', '.join(get_args(Kernel))}")
         self._check_sampler(loss)
         self._check_negatives(loss)
 
@@ -193,14 +197,14 @@ class Configuration:
         return self.batch_size * self.seq_len
 
     @property
-    def tokens(self) -> int:
-        """M: tokens that no pass exceeds."""
-        return min(self.pass_tokens or self.batch_tokens, self.batch_tokens)
-
-    @property
     def sequences(self) -> int:
         """B: sequences that no pass exceeds."""
-        return min(self.pass_sequences or self.batch_size, self.batch_size, self.tokens)
+        return min(self.pass_sequences or self.batch_size, self.batch_size, self.pass_tokens or self.batch_size)
+
+    @property
+    def tokens(self) -> int:
+        """M: tokens that no pass exceeds."""
+        return min(self.pass_tokens or self.batch_tokens, self.sequences * self.seq_len)
 
     @property
     def several_passes(self) -> bool:

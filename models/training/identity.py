@@ -16,8 +16,8 @@ Identity = dict[str, Value]
 MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
 """Options that a resumed run may change: they are the ways out of a loss that diverged."""
 
-MEMORY_ONLY = ("pass_tokens", "pass_sequences", "recompute")
-"""Parts of a configuration that decide the memory it takes, not what is computed."""
+MEMORY_ONLY = ("pass_tokens", "pass_sequences", "recompute", "kernel")
+"""Parts of a configuration that decide the memory it takes and its speed, not what is computed."""
 
 
 def identity(configuration: Configuration, settings: Settings, split: Split) -> Identity:

@@ -221,12 +221,14 @@ def use_expandable_segments() -> None:
 
 def _check_kernel(order: Order) -> None:
     """Raise InputError where the loss has no such implementation; before anything is deleted or built."""
-    configuration, asked = order.configuration, order.settings.kernel
+    configuration = order.configuration
     options = LossOptions(negatives=configuration.negatives, compute_dtype=DTYPES[configuration.precision])
+    if configuration.kernel == "chunked":
+        return
     try:
-        choose(configuration.loss, order.device, asked, options, dim=configuration.architecture.dim)
+        choose(configuration.loss, order.device, configuration.kernel, options, dim=configuration.architecture.dim)
     except ValueError as error:
-        raise InputError(f"--kernel {asked}: {error}", "leave --kernel out") from error
+        raise InputError(f"--kernel {configuration.kernel}: {error}", "leave --kernel out") from error
 
 
 def _begin(folder: RunFolder, order: Order, data: RunData, notes: tuple[str, ...]) -> None:

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from srsplan.kernels.dispatch import Implementation, LossCall, LossOptions, choose
+from srsplan.kernels.dispatch import LossCall, LossOptions, choose
+from srsplan.kernels.losses import LOSSES
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.models.config import Configuration
@@ -40,8 +41,6 @@ class StepSettings:
     """The optimizer's learning rate."""
     weight_decay: float = 0.0
     """Weight decay: decoupled from the gradient in AdamW, added to the gradient in Adam."""
-    kernel: Implementation = "auto"
-    """The implementation of the loss; "auto" leaves it to kernels.dispatch."""
     popularity_exponent: float = 0.75
     """The sampler "popularity" draws items in proportion to their interactions to this power."""
     seed: int = 42
@@ -98,7 +97,8 @@ class TrainingStep:
         )
         if configuration.sampler == "popularity":
             options = replace(options, distribution=self._distribution(item_counts, settings.popularity_exponent))
-        self._loss = choose(configuration.loss, device, settings.kernel, options, dim=configuration.architecture.dim)
+        kernel = configuration.kernel if LOSSES[configuration.loss].chunked else "auto"
+        self._loss = choose(configuration.loss, device, kernel, options, dim=configuration.architecture.dim)
 
     @property
     def loss_call(self) -> LossCall:

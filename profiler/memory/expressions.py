@@ -134,7 +134,8 @@ def program_key(loss: str, configuration: Configuration, many_chunks: bool, seve
         return key
     key += "" if configuration.sampler == "uniform" else f"/{configuration.sampler}"
     several = configuration.several_passes if several_passes is None else several_passes
-    return key + "/recompute" * configuration.recompute + "/passes" * several
+    triton = configuration.kernel == "triton" and LOSSES[loss].chunked
+    return key + "/recompute" * configuration.recompute + "/passes" * several + "/triton" * triton
 
 
 def _last(total: int, chunk: int) -> int:

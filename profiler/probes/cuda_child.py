@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from srsplan.models.config import Configuration
+from srsplan.models.data.batches import Packed
+from srsplan.models.sequence_model import PackedItems
+from srsplan.models.training.inputs import packed_items
 from srsplan.models.training.ranking import rank
 from srsplan.models.training.step import StepInputs, TrainingStep
 from srsplan.profiler.probes.probe import EVALUATION_USERS, TIMED_STEPS
@@ -24,12 +27,17 @@ WARM_UP_STEPS = 3
 """Steps that are not timed: kernels are compiled and tuned, and the allocator finds its blocks."""
 
 
-def random_batch(configuration: Configuration, device: torch.device) -> StepInputs:
-    """Return a batch of random items with as many valid targets as the fullest batch has."""
-    shape, valid = (configuration.micro_batch_size, configuration.seq_len), configuration.fullest_tokens
-    inputs = torch.randint(configuration.catalog, shape, device=device)
-    positions = torch.randperm(configuration.tokens, device=device)[:valid].sort().values
-    return StepInputs(inputs, positions, torch.randint(configuration.catalog, (valid,), device=device))
+def random_pass(configuration: Configuration, device: torch.device) -> StepInputs:
+    """Return the fullest pass, of random items: all the tokens there can be, in as many sequences."""
+    sequences = random_sequences(configuration.tokens, configuration.sequences, configuration.catalog, device)
+    return StepInputs(sequences, torch.randint(configuration.catalog, (configuration.tokens,), device=device))
+
+
+def random_sequences(tokens: int, sequences: int, catalog: int, device: torch.device) -> PackedItems:
+    """Return packed random items in sequences of nearly equal length."""
+    offsets = np.linspace(0, tokens, sequences + 1).round().astype(np.int64)
+    packed = Packed(np.random.default_rng(0).integers(1, catalog + 1, tokens), offsets)
+    return packed_items(packed, device)
 
 
 def measure(
@@ -40,12 +48,12 @@ def measure(
     One step more, after the evaluation, shows that training goes on.
     """
     step = TrainingStep(configuration, device, item_counts=np.ones(configuration.catalog, np.int64))
-    parts = [random_batch(configuration, device)] * configuration.micro_batches
+    passes = [random_pass(configuration, device)] * (1 + configuration.several_passes)
     for _ in range(WARM_UP_STEPS):
-        _step(step, parts)
+        _step(step, passes)
     _reset(device)
     before = _retries(device)
-    times = [_timed(step, parts, device) for _ in range(steps)]
+    times = [_timed(step, passes, device) for _ in range(steps)]
     found: dict[str, Any] = {
         "status": "ok",
         "step_ms_median": statistics.median(times),
@@ -59,26 +67,27 @@ def measure(
     _reset(device)
     _evaluate(step, users)
     found |= _peaks(device, ("evaluation_bytes",))
-    _step(step, parts)
+    _step(step, passes)
     _reset(device)
     return found
 
 
-def _step(step: TrainingStep, parts: list[StepInputs]) -> None:
-    step.run_parts(parts, sum(len(part.targets) for part in parts))
+def _step(step: TrainingStep, passes: list[StepInputs]) -> None:
+    targets = torch.cat([each.targets for each in passes]) if step.configuration.sampler == "in-batch" else None
+    step.run_passes(passes, sum(len(each.targets) for each in passes), targets)
 
 
 def _evaluate(step: TrainingStep, users: int) -> Tensor:
     configuration, device = step.configuration, step.device
     step.model.eval()
-    inputs = torch.randint(configuration.catalog, (users, configuration.seq_len), device=device)
-    last = torch.full((users,), configuration.seq_len - 1, device=device)
-    return rank(step.model, inputs, last, None, min(100, configuration.catalog), step.autocast)
+    tokens = min(users * configuration.seq_len, max(configuration.tokens, configuration.seq_len))
+    histories = random_sequences(tokens, min(users, tokens), configuration.catalog, device)
+    return rank(step.model, histories, None, min(100, configuration.catalog), step.autocast)
 
 
-def _timed(step: TrainingStep, parts: list[StepInputs], device: torch.device) -> float:
+def _timed(step: TrainingStep, passes: list[StepInputs], device: torch.device) -> float:
     began = time.perf_counter()
-    _step(step, parts)
+    _step(step, passes)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return 1e3 * (time.perf_counter() - began)

@@ -1,7 +1,7 @@
 """Full ranking of the catalog for a batch of users, a chunk of items at a time.
 
-Shape letters: E users of an evaluation batch, M tokens of their histories, D hidden size, V items, C items of a chunk, K
-best items.
+Shape letters: E users of an evaluation batch, M tokens of their histories, D hidden size, V items, C items of a chunk,
+K best items.
 
 Higher scores come first, and of equal scores the item with the lower index: the result depends neither on the chunks
 nor on the users that are ranked at once. To that end a score and its item become one int64 key, and no two keys of a
@@ -74,8 +74,7 @@ def rank(
     """Return the `best` items of every user, best first: int64 [E, K], 0-based, as `rank_hidden` says.
 
     The state of a history's last token ranks. The model runs in `autocast` and without gradients; scores are fp32 all
-    the same.
-    Memory: hidden states [M, D] and their temporaries first, then that of `rank_hidden`.
+    the same. Memory: hidden states [M, D] and their temporaries first, then that of `rank_hidden`.
     """
     with torch.no_grad(), autocast():
         hidden = model(histories)

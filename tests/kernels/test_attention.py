@@ -1,4 +1,4 @@
-"""Attention over packed sequences against a loop over sequences in float64; groups, dropout, and what CUDA would run."""
+"""Packed attention against a loop over sequences in float64; its groups, dropout, and what CUDA would run."""
 
 from __future__ import annotations
 

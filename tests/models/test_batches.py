@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,14 @@ from paths import SHARED
 from sequences import some_batch
 
 from srsplan.models.data.batches import (
-    Packed, TrainBatches, fullest_batch_tokens, history_batches, last_items, longest_input, passes
-)  # fmt: skip
+    Packed,
+    TrainBatches,
+    fullest_batch_tokens,
+    history_batches,
+    last_items,
+    longest_input,
+    passes,
+)
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Sequences, split
 from srsplan.models.errors import InputError
@@ -143,7 +151,7 @@ def test_passes_are_the_batch_in_order_and_as_few_as_can_be(lengths: list[int], 
         assert len(each.items) == len(each.targets) == each.offsets[-1] <= tokens
         assert 1 <= len(each) <= sequences
         assert each.offsets[0] == 0
-    for each, following in zip(found, found[1:], strict=False):
+    for each, following in pairwise(found):
         assert len(each) == sequences or len(each.items) + len(lists(following)[0]) > tokens
     assert [row for each in found for row in lists(each)] == lists(whole)
     assert [row for each in found for row in lists(each, each.targets)] == lists(whole, whole.targets)

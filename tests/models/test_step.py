@@ -40,10 +40,10 @@ FORMS: list[Any] = [
     pytest.param({"loss": "cce"}, id="cce"),
     *(
         pytest.param(
-            {"loss": loss, "sampler": sampler, "negatives": LOSSES[loss].fixed_negatives or 20, "tokens_per_set": group},
+            {"loss": loss, "sampler": sampler, "negatives": negatives, "tokens_per_set": group},
             id=f"{loss} {sampler} {group}", marks=DRAWS_FOLLOW_THE_PASS,
         )
-        for loss, group in (("ce-", 1), ("cce-", 1), ("cce-", 4), ("bce", 1))
+        for loss, negatives, group in (("ce-", 20, 1), ("cce-", 20, 1), ("cce-", 20, 4), ("bce", 1, 1))
         for sampler in LOSSES[loss].samplers
     ),
 ]  # fmt: skip
@@ -234,15 +234,15 @@ def test_recomputing_takes_less_memory(loss: str) -> None:
 def test_adamw_decays() -> None:
     """Beside Adam's step every weight shrinks by learning rate x decay, however large its gradient."""
     inputs, weights = inputs_of(FULL), {}
-    for settings in (
+    for options in (
         StepSettings(learning_rate=0.1),
         StepSettings(optimizer="adamw", learning_rate=0.1, weight_decay=0.5),
     ):
         torch.manual_seed(1)
-        step = TrainingStep(FULL, CPU, settings)
+        step = TrainingStep(FULL, CPU, options)
         before = step.model.item_table.detach().clone()
         step.run(inputs)
-        weights[settings.optimizer] = step.model.item_table.detach()
+        weights[options.optimizer] = step.model.item_table.detach()
     torch.testing.assert_close(weights["adamw"], weights["adam"] - 0.05 * before, rtol=1e-4, atol=1e-6)
 
 

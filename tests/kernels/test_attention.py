@@ -87,6 +87,7 @@ def test_groups_hold_every_token_once_and_little_padding(lengths: list[int]) -> 
         assert group[0] == longest
         assert group[-1] >= SHORTEST_SHARE * longest
         first += rows
+        assert all(length < SHORTEST_SHARE * longest for length in descending[first:])
     assert len(found.padded) <= sum(lengths) / SHORTEST_SHARE
 
 

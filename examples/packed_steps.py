@@ -119,7 +119,8 @@ def padded_attention(block: Block, x: Tensor, dropout: float) -> Tensor:
     batch, length, dim = x.shape
     heads = block.attention.heads
     joined = block.attention.project_in(x).view(batch, length, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(*joined.unbind(0), dropout_p=dropout, is_causal=True)
+    query, key, value = joined.unbind(0)
+    mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
     found: Tensor = block.attention.project_out(mixed.transpose(1, 2).reshape(batch, length, dim))
     return found
 

@@ -33,14 +33,15 @@ def some_step(loss: str) -> Configuration:
     negatives = (kind.fixed_negatives or 256) if kind.sampled else None
     return Configuration(
         loss=loss, catalog=100_000, batch_size=64, seq_len=128, negatives=negatives,
-        tokens_per_set=32 if kind.shares_negatives else 1, valid_tokens=3000,
+        tokens_per_set=32 if kind.shares_negatives else 1, pass_tokens=3000,
     )  # fmt: skip
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "recomputed": {"recompute": True},
-    "in parts": {"micro_batches": 2, "valid_tokens": 1500},
+    "in passes": {"pass_tokens": 1500},
+    "in passes of few sequences": {"pass_sequences": 20},
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -72,6 +72,7 @@ def test_a_first_token_sees_itself_alone(lengths: list[int]) -> None:
 
 
 @settings(deadline=None)
+@example([10, 9])
 @given(LENGTHS)
 def test_groups_hold_every_token_once_and_little_padding(lengths: list[int]) -> None:
     found = packing(lengths)

@@ -30,6 +30,7 @@ def _attention(block: Block, x: Tensor) -> Tensor:
     rows, longest, dim = x.shape
     heads = block.attention.heads
     joined = block.attention.project_in(x).view(rows, longest, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(*joined.unbind(0), is_causal=True)
+    query, key, value = joined.unbind(0)
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     found: Tensor = block.attention.project_out(mixed.transpose(1, 2).reshape(rows, longest, dim))
     return found

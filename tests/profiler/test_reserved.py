@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from random_steps import random_steps
 
 from srsplan.kernels.losses import LOSSES
-from srsplan.models.config import LARGEST, LARGEST_CATALOG, LARGEST_DIM, Architecture, Configuration
+from srsplan.models.config import LARGEST, LARGEST_CATALOG, LARGEST_HEAD, Architecture, Configuration
 from srsplan.models.errors import InputError
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.model import LARGEST_BYTES, MemoryModel, Ratios
@@ -33,7 +33,7 @@ def configurations(draw: st.DrawFn, largest: int = 1 << 62) -> Configuration:
     """Whatever Configuration accepts, of up to four blocks; batch and length up to `largest`."""
     loss = LOSSES[draw(st.sampled_from(sorted(LOSSES)))]
     catalog = 1 + draw(any_size(LARGEST_CATALOG - 1))
-    heads = draw(st.sampled_from([1, 2, 4]))
+    heads = draw(st.sampled_from([1, 2, 4, 16]))
     batch_size = draw(any_size(min(largest, LARGEST["batch_size"])))
     negatives = None
     if loss.sampled:
@@ -47,7 +47,7 @@ def configurations(draw: st.DrawFn, largest: int = 1 << 62) -> Configuration:
         tokens_per_set=draw(any_size(min(largest, LARGEST["tokens_per_set"]))) if loss.shares_negatives else 1,
         sampler=draw(st.sampled_from(loss.samplers)) if loss.sampled else "uniform",
         architecture=Architecture(
-            dim=8 * heads * draw(st.integers(1, LARGEST_DIM // 8 // heads)), heads=heads, blocks=draw(st.integers(1, 4))
+            dim=8 * heads * draw(st.integers(1, LARGEST_HEAD // 8)), heads=heads, blocks=draw(st.integers(1, 4))
         ),
         precision=draw(st.sampled_from(["fp16", "bf16", "fp32"])),
         pass_sequences=draw(st.none() | any_size(batch_size)),

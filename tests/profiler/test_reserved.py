@@ -97,11 +97,11 @@ def test_expected_is_at_most_the_upper_bound_and_both_are_within_a_cap_that_fits
 
 
 def test_sizes_beyond_64_bits_are_exact() -> None:
-    """Every further sequence of a batch takes the same number of bytes, however many there are."""
-    most, length = LARGEST["batch_size"] - 2, LARGEST["seq_len"]
+    """Every further 128 sequences of a batch take the same number of bytes, however many there are."""
+    most, length = LARGEST["batch_size"] - 256, LARGEST["seq_len"]
     large = Configuration(loss="ce", catalog=LARGEST_CATALOG, batch_size=most, seq_len=length)
-    longer = replace(large, batch_size=large.batch_size + 1)
-    twice = replace(large, batch_size=large.batch_size + 2)
+    longer = replace(large, batch_size=large.batch_size + 128)
+    twice = replace(large, batch_size=large.batch_size + 256)
     one, two, three = (int(MODEL.allocated([each])[0]) for each in (large, longer, twice))
     assert three - two == two - one  # linear to the byte: floating point would have lost the last bits
     assert one > 1 << 64
@@ -166,12 +166,12 @@ def held_after(full: Configuration, passes: list[tuple[int, int]]) -> int:
     "full",
     [
         Configuration(
-            loss="ce-", catalog=2_298_225, batch_size=1484, seq_len=16, negatives=21, pass_tokens=879,
-            architecture=Architecture(dim=128),
+            loss="cce-", catalog=3447, batch_size=2560, seq_len=276, negatives=1269, sampler="popularity",
+            pass_tokens=38_154, pass_sequences=87, architecture=Architecture(dim=32, heads=4),
         ),
         Configuration(
-            loss="bce", catalog=242_056, batch_size=882, seq_len=6, negatives=1, pass_tokens=349,
-            architecture=Architecture(dim=128, heads=1),
+            loss="cce", catalog=217_274, batch_size=3946, seq_len=176, pass_tokens=525_733, pass_sequences=2246,
+            architecture=Architecture(dim=128),
         ),
     ],
     ids=lambda full: full.loss,

@@ -24,7 +24,7 @@ from srsplan.profiler.memory.derive import derive_evaluation, derive_step
 from srsplan.profiler.memory.generic_sizes import Kind
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.memory.program import Process, Program, flat, looped
-from srsplan.profiler.memory.reserved import reserved, smallest_cap
+from srsplan.profiler.memory.reserved import reserved, reserved_under, smallest_cap
 from srsplan.profiler.memory.simulate import EvaluationSizes, few_chunks, simulate_evaluation, simulate_step
 from srsplan.profiler.memory.symbols import NotFactored, Size, factor
 
@@ -154,10 +154,10 @@ def test_a_cap_may_be_enough_where_only_the_beginning_retries() -> None:
             continue
         free = reserved(full, 64, 64 * full.seq_len, MODEL.program)
         cap = (free.expected + free.upper) // 2
-        capped = reserved(full, 64, 64 * full.seq_len, MODEL.program, cap)
-        if capped.upper <= cap < free.upper:
+        capped = reserved_under(cap, full, 64, 64 * full.seq_len, MODEL.program)
+        if capped is not None and cap < free.upper:
             found += 1
-            assert allocated <= capped.upper
+            assert allocated <= capped.upper <= cap
     assert found >= 3
 
 
@@ -173,7 +173,8 @@ def test_every_cap_above_the_smallest_is_safe(loss: str) -> None:
     free = reserved(configuration, users, pairs, MODEL.program)
     assert int(MODEL.allocated([configuration])[0]) <= smallest <= free.upper
     for share in (1.0, 1.013, 1.06, 1.2):
-        assert reserved(configuration, users, pairs, MODEL.program, smallest * share).upper <= smallest * share
+        found = reserved_under(smallest * share, configuration, users, pairs, MODEL.program)
+        assert found is not None and found.upper <= smallest * share
     below = smallest * 0.99
     assert reserved(configuration, users, pairs, MODEL.program, below).upper > below
 

@@ -176,7 +176,7 @@ def test_every_cap_above_the_smallest_is_safe(loss: str) -> None:
         found = reserved_under(smallest * share, configuration, users, pairs, MODEL.program)
         assert found is not None and found.upper <= smallest * share
     below = smallest * 0.99
-    assert reserved(configuration, users, pairs, MODEL.program, below).upper > below
+    assert reserved_under(below, configuration, users, pairs, MODEL.program) is None
 
 
 def test_a_row_sharded_table_is_shared_and_a_replicated_one_is_not() -> None:

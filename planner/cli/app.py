@@ -183,7 +183,18 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
+def _check_text(arguments: Sequence[str]) -> None:
+    """Raise InputError for a word that is no text: plans, records, configurations and tables hold text in UTF-8."""
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = ascii(word if len(word) <= LONGEST_VERB else "..." + word[-LONGEST_VERB:])
+            raise InputError(f"{shown} is not text in UTF-8", "rename the file, or name it by a link") from None
+
+
 def _invoke(arguments: Sequence[str]) -> int:
+    _check_text(arguments)
     command = typer.main.get_command(app)
     if COMPLETION_VARIABLE in os.environ:
         command.main(list(arguments), prog_name="srsplan")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,20 @@ def test_estimate_equals_the_ledger(loss: str, precision: Precision) -> None:
         allocated = int(MODEL.allocated([configuration])[0])
         assert allocated == pytest.approx(simulate_step(configuration).allocated_bytes, rel=1e-4), configuration
         assert sum(MODEL.breakdown(configuration).values()) == allocated
+
+
+@pytest.mark.parametrize("loss", ["cce", "cce-"])
+def test_a_step_of_thousands_of_chunks_is_traced_with_a_few(loss: str) -> None:
+    """In seconds, and to the byte what the closed form says of all of them."""
+    sampled = LOSSES[loss].sampled
+    configuration = Configuration(
+        loss=loss, catalog=1_600_000, batch_size=4096, seq_len=200, negatives=2048 if sampled else None,
+        tokens_per_set=32 if sampled else 1,
+    )  # fmt: skip
+    assert expressions.chunks(loss, expressions.step_row(configuration)) > 200
+    began = time.process_time()
+    assert simulate_step(configuration).allocated_bytes == int(MODEL.allocated([configuration])[0])
+    assert time.process_time() - began < 15  # all of them would take minutes
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -174,7 +189,8 @@ def test_every_cap_above_the_smallest_is_safe(loss: str) -> None:
     assert int(MODEL.allocated([configuration])[0]) <= smallest <= free.upper
     for share in (1.0, 1.013, 1.06, 1.2):
         found = reserved_under(smallest * share, configuration, users, pairs, MODEL.program)
-        assert found is not None and found.upper <= smallest * share
+        assert found is not None
+        assert found.upper <= smallest * share
     below = smallest * 0.99
     assert reserved_under(below, configuration, users, pairs, MODEL.program) is None
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_steps import random_steps
 
-from srsplan.kernels.chunking import RANKING_CHUNK_ELEMENTS, ranking_chunk_items
+from srsplan.kernels.chunking import RANKING_CHUNK_ELEMENTS, chunk_starts, ranking_chunk_items
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration, Precision
 from srsplan.models.errors import InputError
@@ -50,6 +50,12 @@ def test_estimate_equals_the_ledger(loss: str, precision: Precision) -> None:
         allocated = int(MODEL.allocated([configuration])[0])
         assert allocated == pytest.approx(simulate_step(configuration).allocated_bytes, rel=1e-4), configuration
         assert sum(MODEL.breakdown(configuration).values()) == allocated
+
+
+def test_the_chunks_that_are_traced_are_the_first_and_the_last() -> None:
+    assert chunk_starts(1003, 10, traced=False) == [*range(0, 1003, 10)]
+    assert chunk_starts(1003, 10, traced=True) == [0, 10, 20, 30, 1000]
+    assert chunk_starts(50, 10, traced=True) == [0, 10, 20, 30, 40]
 
 
 @pytest.mark.parametrize("loss", ["cce", "cce-"])

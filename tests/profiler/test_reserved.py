@@ -206,8 +206,8 @@ def retries_by_round(configuration: Configuration, users: int, cap: int, rounds:
     return found
 
 
-def late_retries(full: Configuration, users: int, cap: int) -> int:
-    """Retries of a process under a cap after its first full steps and evaluation: other batches, and those again."""
+def lived(full: Configuration, users: int, cap: int | None = None) -> tuple[int, int, int]:
+    """The life of a training process, everything of it run: bytes held early on, bytes needed, retries after that."""
     process = Process(cap)
 
     def run(row: dict[str, int], loss: str, *codes: str) -> None:
@@ -225,14 +225,16 @@ def late_retries(full: Configuration, users: int, cap: int) -> int:
     train(full, "setup", "first", "step")
     rank()
     train(full)
-    before = process.allocator.retries
+    early, before = process.allocator.peak_reserved, process.allocator.retries
     for percent in (93, 100, 81, 97, 100, 88, 100):
         train(replace(full, valid_tokens=(percent * full.fullest_tokens + 50) // 100))
-    train(replace(full, batch_size=full.batch_size // 3, valid_tokens=full.fullest_tokens // 3))
+    last = replace(full, batch_size=max(1, full.batch_size // 3), valid_tokens=None)
+    train(replace(last, valid_tokens=min(max(1, full.fullest_tokens // 3), last.tokens)))
     train(full)
     rank()
     train(full)
-    return process.allocator.retries - before
+    needed = max(process.allocator.peak_reserved, process.allocator.peak_asked)
+    return early, needed, process.allocator.retries - before
 
 
 LARGE = [
@@ -241,6 +243,14 @@ LARGE = [
     for full in random_steps(loss, "fp16", 2, 8, seed=3)
     if 1 << 30 <= int(MODEL.allocated([full])[0]) <= 180 << 30
 ]
+
+
+def test_what_is_left_out_of_a_life_changes_nothing() -> None:
+    """Parts that are known to end as they began are not run again: the figures are those of the whole life."""
+    for full in LARGE:
+        found = reserved(full, 64, 64 * full.seq_len, MODEL.program)
+        assert (found.expected, found.upper, 0) == lived(full, 64), full
+        assert reserved_under(found.upper, full, 64, 64 * full.seq_len, MODEL.program) == found
 
 
 def test_under_the_upper_bound_nothing_is_ever_given_back() -> None:
@@ -265,9 +275,9 @@ def test_a_cap_with_one_late_retry_is_small_enough() -> None:
     """One is what a cap may cost later on: refused, plans would ask for more than training needs."""
     full = next(each for each in LARGE if (each.loss, each.batch_size, each.seq_len) == ("cce", 4087, 54))
     cap = smallest_cap(full, 64, 64 * full.seq_len, MODEL.program)
-    assert late_retries(full, 64, cap) == 1
+    assert lived(full, 64, cap)[2] == 1
     assert reserved_under(cap, full, 64, 64 * full.seq_len, MODEL.program) is not None
-    assert late_retries(full, 64, int(1.0101 * cap)) == 0
+    assert lived(full, 64, int(1.0101 * cap))[2] == 0
 
 
 def test_no_later_batch_is_fuller_than_the_fullest() -> None:

@@ -62,7 +62,7 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
             loss=DEFAULT_LOSS, catalog=catalog, batch_size=1, seq_len=SEQ_LEN,
             architecture=_architecture(blocks), precision=precision,
         )  # fmt: skip
-        row = _row(expressions.evaluation_values(configuration, evaluation_batch, pairs))
+        row = expressions.evaluation_row(configuration, evaluation_batch, pairs)
         sizes = _named(row, ["V", "D", "H", "L", "A", "U", "Q", *(["C", "c"] if chunks > 1 else [])])
         if _generic(sizes):
             return configuration, EvaluationSizes(users=evaluation_batch, seen_pairs=pairs), sizes
@@ -97,9 +97,8 @@ def _architecture(blocks: int) -> Architecture:
 
 
 def _step_sizes(configuration: Configuration) -> Sizes:
-    values = expressions.step_values([configuration])
-    row, loss = _row(values), LOSSES[configuration.loss]
-    single = int(expressions.chunks(configuration.loss, values)[0]) == 1
+    row, loss = expressions.step_row(configuration), LOSSES[configuration.loss]
+    single = expressions.chunks(configuration.loss, row) == 1
     names = ["V", "D", "H", "B", "L", "A", "M"]
     if loss.sampled and loss.fixed_negatives is None:
         names += ["n", "K"]
@@ -112,11 +111,6 @@ def _step_sizes(configuration: Configuration) -> Sizes:
     if full_softmax:
         sizes |= {"I last": Size("I", row["V"] % row["I"]), "I": Size("I", row["I"])}
     return sizes
-
-
-def _row(values: expressions.Values) -> dict[str, int]:
-    """Return the variables of the first configuration."""
-    return {name: int(array[0]) for name, array in values.items()}
 
 
 def _named(row: dict[str, int], names: Iterable[str]) -> dict[str, Size]:

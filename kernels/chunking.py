@@ -24,6 +24,22 @@ ITEM_ROWS = 1 << 16
 """Rows of the table's gradient that one 16-bit product fills at a time: the block is [65536, D]."""
 
 
+TRACED_CHUNKS = 5
+"""Chunks that a loss runs on meta tensors, at most: the first, some between, and the last."""
+
+
+def chunk_starts(count: int, chunk: int, traced: bool) -> list[int]:
+    """Return where each chunk of `count` rows begins.
+
+    Where a step is only `traced`, on meta tensors, nothing is computed, and chunks of one size take the same memory one
+    after another: a few stand for thousands, of which each would take milliseconds to trace.
+    """
+    starts = range(0, count, chunk)
+    if not traced or len(starts) <= TRACED_CHUNKS:
+        return [*starts]
+    return [*starts[: TRACED_CHUNKS - 1], starts[-1]]
+
+
 def softmax_chunk_tokens(tokens: int, catalog: int) -> int:
     """Return the tokens per chunk of the full softmax, never more than M: a chunk's logits are [chunk, V]."""
     chunk = max(SMALLEST_TOKEN_CHUNK, min(LARGEST_TOKEN_CHUNK, CHUNK_ELEMENTS // catalog))

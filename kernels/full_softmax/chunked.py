@@ -23,7 +23,7 @@ def softmax_chunks(tokens: Tokens, table: Tensor, weights: Tensor | None, dtype:
     losses = torch.empty(count, dtype=torch.float32, device=table.device)
     logits, shares = (torch.empty(min(chunk, count), catalog, dtype=dtype, device=table.device) for _ in range(2))
     sums = None if weights is None else GradientSums(tokens.hidden, table, weights)
-    for start in range(0, count, chunk):
+    for start in chunking.chunk_starts(count, chunk, table.is_meta):
         rows = slice(start, min(start + chunk, count))
         size = rows.stop - start
         losses[rows] = _softmax_chunk(tokens, rows, scored, (logits[:size], shares[:size]), sums)

@@ -54,7 +54,7 @@ def sampled_chunks(tokens: Tokens, table: Tensor, weights: Tensor | None, draw: 
     if weights is not None:
         sums = GradientSums(hidden.view(-1, dim), table, F.pad(weights, (0, padding)))
     losses = torch.empty(draw.group, sets, dtype=torch.float32, device=table.device)
-    for start in range(0, sets, tokens.chunk):
+    for start in chunking.chunk_starts(sets, tokens.chunk, table.is_meta):
         part = slice(start, min(start + tokens.chunk, sets))
         items = draw.sets(start, part.stop - start, len(table), table.device)
         _sampled_chunk(_SetChunk(hidden, targets, losses, part), table, items, sums, draw)

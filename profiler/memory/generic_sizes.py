@@ -75,7 +75,7 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
             loss=DEFAULT_LOSS, catalog=catalog, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, pass_tokens=EVALUATION_TOKENS,
             architecture=_architecture(blocks), precision=precision,
         )  # fmt: skip
-        row = _row(expressions.evaluation_values(configuration, evaluation_batch, pairs))
+        row = expressions.evaluation_row(configuration, evaluation_batch, pairs)
         sizes = _named(row, ["V", "D", "H", "M", "L", "A", "U", "J", "Q", *(["C", "c"] if chunks > 1 else [])])
         if _generic(sizes):
             return configuration, EvaluationSizes(users=evaluation_batch, seen_pairs=pairs), sizes
@@ -132,8 +132,8 @@ def _architecture(blocks: int, triton_heads: int | None = None) -> Architecture:
 
 
 def _step_sizes(configuration: Configuration) -> Sizes:
-    values = expressions.step_values([configuration])
-    row, single = _row(values), int(expressions.chunks(values)[0]) == 1
+    row = expressions.step_row(configuration)
+    single = expressions.chunks(row) == 1
     names = ["A", "V", "D", "N", "H", "B", "J", "L", "M", *_loss_names(configuration, single)]
     sizes = _named(row, names)
     if configuration.kernel == "chunked" and LOSSES[configuration.loss] is CCE:
@@ -152,11 +152,6 @@ def _loss_names(configuration: Configuration, single: bool) -> list[str]:
     if loss.shares_negatives and not triton:
         names += ["S", "G"] if single else ["S", "s", "P", "G"]
     return names
-
-
-def _row(values: expressions.Values) -> dict[str, int]:
-    """Return the variables of the first configuration."""
-    return {name: int(array[0]) for name, array in values.items()}
 
 
 def _named(row: dict[str, int], names: Iterable[str]) -> dict[str, Size]:

@@ -24,7 +24,7 @@ from torch import Tensor
 aten = torch.ops.aten
 
 SHORTEST_SHARE = 0.75
-"""A group's shortest sequence has at least this share of its longest: at most a third of what is computed is padding."""
+"""A group's shortest sequence has at least this share of its longest: a quarter of what is computed may be padding."""
 
 FLASH_CAPABILITY = (8, 0)
 CAUSAL_FROM_TOP_LEFT = 1

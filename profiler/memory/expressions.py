@@ -211,9 +211,7 @@ def _triton_variant(configuration: Configuration, row: Mapping[str, int]) -> dic
     half = configuration.precision != "fp32"
     if LOSSES[configuration.loss].sampled:
         return {"chunks": 1 + (half and chunking.table_copy_pays(row["sets"], row["n"], row["V"]))}
-    grid = SoftmaxGrid(
-        tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY
-    )
+    grid = SoftmaxGrid(tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY)
     return {"chunks": 1 + (grid.splits > 1), "X": grid.splits, "Y": grid.blocks, "Z": grid.spans, "W": grid.padded}
 
 

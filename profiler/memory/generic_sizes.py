@@ -29,9 +29,9 @@ DIM, HEADS = 8 * 11 * 29, 11
 TRITON_SEQ_LEN = 541
 """Prime, and 17 x 32 when padded to 32."""
 TRITON_HEADS = {"fp16": 23, "bf16": 23, "fp32": 11}
-"""The hidden size is 16 times as much: small enough for the kernels, in fp32 and in the widest launches of 16 bit. Heads
-and hidden size share their prime: `factor` looks for the hidden size first, and what stands beside heads alone is odd.
-"""
+"""The hidden size is 16 times as much: small enough for the kernels, in fp32 and in the widest launches of 16 bit.
+Heads and hidden size share their prime: `factor` looks for the hidden size first, and what stands beside heads alone is
+odd."""
 SPLITS = 13
 NEGATIVES, TOKENS_PER_SET = 61, 37
 

@@ -104,7 +104,12 @@ class MemoryModel:
     def evaluation(self, configuration: Configuration, users: int, seen_pairs: int) -> int:
         """Return the allocated peak of evaluation with so many users, and pairs they have seen, in a batch."""
         sizes = configuration.catalog, configuration.architecture, configuration.precision, configuration.seq_len
-        key = *sizes, expressions.evaluation_tokens(configuration, users), users, seen_pairs  # nothing else of a configuration is in the programs of an evaluation
+        key = (
+            *sizes,
+            expressions.evaluation_tokens(configuration, users),
+            users,
+            seen_pairs,
+        )  # nothing else of a configuration is in the programs of an evaluation
         if key not in self._evaluated:
             values = expressions.evaluation_values(configuration, users, seen_pairs)
             self._evaluated[key] = int(self._peaks(expressions.EVALUATION, configuration, values)[0])

@@ -14,8 +14,8 @@ Variables: V catalog, D dim, H heads, M tokens of a pass, B its sequences, J = B
 sequence, A = L padded to 32, n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk
 of the full softmax and t of the last one, S sets per chunk of the sampled one and s of the last, I rows per block of
 the table's gradient; of the full softmax's Triton kernel Y blocks of rows, W = M padded to whole ones of its backward,
-Z spans of items, X splits of the catalog; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they
-have seen, C items per chunk and c of the last.
+Z spans of items, X splits of the catalog; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q
+(user, item) pairs they have seen, C items per chunk and c of the last.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -21,7 +21,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 BITS = 2**64 - 1
 
 
-def uniform(counts: Tensor, expected: Iterable[float] | None = None) -> bool:
+def uniform(counts: Tensor, expected: NDArray[np.float64] | None = None) -> bool:
     """Whether counts pass a chi-square test."""
     return float(chisquare(counts.numpy(), expected).pvalue) > 1e-4
 

@@ -170,7 +170,7 @@ def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[
     """Return the variables of a pass of so many tokens and sequences."""
     catalog, dim = configuration.catalog, configuration.architecture.dim
     negatives, group = configuration.negatives or 0, configuration.tokens_per_set
-    sets = chunking.set_count(tokens, group)
+    sets = chunking.call_sets(tokens, group)
     chunk = chunking.softmax_chunk_tokens(tokens, catalog)
     set_chunk = chunking.sampled_chunk_sets(tokens, max(1, negatives), dim, group)
     row = {
@@ -210,7 +210,7 @@ def _variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, 
 def _triton_variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, int]:
     half = configuration.precision != "fp32"
     if LOSSES[configuration.loss].sampled:
-        return {"chunks": 1 + (half and chunking.table_copy_pays(row["sets"], row["n"], row["V"]))}
+        return {"chunks": 1 + (half and chunking.table_copy_pays(row["M"], row["G"], row["n"], row["V"]))}
     grid = SoftmaxGrid(tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY)
     return {"chunks": 1 + (grid.splits > 1), "X": grid.splits, "Y": grid.blocks, "Z": grid.spans, "W": grid.padded}
 

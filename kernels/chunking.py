@@ -12,6 +12,9 @@ CHUNK_ELEMENTS = 1 << 26
 """Logits (or gathered elements) a chunk may hold: 64 Mi, 256 MiB in fp32. Large enough that a GPU's matrix
 products are at full speed, small beside any table that needs chunking."""
 
+CPU_CHUNK_ELEMENTS = 1 << 23
+"""The same on a CPU, whose caches make smaller chunks faster: Amazon Video's step takes a fifth less time."""
+
 SMALLEST_TOKEN_CHUNK = 256
 """Fewer tokens at a time and the full softmax does nothing but read and write the table's gradient. From 262,144 items
 on a chunk's logits therefore grow with the catalog: two buffers of [256, V], in 16 bit as much as a table of 256."""
@@ -47,9 +50,10 @@ def chunk_starts(count: int, chunk: int, traced: bool) -> list[int]:
     return [*starts[: TRACED_CHUNKS - 1], starts[-1]]
 
 
-def softmax_chunk_tokens(tokens: int, catalog: int) -> int:
+def softmax_chunk_tokens(tokens: int, catalog: int, on_cpu: bool = False) -> int:
     """Return the tokens per chunk of the full softmax, never more than M: a chunk's logits are [chunk, V]."""
-    chunk = max(SMALLEST_TOKEN_CHUNK, min(LARGEST_TOKEN_CHUNK, CHUNK_ELEMENTS // catalog))
+    elements = CPU_CHUNK_ELEMENTS if on_cpu else CHUNK_ELEMENTS
+    chunk = max(SMALLEST_TOKEN_CHUNK, min(LARGEST_TOKEN_CHUNK, elements // catalog))
     return max(1, min(tokens, chunk))
 
 

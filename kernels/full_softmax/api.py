@@ -58,7 +58,8 @@ def cce(
     def run(tokens: Tokens, wanted: Wanted | None) -> LossesAndGradients:
         return softmax_chunks(tokens, item_table.detach(), wanted, dtype)
 
-    chunk = chunking.softmax_chunk_tokens(max(1, targets.shape[0]), item_table.shape[0])
+    on_cpu = hidden.device.type == "cpu"
+    chunk = chunking.softmax_chunk_tokens(max(1, targets.shape[0]), item_table.shape[0], on_cpu)
     tokens = Tokens(hidden.detach(), targets, ignore_index, chunk)
     return chunked_loss(hidden, item_table, tokens, run, reduction, backward_scale)
 

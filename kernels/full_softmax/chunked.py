@@ -40,8 +40,7 @@ def _softmax_chunk(
     torch.mm(hidden, scored.t(), out=scores)
     torch.softmax(scores, 1, out=share)
     # log-sum-exp from the largest entry: its share is at least 1 / V, so that its logarithm is safe in 16 bit
-    largest, at = scores.max(1, keepdim=True)
-    lse = largest.float() - share.gather(1, at).float().log()
+    lse = scores.amax(1, keepdim=True).float() - share.amax(1, keepdim=True).float().log()
     losses = lse - scores.gather(1, target).float()
     if sums is not None:
         share.scatter_add_(1, target, torch.full_like(target, -1, dtype=scored.dtype))

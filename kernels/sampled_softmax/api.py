@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from srsplan.kernels import chunking
 from srsplan.kernels.chunked_autograd import (
     BackwardScale,
     LossesAndGradients,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from srsplan.kernels import chunking
 from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, Tokens, Wanted
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution

@@ -122,7 +122,9 @@ def _derivations(precision: Precision, blocks: int, many: bool) -> Iterator[tupl
             loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, passes=passes,
             kernel=kernel,
         )  # fmt: skip
-        yield expressions.program_key(loss, generic_step(kind)[0], many, passes), derive_step(kind, many)
+        with told_apart(kind, many):
+            key = expressions.program_key(loss, generic_step(kind)[0], many, passes)
+        yield key, derive_step(kind, many)
 
 
 def _forms(precision: Precision, many: bool) -> Iterator[tuple[str, Sampler, Kernel]]:

@@ -29,7 +29,6 @@ SHORTEST_SHARE = 0.9
 shares from 0.5 to 0.9 the last is the fastest on a CPU, by up to a third over 0.5; above 0.67 they differ by a tenth.
 """
 
-FLASH_HEAD_SIZE = 256
 FLASH_CAPABILITY = (8, 0)
 CAUSAL_FROM_TOP_LEFT = 1
 """The mask of memory-efficient attention, by its number in PyTorch."""
@@ -86,7 +85,7 @@ def packed_attention(joined: Tensor, packing: Packing, dropout: float = 0.0) -> 
 
 
 def _has_flash(joined: Tensor) -> bool:
-    if joined.dtype == torch.float32 or joined.shape[-1] > FLASH_HEAD_SIZE:
+    if joined.dtype == torch.float32:
         return False
     return joined.is_meta or torch.cuda.get_device_capability(joined.device) >= FLASH_CAPABILITY
 

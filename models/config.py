@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
+from srsplan.kernels.launches.sizes import refused_size
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Loss, Sampler
 from srsplan.models.errors import InputError
 
@@ -21,6 +22,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 LARGEST_CATALOG = 100_000_000
 LARGEST_DIM = 4096
+LARGEST_HEAD = 256
+"""FlashAttention's largest head size."""
 LARGEST = {
     "catalog": LARGEST_CATALOG,
     "batch_size": 1 << 20,
@@ -91,6 +94,13 @@ class Architecture:
                 f"heads {self.heads} do not cut dim {self.dim} into multiples of 8",
                 "fused attention wants dim / heads to be a multiple of 8",
             )
+        if self.dim // self.heads > LARGEST_HEAD:
+            fewest = -(-self.dim // LARGEST_HEAD)
+            heads = next(each for each in range(fewest, self.dim + 1) if self.dim % (8 * each) == 0)
+            raise InputError(
+                f"heads {self.heads} of dim {self.dim} are {self.dim // self.heads} wide, above {LARGEST_HEAD}",
+                f"fused attention is not made for wider ones: give heads {heads}",
+            )
         number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         if not number or not 0 <= self.dropout < 1:
             raise InputError(f"dropout {_shown(self.dropout)} is outside [0, 1)", "0.1 is usual")
@@ -139,10 +149,20 @@ class Configuration:
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise InputError(f"unknown precision {_shown(self.precision)}", f"precisions are {known}")
-        if self.kernel not in get_args(Kernel):
-            raise InputError(f"unknown kernel {_shown(self.kernel)}", f"kernels are {', '.join(get_args(Kernel))}")
+        self._check_kernel(loss)
         self._check_sampler(loss)
         self._check_negatives(loss)
+
+    def _check_kernel(self, loss: Loss) -> None:
+        if self.kernel not in get_args(Kernel):
+            raise InputError(f"unknown kernel {_shown(self.kernel)}", f"kernels are {', '.join(get_args(Kernel))}")
+        if self.kernel != "triton":
+            return
+        if not loss.chunked:
+            having = " and ".join(each.name for each in LOSSES.values() if each.chunked)
+            raise InputError(f"{loss.name!r} has no Triton kernel: {having} have", "leave the kernel out")
+        if reason := refused_size(self.architecture.dim, self.precision == "fp32"):
+            raise InputError(f"{reason}: the Triton kernels do not take it", "the chunked form takes any")
 
     def _check_passes(self) -> None:
         if self.pass_sequences is not None:

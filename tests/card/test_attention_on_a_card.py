@@ -25,7 +25,7 @@ def run(joined: Tensor, device: torch.device, dropout: float = 0.0) -> list[Tens
 
 
 @pytest.mark.parametrize("dtype", ALLOWED, ids=str)
-@pytest.mark.parametrize(("heads", "head_size"), [(2, 32), (1, 64), (4, 128), (1, 256), (1, 264)])
+@pytest.mark.parametrize(("heads", "head_size"), [(2, 32), (1, 64), (4, 128), (1, 256)])
 def test_a_card_computes_what_a_cpu_does(dtype: torch.dtype, heads: int, head_size: int, device: torch.device) -> None:
     torch.manual_seed(head_size)
     joined = torch.randn(sum(LENGTHS), 3, heads, head_size).to(dtype)

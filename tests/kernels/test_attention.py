@@ -133,7 +133,6 @@ class Calls(TorchDispatchMode):
     [
         (torch.float16, 32, "flash"),
         (torch.bfloat16, 256, "flash"),
-        (torch.bfloat16, 264, "efficient"),
         (torch.float32, 32, "efficient"),
         (torch.float32, 512, "efficient"),
     ],

@@ -33,15 +33,13 @@ FULL = Configuration(loss="cce", catalog=97, batch_size=10, seq_len=7, architect
 
 COUNTS = np.arange(1, FULL.catalog + 1) ** 2
 
-DRAWS_FOLLOW_THE_PASS = pytest.mark.xfail(strict=False, reason="draws follow the pass")
-"""Remove this mark where negatives depend on a token's place in its batch, not in its pass."""
 FORMS: list[Any] = [
     pytest.param({"loss": "ce"}, id="ce"),
     pytest.param({"loss": "cce"}, id="cce"),
     *(
         pytest.param(
             {"loss": loss, "sampler": sampler, "negatives": negatives, "tokens_per_set": group},
-            id=f"{loss} {sampler} {group}", marks=DRAWS_FOLLOW_THE_PASS,
+            id=f"{loss} {sampler} {group}",
         )
         for loss, negatives, group in (("ce-", 20, 1), ("cce-", 20, 1), ("cce-", 20, 4), ("bce", 1, 1))
         for sampler in LOSSES[loss].samplers
@@ -109,13 +107,13 @@ def test_a_batch_without_passes_is_refused() -> None:
 
 
 def test_passes_and_steps_draw_different_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, call = [], LossCall.__call__
+    drawn, at = [], LossCall.at
 
-    def listening(self: LossCall, *tensors: Tensor) -> Tensor:
-        drawn.append(self.options.sampling.step)
-        return call(self, *tensors)
+    def listening(self: LossCall, step: int, first: int, *rest: Any, **options: Any) -> LossCall:
+        drawn.append((step, first))
+        return at(self, step, first, *rest, **options)
 
-    monkeypatch.setattr(LossCall, "__call__", listening)
+    monkeypatch.setattr(LossCall, "at", listening)
     configuration = replace(FULL, loss="ce-", negatives=5)
     step, batch = TrainingStep(configuration, CPU), batch_of(configuration)
     for _ in range(2):

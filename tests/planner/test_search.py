@@ -15,6 +15,7 @@ from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm_first
 from srsplan.planner.search import Prices, Recommendation, Space, recommend
+from srsplan.planner.search.space import BATCH_SIZES
 from srsplan.planner.workload import FromData, MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.catalogue import find_gpu, load_gpus
@@ -158,6 +159,25 @@ def test_a_search_that_gives_up_early_still_finds_what_fits(
     found = recommend(space, prices)
     assert {choice.configuration.loss for choice in found.choices} == set(LOSSES)
     assert all(choice.memory.upper_bytes <= prices.budget.usable_bytes for choice in found.choices)
+
+
+def test_batch_sizes_of_the_grid_are_half_a_power_of_two_apart() -> None:
+    assert BATCH_SIZES == [
+        16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192,
+    ]  # fmt: skip
+    assert {each.batch_size for each in space_of(1000, ("ce",)).candidates("ce")} == set(BATCH_SIZES)
+
+
+def test_near_misses_are_the_nearest() -> None:
+    """Of the first choice's loss and rank: those of the smallest allocated peaks, of all that do not fit."""
+    space = space_of(100_000, ("ce",))
+    prices = prices_of(space, 10)
+    found = recommend(space, prices)
+    pool = [each for each in space.candidates("ce") if each.balance >= found.choices[0].configuration.balance]
+    pool.sort(key=lambda each: (prices.allocated([each])[0], -each.balance))
+    nearest = [each for each in pool if not prices.fits(each)][:3]
+    assert {miss.configuration for miss in found.near_misses} == set(nearest)
+    assert len(nearest) == 3
 
 
 def test_knob_costs_are_differences_of_the_model() -> None:

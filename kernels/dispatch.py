@@ -18,7 +18,7 @@ from torch import Tensor
 from srsplan.kernels import eager
 from srsplan.kernels.full_softmax import api as full_softmax
 from srsplan.kernels.launches.limits import refused_size
-from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, LOSSES, Loss
+from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, CHUNKED, EAGER, LOSSES, TRITON, Loss
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import in_batch
@@ -26,9 +26,6 @@ from srsplan.kernels.samplers.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
 """The implementations that a user may ask for; "auto" leaves it to `choose`."""
-
-EAGER, CHUNKED, TRITON = "eager PyTorch", "chunked PyTorch", "Triton"
-"""The implementations as they are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)

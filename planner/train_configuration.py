@@ -66,8 +66,10 @@ def changed(planned: Configuration | None, loss: str | None, given: Mapping[str,
     if planned is None:
         return _default(loss or DEFAULT_LOSS, Architecture(**sizes), knobs)
     following = {} if loss is None else _knobs_of(loss, planned)
+    if "pass_tokens" in knobs:  # the plan's number of sequences is for its own passes
+        following["pass_sequences"] = None
     architecture = replace(planned.architecture, **sizes)
-    return replace(planned, **{**following, **knobs}, valid_tokens=None, architecture=architecture)
+    return replace(planned, **{**following, **knobs}, architecture=architecture)
 
 
 def _default(loss: str, architecture: Architecture, knobs: Mapping[str, Any]) -> Configuration:

@@ -212,8 +212,9 @@ def estimate(
     """Return the memory and the step time of one configuration.
 
     `batch_size` counts sequences, `seq_len` positions, `negatives` the items of a set that `tokens_per_set` tokens
-    share (sampled losses only). A batch runs in passes of `pass_tokens` tokens at most; without them in one. `gpu` is the card that times are for and whose capacity counts; `budget` (bytes) is
-    what must be enough instead. Without either the estimate has no verdict. The rest is as for `plan`.
+    share (sampled losses only). A batch runs in passes of `pass_tokens` tokens at most, without them in one. `gpu` is
+    the card that times are for and whose capacity counts; `budget` (bytes) is what must be enough instead. Without
+    either the estimate has no verdict. The rest is as for `plan`.
 
     Raises InputError for a wrong value.
     """

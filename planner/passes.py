@@ -99,7 +99,7 @@ def largest_pass(
 def passes_within(
     whole: Configuration, workload: Workload, memory: Memory, least: int = SMALL_PASS
 ) -> list[Configuration]:
-    """Return a configuration in passes of ascending sizes up to the largest whose tensors alone are within the limit."""
+    """Return a configuration in passes of ascending sizes, up to the largest whose tensors alone fit."""
     if memory.allocated([whole])[0] <= memory.limit:
         return [*_cut(whole, workload, least), whole]
     cut = _cut(whole, workload, least)

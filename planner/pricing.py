@@ -62,7 +62,7 @@ class RunMemory:
 def usual_pass(
     configuration: Configuration, evaluation_batch: int, workload: Workload, limits: Limits
 ) -> Configuration:
-    """Return a configuration without passes in the usual ones: a whole batch, at most 65,536 tokens, what the GPU holds.
+    """Return a configuration in the usual passes: a whole batch, at most 65,536 tokens, and what the GPU holds.
 
     Where no pass fits, or the memory model does not cover it, the passes are the usual ones all the same.
     """

@@ -3,10 +3,10 @@
     step = matrix products / (efficiency x tensor throughput) + bytes moved / (efficiency x bandwidth) + launches
 
 The counts follow the training step of the mean batch in its passes (shape letters: V items, D hidden size, M tokens
-of a pass, n negatives of a set). Several passes cost launches, the products of smaller chunks, and for each pass the
-table's gradient once more; the optimizer steps once. The three constants are fitted, non-negative least squares of relative error, to the 24 eager steps
-measured on one H200 (torch 2.11) by examples/calibrate_step_time.py; other cards are transferred by their bandwidth and
-throughput. It orders configurations and gives the magnitude; it is no measurement, and `BASIS` says so.
+of a pass, n negatives of a set). Several passes cost launches, smaller chunks, and each the table's gradient once more;
+the optimizer steps once. The three constants are fitted, non-negative least squares of relative error, to the 24 eager
+steps measured on one H200 (torch 2.11) by examples/calibrate_step_time.py; other cards are transferred by their
+bandwidth and throughput. It orders configurations and gives the magnitude; it is no measurement, and `BASIS` says so.
 """
 
 from __future__ import annotations

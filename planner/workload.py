@@ -92,7 +92,7 @@ class Workload(Protocol):
 class WorstCase:
     """Nothing is known: every sequence is full."""
 
-    basis: str = "every sequence full (worst case); --data or --mean-length gives the real figure"
+    basis: str = "every sequence full (worst case): --data or --mean-length says more"
     users: int | None = None
 
     def fullest_batch(self, batch_size: int, seq_len: int) -> int:

@@ -1,4 +1,4 @@
-"""A choice of the coarse grid, grown between its points: negatives that memory leaves room for, sizes that time does."""
+"""A choice of the coarse grid, grown between its points: negatives that memory has room for, sizes that time has."""
 
 from __future__ import annotations
 

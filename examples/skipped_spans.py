@@ -43,9 +43,9 @@ def shares(folder: Path) -> tuple[Tensor, Split]:
     trained = load_run(folder)
     configuration, model = trained.configuration, trained.model
     batches = TrainBatches(parts.train, configuration.batch_size, configuration.seq_len, seed=1)
-    batch = step_inputs(next(iter(batches.epoch(0))), parts.catalog, CPU)
+    batch = step_inputs(next(iter(batches.epoch(0))), CPU)
     with torch.no_grad():
-        hidden = model(batch.inputs).flatten(0, 1)[batch.positions]
+        hidden = model(batch.sequences)
         return torch.softmax(hidden @ model.item_table.T, 1), parts
 
 

@@ -2,7 +2,7 @@
 
     python examples/step_memory.py -o step_memory.csv
 
-Wants an NVIDIA GPU. Each configuration trains a few steps in a process of its own (as `srsplan profile` does), once
+Wants an NVIDIA GPU. The chunked losses are measured in both implementations. Each configuration trains a few steps in a process of its own (as `srsplan profile` does), once
 with expandable segments and once without; its allocated and reserved peaks stand beside those of the closed form and of
 the allocator's model. Rows are written as they are found: a run that was stopped goes on where it was.
 """
@@ -10,6 +10,7 @@ the allocator's model. Rows are written as they are found: a run that was stoppe
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ from srsplan.profiler.probes.grid import Wanted, choose_probes
 
 CATALOGS = (30_000, 300_000, 1_600_000)
 MODES = {"expandable": "expandable_segments:True", "segments": "expandable_segments:False"}
-KNOBS = ("loss", "catalog", "batch_size", "seq_len", "negatives")
+KNOBS = ("loss", "kernel", "catalog", "batch_size", "seq_len", "negatives")
 
 
 def predicted(model: MemoryModel, configuration: Configuration, mode: str) -> dict[str, int]:
@@ -53,14 +54,14 @@ def measured(probe: CudaProbe, configuration: Configuration, mode: str) -> dict[
 
 
 def summary(rows: pd.DataFrame) -> Table:
-    """Worst and median error of each loss and mode."""
-    table = Table("loss", "allocator", "steps", "allocated, worst", "reserved, worst", "reserved, median", box=None)
-    for (loss, mode), part in rows[rows.status == "ok"].groupby(["loss", "mode"]):
+    """Worst and median error of each loss, kernel and mode."""
+    table = Table("loss", "kernel", "allocator", "steps", "allocated, worst", "reserved, worst", "reserved, median", box=None)
+    for (loss, kernel, mode), part in rows[rows.status == "ok"].groupby(["loss", "kernel", "mode"]):
         errors = [
             (part[f"predicted_{name}_bytes"] / part[f"{name}_bytes"] - 1).abs() for name in ("allocated", "reserved")
         ]
         table.add_row(
-            str(loss), str(mode), str(len(part)), f"{errors[0].max():.2%}", f"{errors[1].max():.2%}",
+            str(loss), str(kernel), str(mode), str(len(part)), f"{errors[0].max():.2%}", f"{errors[1].max():.2%}",
             f"{errors[1].median():.2%}",
         )  # fmt: skip
     return table
@@ -92,6 +93,7 @@ def main(
         budget_bytes=min(int(fullest * 2**30), card.capacity_bytes), count=count,
     )  # fmt: skip
     steps = choose_probes(wanted, lambda each: [int(size) for size in model.allocated(each)])
+    steps += [replace(each, kernel="triton") for each in steps if LOSSES[each.loss].chunked]
     rows = _stored(output)
     known = {(row["mode"], *(str(row[name]) for name in KNOBS)) for row in rows}
     pairs = [(configuration, mode) for mode in MODES for configuration in steps]

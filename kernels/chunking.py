@@ -44,3 +44,8 @@ def ranking_chunk_items(users: int, catalog: int) -> int:
 def set_count(tokens: int, tokens_per_set: int) -> int:
     """Return the number of sets that M tokens form; token n belongs to set n mod sets, so that neighbours part ways."""
     return -(-tokens // tokens_per_set)
+
+
+def table_copy_pays(sets: int, negatives: int, catalog: int) -> bool:
+    """Tell whether a 16-bit copy of an fp32 table is worth making: its rows are read more than once on average."""
+    return sets * negatives > catalog

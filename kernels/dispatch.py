@@ -17,7 +17,7 @@ from torch import Tensor
 
 from srsplan.kernels import eager
 from srsplan.kernels.full_softmax import api as full_softmax
-from srsplan.kernels.launches.limits import refused_size
+from srsplan.kernels.launches.sizes import refused_size
 from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, CHUNKED, EAGER, LOSSES, TRITON, Loss
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
 from srsplan.kernels.samplers.alias_table import Distribution
@@ -113,7 +113,7 @@ def refuse_triton(
         )
     if device.type not in ("cuda", "meta"):
         raise ValueError(f"Triton kernels run on CUDA, not on {device.type}: the chunked form runs everywhere")
-    if dim is not None and (reason := refused_size(dim, compute_dtype)):
+    if dim is not None and (reason := refused_size(dim, compute_dtype == torch.float32)):
         raise ValueError(f"{reason}: the chunked form takes any")
 
 

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
+from srsplan.kernels.launches.sizes import refused_size
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Loss, Sampler
 from srsplan.models.errors import InputError
 
@@ -139,10 +140,20 @@ class Configuration:
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise InputError(f"unknown precision {_shown(self.precision)}", f"precisions are {known}")
-        if self.kernel not in get_args(Kernel):
-            raise InputError(f"unknown kernel {_shown(self.kernel)}", f"kernels are {', '.join(get_args(Kernel))}")
+        self._check_kernel(loss)
         self._check_sampler(loss)
         self._check_negatives(loss)
+
+    def _check_kernel(self, loss: Loss) -> None:
+        if self.kernel not in get_args(Kernel):
+            raise InputError(f"unknown kernel {_shown(self.kernel)}", f"kernels are {', '.join(get_args(Kernel))}")
+        if self.kernel != "triton":
+            return
+        if not loss.chunked:
+            having = " and ".join(each.name for each in LOSSES.values() if each.chunked)
+            raise InputError(f"{loss.name!r} has no Triton kernel: {having} have", "leave the kernel out")
+        if reason := refused_size(self.architecture.dim, self.precision == "fp32"):
+            raise InputError(f"{reason}: the Triton kernels do not take it", "the chunked form takes any")
 
     def _check_passes(self) -> None:
         if self.pass_sequences is not None:

@@ -90,6 +90,8 @@ def _knobs_of(loss: str, planned: Configuration) -> dict[str, Any]:
     changes: dict[str, Any] = {"loss": kind.name}
     if not kind.sampled or kind.fixed_negatives:
         changes["negatives"] = kind.fixed_negatives
+    if not kind.chunked:
+        changes["kernel"] = "chunked"
     if planned.sampler not in kind.samplers:
         changes["sampler"] = "uniform"
     if kind.shares_negatives != find_loss(planned.loss).shares_negatives:

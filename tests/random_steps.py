@@ -12,7 +12,7 @@ from srsplan.models.config import Architecture, Configuration, Precision
 def random_steps(
     loss: str, precision: Precision, blocks: int, count: int, seed: int = 0, options: bool = False
 ) -> list[Configuration]:
-    """Sizes are log-uniform; with `options` there are micro-batches, recomputation and samplers as well."""
+    """Sizes are log-uniform; with `options` there are several passes, recomputation and samplers as well."""
     draw = random.Random(seed)
 
     def size(low: int, high: int) -> int:
@@ -21,7 +21,9 @@ def random_steps(
     def one() -> Configuration:
         catalog = size(1_000, 10_000_000)
         batch, length = size(4, 8192), size(4, 1024)
-        parts, recompute = (draw.randint(1, 4), draw.random() < 0.5) if options else (1, False)
+        tokens, sequences = max(length, batch * length * size(20, 1000) // 1000), min(batch, size(1, 8192))
+        whole = not options or draw.random() < 0.3
+        recompute = options and draw.random() < 0.5
         limit = LOSSES[loss]
         negatives = min(size(16, 4096), catalog - 1) if limit.sampled else None
         return Configuration(
@@ -29,9 +31,9 @@ def random_steps(
             negatives=limit.fixed_negatives or negatives,
             tokens_per_set=draw.choice((1, 16, 32, 64, 128)) if limit.shares_negatives else 1,
             sampler=draw.choice(limit.samplers) if options else "uniform",
-            valid_tokens=max(1, round(-(-batch // parts) * length * size(20, 1000) / 1000)),
+            pass_tokens=None if whole else tokens, pass_sequences=None if whole else sequences,
             architecture=Architecture(dim=2 ** draw.randint(5, 9), heads=draw.choice((1, 2)), blocks=blocks),
-            precision=precision, micro_batches=parts, recompute=recompute,
+            precision=precision, recompute=recompute,
         )  # fmt: skip
 
     return [one() for _ in range(count)]

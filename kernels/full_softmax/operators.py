@@ -19,17 +19,12 @@ import triton
 from torch import Tensor
 
 from srsplan.kernels.full_softmax import kernel as kernels
+from srsplan.kernels.full_softmax.grid import STATE_ROWS, SoftmaxGrid
 from srsplan.kernels.launches.call import launch_options, row_options, tuned_launch
-from srsplan.kernels.launches.table import SPAN_ITEMS, Launch, capability_of, launch_for, softmax_table
+from srsplan.kernels.launches.device import capability_of
+from srsplan.kernels.launches.table import Launch, launch_for, softmax_table
+from srsplan.kernels.launches.table import SPAN_ITEMS
 
-MOST_SPLITS = 16
-SPLIT_ELEMENTS = 1 << 24
-WAVE = 132
-"""Programs that run at once: multiprocessors of an H200; other cards have about as many."""
-BUSY = 0.9
-"""Share of the multiprocessors that have work, averaged over waves, below which the catalog is split."""
-STATE_ROWS = 128
-"""Tokens of a program that prepares backward; no block of rows is larger."""
 JOIN_ROWS = 8
 """Tokens of a program that joins splits or scales rows."""
 TUNED_BLOCK_N = {"softmax_forward": (32, 64, 128), "softmax_backward_table": (64, 128)}
@@ -183,14 +178,14 @@ class _Call:
     """A call cut into programs: blocks of rows, spans of items, splits of the catalog."""
 
     def __init__(self, hidden: Tensor, item_table: Tensor, with_grad: bool) -> None:
-        tokens, self.catalog = hidden.shape[0], item_table.shape[0]
-        self._hidden, self._with_grad, self._capability = hidden, with_grad, capability_of(hidden.device)
-        self.forward = "softmax_forward" if with_grad else "softmax_forward_loss"
-        self.span_rows = self._default(self.forward).block_m
-        self.blocks, self.spans = -(-tokens // self.span_rows), -(-self.catalog // SPAN_ITEMS)
-        self.padded = -(-tokens // STATE_ROWS) * STATE_ROWS
-        self.split_items = -(-self.spans // self._wanted_splits()) * SPAN_ITEMS
-        self.splits = -(-self.catalog // self.split_items)
+        self._hidden, self._with_grad = hidden, with_grad
+        self._grid = SoftmaxGrid(
+            tokens=hidden.shape[0], catalog=item_table.shape[0], dim=hidden.shape[1],
+            fp32=hidden.dtype == torch.float32, capability=capability_of(hidden.device), with_grad=with_grad,
+        )  # fmt: skip
+        self.catalog, self.forward, self.span_rows = self._grid.catalog, self._grid.forward, self._grid.span_rows
+        self.blocks, self.spans, self.padded = self._grid.blocks, self._grid.spans, self._grid.padded
+        self.splits, self.split_items = self._grid.splits, self._grid.split_items
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Make losses, lse, spans, row_grads; not filled."""
@@ -228,15 +223,4 @@ class _Call:
         return {**row_options(self._hidden.shape[1]), "BLOCK_M": JOIN_ROWS}
 
     def _default(self, kernel: str) -> Launch:
-        fp32 = self._hidden.dtype == torch.float32
-        return launch_for(softmax_table(kernel, self._capability, fp32), self._hidden.shape[1])
-
-    def _wanted_splits(self) -> int:
-        """Return the splits of the catalog: as few as keep the card busy; what they hold is bounded."""
-        room = SPLIT_ELEMENTS // max(1, self._hidden.numel()) if self._with_grad else MOST_SPLITS
-        counts = range(1, max(1, min(MOST_SPLITS, room, self.spans)) + 1)
-        return next((count for count in counts if self._busy(count) >= BUSY), max(counts, key=self._busy))
-
-    def _busy(self, splits: int) -> float:
-        programs = max(1, self.blocks) * splits
-        return programs / (-(-programs // WAVE) * WAVE)
+        return launch_for(softmax_table(kernel, self._grid.capability, self._grid.fp32), self._grid.dim)

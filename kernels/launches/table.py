@@ -3,13 +3,12 @@
 test_compiled_kernels.py compiles every entry for sm_80 and sm_90, and the largest for sm_86, 89 and 100: none exceeds
 the shared memory of its card, and none spills more than eight registers. They are chosen by what the compiler
 says of them (operands read again from shared memory, instructions beside the products, spills); speed is unmeasured.
+Imports no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,6 @@ def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
     if not 90 <= capability < 120:
         return _AMPERE[kernel]
     return _HOPPER[kernel] if capability < 100 else _HOPPER[kernel] | _BLACKWELL.get(kernel, {})
-
-
-def capability_of(device: torch.device) -> int:
-    """Return the compute capability of a device as a number: 90 for 9.0."""
-    if device.type != "cuda":
-        return ASSUMED_CAPABILITY
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def launch_for(table: Table, dim: int) -> Launch:

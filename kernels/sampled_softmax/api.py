@@ -93,7 +93,7 @@ def cce_neg_triton(
     else:
         sets, count = chunking.set_count(len(hidden), sampling.tokens_per_set), negatives
     numbers = Numbers(count, max(1, sets), sampling.seed, sampling.step, ignore_index)
-    pays = item_table.dtype != hidden.dtype and sets * count > len(item_table)
+    pays = item_table.dtype != hidden.dtype and chunking.table_copy_pays(sets, count, len(item_table))
     losses, _ = sampled_softmax(
         hidden.contiguous(), item_table.contiguous(), targets.contiguous(), int(sampler),
         source_of(sampler, negatives, distribution), list(numbers), sampling.log_q, copy_table and pays, deterministic,

@@ -14,15 +14,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from itertools import chain, pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import get_args
 
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import LOSSES, Kernel, Sampler
 from srsplan.models.config import Precision
 from srsplan.profiler.memory import expressions
-from srsplan.profiler.memory.generic_sizes import Kind, generic_evaluation, generic_step
+from srsplan.profiler.memory.generic_sizes import Kind, generic_evaluation, generic_step, split_catalog
 from srsplan.profiler.memory.program import Code, Program, encode, looped
 from srsplan.profiler.memory.simulate import Simulated, simulate_evaluation, simulate_step
 from srsplan.profiler.memory.symbols import NotFactored, Sizes, symbol_of
@@ -59,7 +60,7 @@ class Recorder:
 
 def derive_step(kind: Kind, many_chunks: bool) -> Program:
     """Return the program of one loss, where all fits one chunk or where there are two or more."""
-    recorder, passes = Recorder(), 1 + kind.passes
+    recorder, passes, triton = Recorder(), 1 + kind.passes, kind.kernel == "triton"
 
     def pieces(chunks: int) -> list[Code]:
         """Return the set-up, then every pass of four steps."""
@@ -68,8 +69,10 @@ def derive_step(kind: Kind, many_chunks: bool) -> Program:
         starts = [simulated.trace.start_of("forward", number) for number in range(3 * passes + 1)]
         return recorder.parts(simulated, sizes, [0, *starts])
 
-    found = [pieces(chunks) for chunks in ((2, 3, 4) if many_chunks else (1,))]
-    setup, *batches = [looped(*each) if many_chunks else each[0] for each in zip(*found, strict=True)]
+    counts = ((2,) if triton else (2, 3, 4)) if many_chunks else (1,)
+    with split_catalog() if triton and many_chunks else nullcontext():
+        found = [pieces(chunks) for chunks in counts]
+    setup, *batches = [looped(*each) if len(each) == 3 else each[0] for each in zip(*found, strict=True)]
     first, step, again = ([*chain(*batches[at : at + passes])] for at in (0, passes, 2 * passes))
     if step != again:
         raise NotFactored(f"the steps of {kind} are not alike")
@@ -115,10 +118,22 @@ def _lines(group: Group) -> list[str]:
 def _derivations(precision: Precision, blocks: int, many: bool) -> Iterator[tuple[str, Program]]:
     evaluation = generic_evaluation(precision, blocks, 1)[0]
     yield expressions.program_key("evaluation", evaluation, many), derive_evaluation(precision, blocks, many)
-    pairs = [(loss.name, sampler) for loss in LOSSES.values() if loss.chunked or not many for sampler in loss.samplers]
-    for (loss, sampler), recompute, passes in product(pairs, (False, True), (False, True)):
-        kind = Kind(loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, passes=passes)
+    for (loss, sampler, kernel), recompute, passes in product(_forms(precision, many), (False, True), (False, True)):
+        kind = Kind(
+            loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, passes=passes,
+            kernel=kernel,
+        )  # fmt: skip
         yield expressions.program_key(loss, generic_step(kind)[0], many, passes), derive_step(kind, many)
+
+
+def _forms(precision: Precision, many: bool) -> Iterator[tuple[str, Sampler, Kernel]]:
+    """Yield every loss with its samplers and kernels; in fp32 no table is copied, so that `cce-` has one variant."""
+    for loss, kernel in product(LOSSES.values(), get_args(Kernel)):
+        if not loss.chunked and (many or kernel == "triton"):
+            continue
+        if kernel == "triton" and loss.sampled and many and precision == "fp32":
+            continue
+        yield from ((loss.name, sampler, kernel) for sampler in loss.samplers)
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ An expression is a string, so that it ships as data and reads as a formula:
 Variables: V catalog, D dim, H heads, M tokens of a pass, B its sequences, J = B + 1, N tokens of the batch, L longest
 sequence, A = L padded to 32, n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk
 of the full softmax and t of the last one, S sets per chunk of the sampled one and s of the last, I rows per block of
-the table's gradient; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they
+the table's gradient; of the full softmax's Triton kernel Y blocks of rows, W = M padded to whole ones of its backward,
+Z spans of items, X splits of the catalog; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they
 have seen, C items per chunk and c of the last.
 """
 
@@ -28,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srsplan.kernels import chunking
+from srsplan.kernels.full_softmax.grid import SoftmaxGrid
+from srsplan.kernels.launches.table import ASSUMED_CAPABILITY
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.profiler.memory import workspaces as scratch
@@ -94,18 +97,21 @@ def attention_rows(seq_len: int) -> int:
 
 def step_values(configurations: Sequence[Configuration]) -> dict[str, NDArray[np.int64]]:
     """Return the variables of training steps, one array element per configuration."""
-    rows = [_step_row(configuration) for configuration in configurations]
-    return {name: _integers([row[name] for row in rows]) for name in rows[0]}
+    return _columns([_step_row(each, each.tokens, each.sequences) for each in configurations])
+
+
+def pass_values(configuration: Configuration, sizes: Sequence[tuple[int, int]]) -> dict[str, NDArray[np.int64]]:
+    """Return the variables of passes of one configuration, each of so many (tokens, sequences)."""
+    return _columns([_step_row(configuration, tokens, sequences) for tokens, sequences in sizes])
 
 
 def evaluation_values(configuration: Configuration, users: int, seen_pairs: int) -> dict[str, NDArray[np.int64]]:
     """Return the variables of one evaluation batch."""
     chunk = chunking.ranking_chunk_items(users, configuration.catalog)
     last = _last(configuration.catalog, chunk)
-    row = _step_row(configuration) | {
-        "M": evaluation_tokens(configuration, users), "U": users, "J": users + 1, "Q": seen_pairs, "C": chunk, "c": last
-    }  # fmt: skip
-    return {name: _integers([value]) for name, value in row.items()}
+    row = _step_row(configuration, evaluation_tokens(configuration, users), users)
+    chunks = -(-configuration.catalog // chunk)
+    return _columns([row | {"U": users, "Q": seen_pairs, "C": chunk, "c": last, "chunks": chunks}])
 
 
 def evaluation_tokens(configuration: Configuration, users: int) -> int:
@@ -113,15 +119,13 @@ def evaluation_tokens(configuration: Configuration, users: int) -> int:
     return min(users * configuration.seq_len, max(configuration.tokens, configuration.seq_len))
 
 
-def chunks(loss: str, values: Values) -> NDArray[np.int64]:
-    """Return how many chunks a step of a chunked loss runs, or an evaluation batch; 1 for the other losses."""
-    if loss == EVALUATION:
-        total, chunk = "V", "C"
-    elif not LOSSES[loss].chunked:
-        total, chunk = "V", "V"
-    else:
-        total, chunk = ("sets", "S") if LOSSES[loss].sampled else ("M", "T")
-    return -(-values[total] // values[chunk])
+def chunks(values: Values) -> NDArray[np.int64]:
+    """Return how many chunks a step of a chunked loss runs, or an evaluation batch; 1 for the other losses.
+
+    The Triton kernels have no chunks, but two ways to run. 2 stands for the one that takes more memory: the catalog is
+    split, or a copy of the table is made.
+    """
+    return values["chunks"]
 
 
 def program_key(loss: str, configuration: Configuration, many_chunks: bool, several_passes: bool | None = None) -> str:
@@ -143,18 +147,23 @@ def _last(total: int, chunk: int) -> int:
     return (total - 1) % chunk + 1
 
 
-def _step_row(configuration: Configuration) -> dict[str, int]:
-    catalog, tokens, dim = configuration.catalog, configuration.tokens, configuration.architecture.dim
+def _columns(rows: Sequence[Mapping[str, int]]) -> dict[str, NDArray[np.int64]]:
+    return {name: _integers([row[name] for row in rows]) for name in rows[0]}
+
+
+def _step_row(configuration: Configuration, tokens: int, sequences: int) -> dict[str, int]:
+    """Return the variables of a pass of so many tokens and sequences."""
+    catalog, dim = configuration.catalog, configuration.architecture.dim
     negatives, group = configuration.negatives or 0, configuration.tokens_per_set
     sets = chunking.set_count(tokens, group)
     chunk = chunking.softmax_chunk_tokens(tokens, catalog)
     set_chunk = chunking.sampled_chunk_sets(tokens, max(1, negatives), dim, group)
-    return {
+    row = {
         "V": catalog,
         "D": dim,
         "H": configuration.architecture.heads,
-        "B": configuration.sequences,
-        "J": configuration.sequences + 1,
+        "B": sequences,
+        "J": sequences + 1,
         "N": configuration.batch_tokens,
         "L": configuration.seq_len,
         "A": attention_rows(configuration.seq_len),
@@ -170,6 +179,27 @@ def _step_row(configuration: Configuration) -> dict[str, int]:
         "s": _last(sets, set_chunk),
         "I": min(catalog, chunking.ITEM_ROWS),
     }
+    return row | _variant(configuration, row)
+
+
+def _variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, int]:
+    """Return how many chunks there are, and for the Triton kernels how they run."""
+    loss = LOSSES[configuration.loss]
+    if not loss.chunked:
+        return {"chunks": 1}
+    if configuration.kernel == "triton":
+        return _triton_variant(configuration, row)
+    return {"chunks": -(-row["sets"] // row["S"]) if loss.sampled else -(-row["M"] // row["T"])}
+
+
+def _triton_variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, int]:
+    half = configuration.precision != "fp32"
+    if LOSSES[configuration.loss].sampled:
+        return {"chunks": 1 + (half and chunking.table_copy_pays(row["sets"], row["n"], row["V"]))}
+    grid = SoftmaxGrid(
+        tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY
+    )
+    return {"chunks": 1 + (grid.splits > 1), "X": grid.splits, "Y": grid.blocks, "Z": grid.spans, "W": grid.padded}
 
 
 def _integers(numbers: Sequence[int]) -> NDArray[np.int64]:

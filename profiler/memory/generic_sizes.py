@@ -6,11 +6,14 @@ Candidates are tried in a fixed order until one is generic, so the same sizes ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from unittest.mock import patch
 
 from srsplan.kernels import chunking
-from srsplan.kernels.losses import DEFAULT_LOSS, LOSSES, Sampler
+from srsplan.kernels.full_softmax.grid import SoftmaxGrid
+from srsplan.kernels.losses import CCE, DEFAULT_LOSS, LOSSES, Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.simulate import EvaluationSizes
@@ -23,9 +26,16 @@ SEQ_LEN = 409
 """Prime, and 13 x 32 when padded to 32."""
 
 DIM, HEADS = 8 * 11 * 29, 11
+TRITON_SEQ_LEN = 541
+"""Prime, and 17 x 32 when padded to 32."""
+TRITON_HEADS = {"fp16": 23, "bf16": 23, "fp32": 11}
+"""The hidden size is 16 times as much: small enough for the kernels, in fp32 and in the widest launches of 16 bit. Heads
+and hidden size share their prime: `factor` looks for the hidden size first, and what stands beside heads alone is odd.
+"""
+SPLITS = 13
 NEGATIVES, TOKENS_PER_SET = 61, 37
 
-CONTAINED = {("H", "D"), ("G", "P"), ("L", "N")}
+CONTAINED = {("H", "D"), ("D", "H"), ("G", "P"), ("L", "N")}
 """(factor, product): D is a multiple of H, P of G and N of L. `factor` looks for the products first."""
 
 BATCH_SIZE = 7919
@@ -43,6 +53,7 @@ class Kind:
     blocks: int
     sampler: Sampler = "uniform"
     recompute: bool = False
+    kernel: Kernel = "chunked"
     passes: bool = False
     """Several passes: two stand for any number, the third leaves everything as the second did."""
 
@@ -71,20 +82,40 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
     raise NotFactored("no generic sizes for evaluation")
 
 
+@contextmanager
+def split_catalog() -> Iterator[None]:
+    """Let the full softmax's Triton kernel cut the catalog into a number of splits that can be told apart."""
+    with patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS):
+        yield
+
+
 def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
     """Yield candidates: the loss's tokens are those of so many chunks, the last of which is not full."""
-    loss = LOSSES[kind.loss]
+    loss, triton = LOSSES[kind.loss], kind.kernel == "triton"
     negatives = (loss.fixed_negatives or NEGATIVES) if loss.sampled else None
     group = TOKENS_PER_SET if loss.shares_negatives else 1
-    extras = range(0, 40 * group, group // 5 + 1)
-    for catalog, extra, sequences in product(range(100_003, 104_000, 2), extras, PASS_SEQUENCES):
-        full = _chunk_tokens(catalog, negatives, group)
-        tokens = 2 * full // 3 + (chunks - 1) * full + extra if loss.chunked else 70_001 + extra
+    extras, catalogs = range(0, 40 * group, group // 5 + 1), range(101_377 if triton else 100_003, 104_000, 2)
+    for catalog, extra, sequences in product(catalogs, extras, PASS_SEQUENCES):
+        tokens = _tokens(kind, catalog, negatives, group, chunks) + extra
+        tokens += (100 * extra + tokens + 1) % 2 + 100 * extra if triton else 0
         yield Configuration(
-            loss=kind.loss, catalog=catalog, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, negatives=negatives,
-            tokens_per_set=group, sampler=kind.sampler, architecture=_architecture(kind.blocks),
-            precision=kind.precision, pass_tokens=tokens, pass_sequences=sequences, recompute=kind.recompute,
+            loss=kind.loss, catalog=catalog, batch_size=BATCH_SIZE, seq_len=TRITON_SEQ_LEN if triton else SEQ_LEN,
+            negatives=negatives, tokens_per_set=group, sampler=kind.sampler, kernel=kind.kernel,
+            architecture=_architecture(kind.blocks, TRITON_HEADS[kind.precision] if triton else None),
+            precision=kind.precision,
+            pass_tokens=tokens, pass_sequences=sequences, recompute=kind.recompute,
         )  # fmt: skip
+
+
+def _tokens(kind: Kind, catalog: int, negatives: int | None, group: int, chunks: int) -> int:
+    """Return the fewest tokens of candidates; a table's copy pays from `catalog` drawn rows on."""
+    loss = LOSSES[kind.loss]
+    if kind.kernel == "triton" and loss.sampled:
+        return (chunks - 1) * catalog * group // NEGATIVES + 20_011
+    if kind.kernel == "triton" or not loss.chunked:
+        return 70_001
+    full = _chunk_tokens(catalog, negatives, group)
+    return 2 * full // 3 + (chunks - 1) * full
 
 
 def _chunk_tokens(catalog: int, negatives: int | None, group: int) -> int:
@@ -94,26 +125,33 @@ def _chunk_tokens(catalog: int, negatives: int | None, group: int) -> int:
     return group * chunking.sampled_chunk_sets(UNLIMITED, negatives, DIM, group)
 
 
-def _architecture(blocks: int) -> Architecture:
+def _architecture(blocks: int, triton_heads: int | None = None) -> Architecture:
+    if triton_heads is not None:
+        return Architecture(dim=16 * triton_heads, blocks=blocks, heads=triton_heads)
     return Architecture(dim=DIM, blocks=blocks, heads=HEADS)
 
 
 def _step_sizes(configuration: Configuration) -> Sizes:
     values = expressions.step_values([configuration])
-    row, loss = _row(values), LOSSES[configuration.loss]
-    single = int(expressions.chunks(configuration.loss, values)[0]) == 1
-    names = ["V", "D", "N", "H", "B", "J", "L", "A", "M"]
-    if loss.sampled and loss.fixed_negatives is None:
-        names += ["n", "K"]
-    if loss.shares_negatives:
-        names += ["S", "G"] if single else ["S", "s", "P", "G"]
-    full_softmax = loss.chunked and not loss.sampled
-    if full_softmax and not single:
-        names += ["T", "t"]
+    row, single = _row(values), int(expressions.chunks(values)[0]) == 1
+    names = ["A", "V", "D", "N", "H", "B", "J", "L", "M", *_loss_names(configuration, single)]
     sizes = _named(row, names)
-    if full_softmax:
+    if configuration.kernel == "chunked" and LOSSES[configuration.loss] is CCE:
         sizes |= {"I last": Size("I", row["V"] % row["I"]), "I": Size("I", row["I"])}
     return sizes
+
+
+def _loss_names(configuration: Configuration, single: bool) -> list[str]:
+    """Return the variables that only this loss has."""
+    loss, triton = LOSSES[configuration.loss], configuration.kernel == "triton"
+    if not loss.sampled:
+        if triton:
+            return ["W", "Y", "Z"] if single else ["W", "X", "Y", "Z"]
+        return ["T", "t"] if loss.chunked and not single else []
+    names = ["n", "K"] if loss.fixed_negatives is None else []
+    if loss.shares_negatives and not triton:
+        names += ["S", "G"] if single else ["S", "s", "P", "G"]
+    return names
 
 
 def _row(values: expressions.Values) -> dict[str, int]:

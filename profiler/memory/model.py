@@ -112,7 +112,7 @@ class MemoryModel:
 
     def _peaks(self, loss: str, configuration: Configuration, values: expressions.Values) -> Bytes:
         """Walk once for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""
-        rounds = np.minimum(expressions.chunks(loss, values), 3)
+        rounds = np.minimum(expressions.chunks(values), 3)
         groups: list[tuple[NDArray[np.bool_], Bytes]] = []
         for count in np.unique(rounds):
             chosen = rounds == count
@@ -127,7 +127,7 @@ class MemoryModel:
     def breakdown(self, configuration: Configuration) -> dict[str, int]:
         """Return the bytes by tag at the allocated peak of a training step, largest first."""
         values = expressions.step_values([configuration])
-        chunks = int(expressions.chunks(configuration.loss, values)[0])
+        chunks = int(expressions.chunks(values)[0])
         program = self.program(configuration.loss, configuration, chunks > 1)
         return program.breakdown(values, min(1, max(0, chunks - 2)))
 

@@ -18,7 +18,7 @@ such an excess costs a retry, not the run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 
 from srsplan.models.config import Configuration
@@ -161,9 +161,9 @@ def _life(configuration: Configuration, users: int, seen_pairs: int, programs: P
 
 
 def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
-    """Return the full step, then those of other batches."""
-    values = expressions.step_values([configuration, *_passes(configuration)])
-    counts = [int(count) for count in expressions.chunks(configuration.loss, values)]
+    """Return the step of the fullest pass, then those of others."""
+    values = expressions.pass_values(configuration, _passes(configuration))
+    counts = [int(count) for count in expressions.chunks(values)]
     by_kind = {many: programs(configuration.loss, configuration, many) for many in {count > 1 for count in counts}}
     sizes = {many: program.sizes(values) for many, program in by_kind.items()}
     return [
@@ -172,22 +172,16 @@ def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
     ]
 
 
-def _passes(full: Configuration) -> list[Configuration]:
-    """Return other passes of the same training, the last one that of an epoch's last batch."""
+def _passes(full: Configuration) -> list[tuple[int, int]]:
+    """Return the tokens and sequences of passes: the fullest, others, and that of an epoch's last batch."""
     fills = [max(1, (fill * full.tokens + 50) // 100) for fill in FILL_PERCENT] if full.several_passes else []
-    return [_pass_of(full, tokens) for tokens in [*fills, max(1, full.tokens // LAST_BATCH)]]
-
-
-def _pass_of(full: Configuration, tokens: int) -> Configuration:
-    """Return a pass of fewer tokens, with the sequences in proportion; as one of several, as `full` is."""
-    sequences = max(1, full.sequences * tokens // full.tokens)
-    shortened = replace(full, seq_len=min(full.seq_len, tokens))
-    return replace(shortened, pass_tokens=tokens, pass_sequences=sequences)
+    sizes = [full.tokens, *fills, max(1, full.tokens // LAST_BATCH)]
+    return [(tokens, max(1, min(tokens, full.sequences * tokens // full.tokens))) for tokens in sizes]
 
 
 def _ranking(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> Part:
     """Return the program of one evaluation batch."""
     values = expressions.evaluation_values(configuration, users, seen_pairs)
-    chunks = int(expressions.chunks(expressions.EVALUATION, values)[0])
+    chunks = int(expressions.chunks(values)[0])
     program = programs(expressions.EVALUATION, configuration, chunks > 1)
     return Part(program, [int(size[0]) for size in program.sizes(values)], max(0, chunks - 2))

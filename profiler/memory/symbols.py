@@ -93,10 +93,10 @@ def _tag(allocation: Allocation, powers: Counter[str]) -> str:
         return "gradient" if allocation.dtype == "torch.float32" else "table copy"
     if powers["I"]:
         return "workspace"
-    if powers["V"] or powers["C"]:
+    if powers["V"] or powers["C"] or powers["X"] or powers["Z"]:
         return "logits"
     if powers["n"] or powers["K"]:
         return "negatives"
-    if allocation.phase == "backward" and not powers & Counter("BJLAMNTSGP"):
+    if allocation.phase == "backward" and not powers & Counter("BJLAMNTSGPW"):
         return "gradient"
     return "activation"

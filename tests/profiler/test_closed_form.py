@@ -36,7 +36,7 @@ THOROUGH = "SRSPLAN_THOROUGH" in os.environ
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_estimate_equals_the_ledger(loss: str, precision: Precision) -> None:
-    """Random configurations of every loss and precision, with micro-batches and recomputed blocks.
+    """Random configurations of every loss and precision, with several passes and recomputed blocks.
 
     Within 0.01%, most to the byte. 20 of each, 200 in all; with SRSPLAN_THOROUGH=1 50 of each, 500 in all.
     """
@@ -59,13 +59,12 @@ def test_a_program_reserves_what_the_trace_does(loss: str, precision: Precision)
         trace = simulate_step(configuration, steps=3).trace
         found = replay([allocation.requested_bytes for allocation in trace.allocations], trace.events)
         values = expressions.step_values([configuration])
-        chunks = int(expressions.chunks(loss, values)[0])
+        chunks = int(expressions.chunks(values)[0])
         program, process = MODEL.program(loss, configuration, chunks > 1), Process()
         sizes = [int(size[0]) for size in program.sizes(values)]
         for code in (program.setup, program.first, program.step):
             process.run(code, sizes, chunks - 2)
-        exact = 1e-3 if configuration.micro_batches <= 2 else 0.06  # two micro-batches stand for more
-        assert process.allocator.peak_reserved == pytest.approx(found.reserved_bytes, rel=exact)
+        assert process.allocator.peak_reserved == pytest.approx(found.reserved_bytes, rel=1e-3)
 
 
 @pytest.mark.parametrize("users", [1, 16, 1024])
@@ -127,16 +126,16 @@ def test_what_is_no_loop_is_refused() -> None:
 def test_batches_of_other_shapes_hardly_reserve_more(loss: str) -> None:
     """Forty random batches after what the upper bound was made of: at most 5% above it."""
     draw, seen = random.Random(4), 0
-    for full in random_steps(loss, "fp16", 2, 12, seed=9):
+    for full in random_steps(loss, "fp16", 2, 30, seed=9, options=True):
         if not 1 << 30 <= int(MODEL.allocated([full])[0]) <= 180 << 30:
             continue
-        fills = [draw.uniform(0.7, 1.0) for _ in range(40)]
-        batches = [full, *(replace(full, valid_tokens=max(1, int(fill * full.fullest_tokens))) for fill in fills), full]
+        fills = [1.0, *(draw.uniform(0.7, 1.0) for _ in range(40)), 1.0]
         process = Process()
-        for number, batch in enumerate(batches):
-            values = expressions.step_values([batch])
-            chunks = int(expressions.chunks(loss, values)[0])
-            program = MODEL.program(loss, batch, chunks > 1)
+        for number, fill in enumerate(fills):
+            size = max(1, int(fill * full.tokens)), max(1, int(fill * full.sequences))
+            values = expressions.pass_values(full, [size])
+            chunks = int(expressions.chunks(values)[0])
+            program = MODEL.program(loss, full, chunks > 1)
             for code in (program.step,) if number else (program.setup, program.first):
                 process.run(code, [int(size[0]) for size in program.sizes(values)], chunks - 2)
         upper = MODEL.reserved(full, users=64, seen_pairs=64 * full.seq_len).upper

@@ -107,7 +107,7 @@ def test_the_first_steps_warm_up_and_are_not_timed(monkeypatch: pytest.MonkeyPat
         nonlocal count
         count += 1
         time.sleep(2.0 if count == 1 else 0.5 if count <= 3 else 0.0)
-        return run_parts(step, parts, targets)
+        return run_passes(step, passes, *rest)
 
     monkeypatch.setattr(TrainingStep, "run_parts", slow_at_first)
     found = cuda_child.measure(CONFIGURATION, torch.device("cpu"), steps=5, users=2)
@@ -145,19 +145,19 @@ def test_probes_under_different_caps_are_different_probes() -> None:
 def test_a_probe_runs_as_many_steps_as_it_is_told_and_ranks_so_many_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps of warm-up, what was asked for, and one step after the evaluation."""
     steps, users = [], []
-    run_parts = TrainingStep.run_parts
+    run_passes = TrainingStep.run_passes
 
-    def counted(step: TrainingStep, parts: list[StepInputs], targets: int) -> Tensor:
-        steps.append(len(parts))
-        return run_parts(step, parts, targets)
+    def counted(step: TrainingStep, passes: list[StepInputs], *rest: Any) -> Tensor:
+        steps.append(len(passes))
+        return run_passes(step, passes, *rest)
 
-    def ranked(model: SASRec, inputs: Tensor, *rest: Any) -> Tensor:
-        users.append(len(inputs))
-        return rank(model, inputs, *rest)
+    def ranked(model: SASRec, histories: PackedItems, *rest: Any) -> Tensor:
+        users.append(len(histories.packing.cu_seqlens) - 1)
+        return rank(model, histories, *rest)
 
-    monkeypatch.setattr(TrainingStep, "run_parts", counted)
+    monkeypatch.setattr(TrainingStep, "run_passes", counted)
     monkeypatch.setattr(cuda_child, "rank", ranked)
-    configuration = replace(CONFIGURATION, micro_batches=2, valid_tokens=None, precision="fp32")
+    configuration = replace(CONFIGURATION, pass_tokens=CONFIGURATION.batch_tokens // 2, precision="fp32")
     cuda_child.measure(configuration, torch.device("cpu"), steps=4, users=5)
     assert steps == [2] * (3 + 4 + 1)
     assert users == [5]

@@ -50,10 +50,11 @@ def configurations(draw: st.DrawFn, largest: int = 1 << 62) -> Configuration:
             dim=8 * heads * draw(st.integers(1, LARGEST_DIM // 8 // heads)), heads=heads, blocks=draw(st.integers(1, 4))
         ),
         precision=draw(st.sampled_from(["fp16", "bf16", "fp32"])),
-        micro_batches=draw(any_size(batch_size)),
+        pass_sequences=draw(st.none() | any_size(batch_size)),
         recompute=draw(st.booleans()),
     )
-    return replace(base, valid_tokens=draw(st.none() | any_size(base.tokens)))
+    more = any_size(base.batch_tokens).map(lambda tokens: max(tokens, base.seq_len))
+    return replace(base, pass_tokens=draw(st.none() | more))
 
 
 @settings(deadline=None, max_examples=80)
@@ -149,13 +150,13 @@ def test_an_evaluation_that_needs_more_than_training_is_expected() -> None:
     assert reserved(configuration, 1, 8, MODEL.program).expected < evaluation
 
 
-def held_after(batches: list[Configuration]) -> int:
-    """Reserved bytes of a process that trains these batches, one after another, through the allocator alone."""
+def held_after(full: Configuration, passes: list[tuple[int, int]]) -> int:
+    """Reserved bytes of a process that trains passes of (tokens, sequences), through the allocator alone."""
     process = Process()
-    for number, batch in enumerate(batches):
-        values = expressions.step_values([batch])
-        chunks = int(expressions.chunks(batch.loss, values)[0])
-        program = MODEL.program(batch.loss, batch, chunks > 1)
+    for number, size in enumerate(passes):
+        values = expressions.pass_values(full, [size])
+        chunks = int(expressions.chunks(values)[0])
+        program = MODEL.program(full.loss, full, chunks > 1)
         for code in (program.step,) if number else (program.setup, program.first):
             process.run(code, [int(size[0]) for size in program.sizes(values)], max(0, chunks - 2))
     return process.allocator.peak_reserved
@@ -165,11 +166,11 @@ def held_after(batches: list[Configuration]) -> int:
     "full",
     [
         Configuration(
-            loss="ce-", catalog=2_298_225, batch_size=1484, seq_len=16, negatives=21, valid_tokens=879,
+            loss="ce-", catalog=2_298_225, batch_size=1484, seq_len=16, negatives=21, pass_tokens=879,
             architecture=Architecture(dim=128),
         ),
         Configuration(
-            loss="bce", catalog=242_056, batch_size=882, seq_len=6, negatives=1, valid_tokens=349,
+            loss="bce", catalog=242_056, batch_size=882, seq_len=6, negatives=1, pass_tokens=349,
             architecture=Architecture(dim=128, heads=1),
         ),
     ],
@@ -177,9 +178,10 @@ def held_after(batches: list[Configuration]) -> int:
 )  # fmt: skip
 def test_batches_of_other_shapes_count(full: Configuration) -> None:
     """They cut the free blocks anew: more is held after them than after full batches alone, and the bound knows it."""
-    others = [replace(full, valid_tokens=full.fullest_tokens * percent // 100) for percent in (93, 81, 97, 88)]
-    last = replace(full, batch_size=full.batch_size // 3, valid_tokens=full.fullest_tokens // 3)
-    alone, mixed = held_after([full] * 8), held_after([full, full, *others, full, last, full])
+    most = full.tokens, full.sequences
+    others = [(full.tokens * percent // 100, full.sequences * percent // 100) for percent in (93, 81, 97, 88)]
+    last = full.tokens // 3, full.sequences // 3
+    alone, mixed = held_after(full, [most] * 8), held_after(full, [most, most, *others, most, last, most])
     assert mixed > alone
     found = reserved(full, 1, 8, MODEL.program)
     assert alone <= found.expected < mixed <= found.upper
@@ -189,8 +191,8 @@ def retries_by_round(configuration: Configuration, users: int, cap: int, rounds:
     """All retries so far, after each round of a full step and an evaluation, of a process under a cap."""
     values = expressions.step_values([configuration])
     ranked = expressions.evaluation_values(configuration, users, users * configuration.seq_len)
-    count = int(expressions.chunks(configuration.loss, values)[0])
-    chunks = int(expressions.chunks(expressions.EVALUATION, ranked)[0])
+    count = int(expressions.chunks(values)[0])
+    chunks = int(expressions.chunks(ranked)[0])
     program = MODEL.program(configuration.loss, configuration, count > 1)
     ranking = MODEL.program(expressions.EVALUATION, configuration, chunks > 1)
     sizes, ranked_sizes = (

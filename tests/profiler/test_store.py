@@ -204,7 +204,7 @@ def test_records_of_many_forms_are_compared_with_their_own_prediction(tmp_path: 
     """A profile of several losses, precisions and options: the closed form's error is that of its worst record."""
     forms = [
         CONFIGURATION, replace(CONFIGURATION, loss="ce"), replace(CONFIGURATION, precision="fp16"),
-        replace(CONFIGURATION, recompute=True), replace(CONFIGURATION, micro_batches=2),
+        replace(CONFIGURATION, recompute=True), replace(CONFIGURATION, pass_tokens=CONFIGURATION.seq_len),
         replace(CONFIGURATION, loss="cce-", negatives=7),
     ]  # fmt: skip
     model = MemoryModel()

@@ -64,7 +64,7 @@ def with_whole_pass(configuration: Configuration, workload: Workload) -> Configu
 
 def pass_sizes(least: int, whole: int) -> list[int]:
     """Return round numbers of tokens from `least` up, 32 for each doubling, and `whole` as the last."""
-    sizes = {min(least, whole), whole}
+    sizes = {min(least, whole), whole, *range(least, min(SIZES_PER_DOUBLING, whole))}
     unit = 1
     while SIZES_PER_DOUBLING * unit < whole:
         steps = range(SIZES_PER_DOUBLING, 2 * SIZES_PER_DOUBLING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError, NothingFits
@@ -112,7 +113,7 @@ def check_memory(
     if limits.smallest is None:
         return ()
     try:
-        needed = priced(configuration, evaluation_batch, workload).upper_bytes
+        needed = priced(configuration, evaluation_batch, workload, limits.smallest).upper_bytes
     except InputError as error:
         return (f"warning: the memory of this configuration is not predicted: {error.message}",)
     if limits.budget_bytes is not None and needed > limits.budget_bytes:
@@ -144,11 +145,14 @@ def _machine_bytes() -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def priced(configuration: Configuration, evaluation_batch: int, workload: Workload) -> Memory:
-    """Return the memory of a configuration on these data; InputError where the memory model does not cover it."""
+def priced(configuration: Configuration, evaluation_batch: int, workload: Workload, limit: float = inf) -> Memory:
+    """Return the memory of a configuration on these data; InputError where the memory model does not cover it.
+
+    Within a `limit` in bytes, if it runs there: a plan that uses nearly all of its budget often takes more without one.
+    """
     one = replace(configuration, batch_size=min(configuration.batch_size, workload.users or configuration.batch_size))
     pairs = _seen_pairs(workload, evaluation_batch, configuration)
-    return MemoryModel().predict(one, evaluation_batch, pairs)
+    return MemoryModel().predict(one, evaluation_batch, pairs, limit)
 
 
 def _seen_pairs(workload: Workload, users: int, configuration: Configuration) -> int:

@@ -72,7 +72,8 @@ def estimate_command(
             tokens_per_set=tokens_per_set if loss or LOSSES[row.loss].shares_negatives else None,
             sampler=sampler if loss or sampler in LOSSES[row.loss].samplers else "uniform",
             pass_tokens=pass_tokens,
-            kernel=kernel if loss or LOSSES[row.loss].chunked else "chunked", gpus=gpus, mean_length=mean_length, gpu=gpu, budget=budget,
+            kernel=kernel if loss or LOSSES[row.loss].chunked else "chunked",
+            gpus=gpus, mean_length=mean_length, gpu=gpu, budget=budget,
         )
         for row in rows
     ]  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product as combinations
+from typing import get_args
 
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Sampler
-from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.models.config import Architecture, Configuration, Precision, require_positive
 from srsplan.models.errors import InputError
 from srsplan.planner.passes import with_whole_pass
 from srsplan.planner.workload import USERS_PER_BATCH, Workload, WorstCase
@@ -45,6 +46,11 @@ class Space:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise InputError(f"unknown sampler {self.sampler!r}", f"samplers are {', '.join(SAMPLERS)}")
+        if self.kernel not in get_args(Kernel):
+            raise InputError(f"unknown kernel {self.kernel!r}", f"kernels are {', '.join(get_args(Kernel))}")
+        if self.max_batch_size is not None:
+            require_positive(max_batch_size=self.max_batch_size)
+            require_positive(batch_size=self.max_batch_size)  # whose limit it has
 
     @property
     def batch_limit(self) -> int:

@@ -14,7 +14,9 @@ from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm_first
+from srsplan.planner.passes import with_pass
 from srsplan.planner.search import Prices, Recommendation, Space, recommend
+from srsplan.planner.time_limit import TimeLimit
 from srsplan.planner.workload import FromData, MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.catalogue import find_gpu, load_gpus
@@ -72,9 +74,10 @@ def test_whatever_is_recommended_fits(
         memory = choice.memory
         assert memory.allocated_bytes <= memory.reserved_bytes <= memory.upper_bytes <= budget.usable_bytes
         assert memory.evaluation_bytes <= memory.upper_bytes
-        assert choice.configuration.fullest_tokens <= choice.configuration.tokens
+        assert choice.configuration.tokens >= choice.configuration.seq_len
+        assert choice.passes >= 1
         assert (choice.epoch_seconds is None) == (users is None)
-        assert users is None or choice.configuration.batch_size <= max(16, users // 20)
+        assert choice.configuration.batch_size <= (1024 if users is None else min(1024, max(16, users // 20)))
     if found.choices:
         same = [
             each.configuration
@@ -90,13 +93,27 @@ def test_whatever_is_recommended_fits(
     assert found.choices or found.near_misses
 
 
-@pytest.mark.parametrize("gigabytes", [8, 8.2])
-def test_growth_comes_before_the_order(gigabytes: float) -> None:
-    """With 8.2 GB the second of the coarse grid overtakes the first when both are grown."""
-    found = found_for(space_of(1_600_000, ("cce-",)), gigabytes)
+@pytest.mark.parametrize("gigabytes", [12, 13.3])
+def test_negatives_of_eager_forms_grow_between_the_grid(gigabytes: float) -> None:
+    """They alone still take memory, whatever the pass: what fits between powers of two is found, and then ordered."""
+    found = found_for(space_of(1_600_000, ("ce-",)), gigabytes)
     same = [choice.configuration for choice in found.choices]
-    assert len({each.balance for each in same}) == len(same) == 3
     assert in_stated_order(same)
+    assert all(each.balance <= 1024 for each in same)
+
+
+def test_sizes_between_the_grid_are_found_where_time_binds() -> None:
+    """An epoch may take what a batch of 700 needs: between 512 and 768 there is something that ranks above 512."""
+    space = space_of(300_000, ("cce",), workload=MeanLength(50.0, 500_000))
+    free = prices_of(space, 24)
+    seconds = free.epoch_seconds(space.configuration("cce", 1024, 100, None))
+    assert seconds is not None
+    limit = TimeLimit(epoch_seconds=seconds, option="--epoch-time", epochs=1)
+    timed = Prices(space.workload, free.budget, A100, MODEL, time=limit)
+    first = recommend(space, timed).choices[0]
+    assert first.epoch_seconds is not None
+    assert first.epoch_seconds <= seconds
+    assert 64 < first.configuration.seq_len < 128
 
 
 @pytest.mark.parametrize(("catalog", "gigabytes"), [(300_000, 24), (1_600_000, 40), (5_000, 4)])
@@ -141,7 +158,10 @@ def test_the_mean_length_bounds_random_batches_of_any_size(batch_size: int, seq_
     """Against batches drawn from the assumed distribution: not exceeded, and not far above for large batches."""
     mean, random = 54.9, np.random.default_rng(0)
     drawn = np.minimum(np.ceil(random.exponential(mean, (20, batch_size))), seq_len).sum(axis=1)
-    bound = MeanLength(mean).valid_tokens(batch_size, seq_len)
+    workload = MeanLength(mean)
+    bound = workload.fullest_batch(batch_size, seq_len)
+    assert workload.mean_tokens(seq_len) * batch_size == pytest.approx(drawn.mean(), rel=0.1)
+    assert workload.pass_sequences(bound, batch_size, seq_len) == batch_size
     assert drawn.max() <= bound
     assert bound <= drawn.mean() * (1 + 8 / np.sqrt(min(batch_size, 16_384))) + 1
 
@@ -161,15 +181,14 @@ def test_a_search_that_gives_up_early_still_finds_what_fits(
 
 
 def test_knob_costs_are_differences_of_the_model() -> None:
-    """Doubling the batch of the first choice costs what the model says of the doubled configuration."""
+    """A half of the first choice's pass costs what the model says of the configuration in such passes."""
     space = space_of(300_000)
     found = found_for(space, 24)
     first = found.choices[0]
     costs = {(knob.name, knob.change): knob.bytes for knob in found.knobs}
-    base = first.configuration
-    doubled = space.configuration(base.loss, 2 * base.batch_size, base.seq_len, base.negatives)
-    assert costs["batch_size", "x 2"] == int(MODEL.allocated([doubled])[0]) - first.memory.allocated_bytes > 0
-    assert costs["seq_len", "/ 2"] < 0
+    halved = with_pass(first.configuration, first.configuration.tokens // 2, space.workload)
+    assert costs["pass_tokens", "/ 2"] == int(MODEL.allocated([halved])[0]) - first.memory.allocated_bytes < 0
+    assert ("negatives", "x 2") in costs
 
 
 def test_a_choice_that_does_not_run_is_left_out() -> None:

@@ -21,6 +21,7 @@ from srsplan.planner import pricing, smaller_run
 from srsplan.planner.cli import train_runs
 from srsplan.planner.cli.options import words_of
 from srsplan.planner.cli.train_options import TrainOptions
+from srsplan.planner.passes import with_pass
 from srsplan.planner.train_configuration import parse_ranks
 from srsplan.planner.workload import FromData
 from srsplan.profiler.memory.model import MemoryModel
@@ -57,14 +58,16 @@ def workload(users: int = 100_000, length: int = 200) -> FromData:
 
 
 def test_a_configuration_above_its_budget_is_refused_on_a_gpu() -> None:
-    """With both figures, that of the memory model, and a number of micro-batches that does fit."""
+    """With both figures, that of the memory model, and the largest pass that does fit."""
     needed = MemoryModel().predict(FULL, 64, 64 * 200).upper_bytes
     limits = pricing.Limits(budget_bytes=needed // 3, device_bytes=8 << 40)
     with pytest.raises(NothingFits, match=rf"takes up to {needed / 2**30:.2f} GiB, the plan's budget") as caught:
         pricing.check_memory(FULL, 64, workload(), limits)
-    parts = int(caught.value.hint.split()[1])
-    cut = replace(FULL, micro_batches=parts)
-    assert MemoryModel().predict(cut, 64, 64 * 200).upper_bytes <= needed // 3
+    tokens = int(caught.value.hint.split()[1])
+    cut = with_pass(FULL, tokens, workload())
+    assert MemoryModel().predict(cut, 64, 64 * 200, needed // 3).upper_bytes <= needed // 3
+    larger = with_pass(FULL, tokens * 17 // 16, workload())
+    assert MemoryModel().predict(larger, 64, 64 * 200, needed // 3).upper_bytes > needed // 3
     assert pricing.check_memory(FULL, 64, workload(), replace(limits, budget_bytes=needed)) == ()
 
 

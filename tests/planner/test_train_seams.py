@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from small_runs import walks
 
+from srsplan.kernels.attention import Packing
 from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Holdout, split
 from srsplan.models.sasrec import Block, SASRec
+from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.step import StepInputs, TrainingStep
 
@@ -91,17 +93,17 @@ def test_the_best_weights_are_tested_not_the_last(train: Run, data: Path, tmp_pa
 
 def test_every_epoch_is_shuffled_anew(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three epochs hold the same sequences in three orders."""
-    seen, parts = list[NDArray[np.int64]](), TrainingStep.run_parts
+    seen, passes = list[NDArray[np.int64]](), TrainingStep.run_passes
     inside = Trainer._train_epoch
 
     def listening(self: TrainingStep, inputs: Any, targets: int, *rest: Any) -> torch.Tensor:
         batches = list(inputs)
         seen.extend(batch.targets.numpy() for batch in batches)
-        return parts(self, batches, targets, *rest)
+        return passes(self, batches, targets, *rest)
 
     def epoch(self: Trainer, callbacks: Any) -> float:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TrainingStep, "run_parts", listening)
+            patch.setattr(TrainingStep, "run_passes", listening)
             return inside(self, callbacks)
 
     monkeypatch.setattr(Trainer, "_train_epoch", epoch)
@@ -128,10 +130,10 @@ def test_a_plans_evaluation_batch_is_used(run: Run, train: Run, monkeypatch: pyt
     planned(run, eval_batch_size=7)
     sizes, forward = set(), SASRec.forward
 
-    def listening(self: SASRec, items: torch.Tensor) -> torch.Tensor:
+    def listening(self: SASRec, sequences: PackedItems) -> torch.Tensor:
         if not self.training:
-            sizes.add(len(items))
-        return forward(self, items)
+            sizes.add(len(sequences.packing.cu_seqlens) - 1)
+        return forward(self, sequences)
 
     monkeypatch.setattr(SASRec, "forward", listening)
     assert train("--plan", "srsplan.plan.yaml", "--epochs", 1).code == 0
@@ -149,9 +151,9 @@ def test_a_plans_recomputation_is_done(
     planned(run, recompute=recompute)
     calls, forward, loss = Counter[str](), Block.forward, TrainingStep.loss
 
-    def block(self: Block, x: torch.Tensor) -> torch.Tensor:
+    def block(self: Block, x: torch.Tensor, packing: Packing) -> torch.Tensor:
         calls["block"] += self.training
-        return forward(self, x)
+        return forward(self, x, packing)
 
     def batch(self: TrainingStep, batch: StepInputs, *rest: Any, **options: Any) -> torch.Tensor:
         calls["batch"] += 1

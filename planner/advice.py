@@ -150,7 +150,8 @@ def _fits(question: Question) -> bool:
 
 def _smallest(question: Question) -> list[Configuration]:
     """Return for each loss the configuration of the grid that takes least, in the smallest passes."""
-    pools = (question.prices.lightest(question.space.candidates(loss)) for loss in question.space.losses)
+    candidates = (question.space.candidates(loss) for loss in question.space.losses)
+    pools = ([each for variants in question.prices.lightest(pool) for each in variants] for pool in candidates)
     return [min(zip(question.prices.allocated(pool), range(len(pool)), pool, strict=True))[2] for pool in pools if pool]
 
 

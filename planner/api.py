@@ -20,7 +20,7 @@ from srsplan.planner import advice, commands, question, words
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import DEFAULT_MARGIN, Budget, assumed_gpu, make_budget
 from srsplan.planner.estimates import Estimate
-from srsplan.planner.passes import with_pass, with_whole_pass
+from srsplan.planner.passes import in_one_pass, with_pass, with_whole_pass
 from srsplan.planner.question import DataFile, Question, Size
 from srsplan.planner.search.prices import Prices
 from srsplan.planner.search.recommendation import Recommendation
@@ -234,13 +234,13 @@ def estimate(
         kernel=cast(Kernel, kernel),
         recompute=recompute,
     )
+    card, limit = _card(gpu, budget)
+    prices = Prices(workload, limit or make_budget(None, card), card, question.assumed_model())
     whole = with_whole_pass(configuration, workload)
     if pass_tokens is not None and pass_tokens < whole.tokens:
         configuration = with_pass(configuration, pass_tokens, workload)
     else:
-        configuration = whole
-    card, limit = _card(gpu, budget)
-    prices = Prices(workload, limit or make_budget(None, card), card, question.assumed_model())
+        configuration = in_one_pass(whole, prices)
     choice = prices.choice(configuration)
     return Estimate(choice=choice, prices=prices, budget=limit, gpus=gpus, step_basis=timing.BASIS)
 

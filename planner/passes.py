@@ -27,6 +27,9 @@ SIZES_PER_DOUBLING = 32
 USUAL_SHARE = {True: 0.93, False: 0.8}
 """Share of what is reserved that tensors hold, about, of chunked and of other losses: where a search begins."""
 
+SURE_SHARE = 0.65
+"""Tensors of less than this share of a limit always fit it."""
+
 
 class Memory(Protocol):
     """What a search for the largest pass asks of memory."""
@@ -62,6 +65,18 @@ def with_whole_pass(configuration: Configuration, workload: Workload) -> Configu
     return with_pass(configuration, tokens, workload)
 
 
+def in_one_pass(whole: Configuration, memory: Memory) -> Configuration:
+    """Return what takes less memory of two: a pass that practically holds every batch, and one that surely does.
+
+    The second has more tokens. The first may need another pass after it, and so has room for a second gradient of the
+    table, which is more where the catalog is large.
+    """
+    sure = replace(whole, pass_tokens=whole.batch_tokens, pass_sequences=whole.batch_size)
+    if sure.tokens > LARGEST_PASS or not whole.several_passes:
+        return whole
+    return min((whole, sure), key=lambda each: memory.allocated([each])[0])
+
+
 def pass_sizes(least: int, whole: int) -> list[int]:
     """Return round numbers of tokens from `least` up, 32 for each doubling, and `whole` as the last."""
     sizes = {min(least, whole), whole, *range(least, min(SIZES_PER_DOUBLING, whole))}
@@ -87,21 +102,21 @@ def largest_pass(
     begins where tensors take a `share` of the limit, which changes how long it takes.
     """
     share = USUAL_SHARE[LOSSES[whole.loss].chunked] if share is None else share
+    one = in_one_pass(whole, memory)
+    if memory.allocated([one])[0] <= memory.limit and memory.fits(one):
+        return one
     cut = passes_within(whole, workload, memory, least)
-    if cut and cut[-1] == whole:
-        if memory.fits(whole):
-            return whole
-        cut.pop()
-    start = sum(peak <= share * memory.limit for peak in memory.allocated(cut)) - 1
+    peaks = memory.allocated(cut)
+    if not cut or (peaks[0] > SURE_SHARE * memory.limit and not memory.fits(cut[0])):
+        return None
+    start = sum(peak <= share * memory.limit for peak in peaks) - 1
     return _largest_fitting(cut, memory, max(0, start))
 
 
 def passes_within(
     whole: Configuration, workload: Workload, memory: Memory, least: int = SMALL_PASS
 ) -> list[Configuration]:
-    """Return a configuration in passes of ascending sizes, up to the largest whose tensors alone fit."""
-    if memory.allocated([whole])[0] <= memory.limit:
-        return [*_cut(whole, workload, least), whole]
+    """Return a configuration in passes smaller than the whole batch, ascending, up to the largest whose tensors fit."""
     cut = _cut(whole, workload, least)
     within = [place for place, peak in enumerate(memory.allocated(cut)) if peak <= memory.limit]
     return cut[: within[-1] + 1] if within else []

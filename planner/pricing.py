@@ -69,6 +69,8 @@ def usual_pass(
     """
     whole = with_whole_pass(configuration, workload)
     tokens = max(configuration.seq_len, min(whole.tokens, USUAL_PASS))
+    if configuration.batch_tokens <= USUAL_PASS:
+        tokens = configuration.batch_tokens  # surely one pass: no room for a second gradient of the table
     usual = with_pass(configuration, tokens, workload)
     return fitting_pass(usual, evaluation_batch, workload, limits.smallest) or usual
 

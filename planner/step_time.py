@@ -94,9 +94,8 @@ def step_cost(
     table = configuration.table_bytes
     # gradient written, zeroed or added to once more; Adam reads 4 tables and writes 3, foreach with temporaries
     updates = table * (2 + (14 if foreach else 7))
-    # every later pass adds its table's gradient to what there is: chunked losses where it lies, the others by a table
-    # of their own that is filled, written, read and added
-    added = (each.count - 1) * table * (2 if LOSSES[configuration.loss].chunked else 5)
+    # every later pass fills a table of its own, writes it, and adds it to what there is
+    added = (each.count - 1) * table * 5
     return StepCost(
         product_flops=each.count * (body.product_flops + loss.product_flops),
         moved_bytes=each.count * (body.moved_bytes + loss.moved_bytes) + updates + added,

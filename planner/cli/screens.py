@@ -123,7 +123,7 @@ def choices_table(choices: Sequence[ChoiceEntry]) -> Table:
 def _legend(choices: Sequence[ChoiceEntry]) -> Iterator[str]:
     """Yield an explanation of every symbol on the screen."""
     yield "bs batch size, sl sequence length, ns negatives, D hidden size, S table in fp32."
-    yield "pass: tokens at a time, in so many passes a batch; s/M: seconds a million tokens."
+    yield "pass tokens at a time, in so many passes a batch; s/M seconds a million tokens."
     names = {choice.loss: implementation_of(choice.loss, choice.kernel) for choice in choices}
     yield "; ".join(f"{loss} {LOSSES[loss].title} ({name})" for loss, name in names.items()) + "."
     recomputed = ", ".join(f"#{choice.rank}" for choice in choices if choice.recompute)

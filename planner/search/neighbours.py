@@ -28,7 +28,8 @@ def near_misses(
     if first is not None:
         above = first.balance, first.seq_len
         pool = [each for each in pool if each.loss == first.loss and (each.balance, each.seq_len) > above]
-    pool = [*dict.fromkeys(prices.smallest(pool))]
+    least = SMALL_PASS if first is not None else 1
+    pool = [*dict.fromkeys(each for variants in prices.lightest(pool, least) for each in variants)]
     peaks = dict(zip(pool, prices.allocated(pool), strict=True))
     at_least = prices.budget.usable_bytes * LEAST_SHARE
     nearest = sorted((each for each in pool if peaks[each] > at_least), key=lambda each: (peaks[each], -each.balance))

@@ -99,10 +99,6 @@ class Prices:
             self._peaks |= zip(same, self.model.allocated(same).tolist(), strict=True)
         return [self._peaks[each] for each in configurations]
 
-    def smallest(self, configurations: Sequence[Configuration], least: int = SMALL_PASS) -> list[Configuration]:
-        """Return configurations in the smallest passes that the search tries."""
-        return [smallest_pass(each, self.workload, least) for each in configurations]
-
     def fitted(self, whole: Configuration, least: int = SMALL_PASS) -> Configuration | None:
         """Return a configuration of a space in the largest passes that fit; None where none do.
 
@@ -114,11 +110,11 @@ class Prices:
 
     def _fit(self, whole: Configuration, least: int) -> Configuration | None:
         plain = self._largest(whole, least)
-        if not self.may_recompute or plain == whole:
+        if not self.may_recompute or (plain is not None and plain.tokens >= whole.tokens):
             return plain
         lighter = replace(whole, recompute=True)
         if plain is not None:
-            within = passes_within(lighter, self.workload, self, least)
+            within = [*passes_within(lighter, self.workload, self, least), *self.within([lighter])]
             if not within or self.step_ms(within[-1]) > RECOMPUTE_GAIN * self.step_ms(plain):
                 return plain  # not faster even in passes of which the tensors alone fit
         cut = [each for each in (plain, self._largest(lighter, least)) if each is not None]
@@ -128,7 +124,7 @@ class Prices:
         """Return a configuration in the largest passes; the search begins where that of the last of its kind ended."""
         kind = whole.loss, whole.recompute
         found = largest_pass(whole, self.workload, self, least, self._shares.get(kind))
-        if found is not None and found != whole:
+        if found is not None and found.tokens < whole.tokens:
             self._shares[kind] = self.allocated([found])[0] / self.limit
         return found
 
@@ -155,12 +151,24 @@ class Prices:
         """Yield configurations with the bytes of tensors that they take at least."""
         for start in range(0, len(ordered), BLOCK):
             block = ordered[start : start + BLOCK]
-            yield from zip(block, self.allocated(self.lightest(block, least)), strict=True)
+            peaks = (self.allocated(variants) for variants in self.lightest(block, least))
+            yield from zip(block, map(min, *peaks), strict=True)
 
-    def lightest(self, configurations: Sequence[Configuration], least: int = 1) -> list[Configuration]:
-        """Return configurations as they take least: in the smallest passes, recomputed where that may be chosen."""
-        smallest = self.smallest(configurations, least)
-        return [replace(each, recompute=True) for each in smallest] if self.may_recompute else smallest
+    def lightest(
+        self, configurations: Sequence[Configuration], least: int = 1
+    ) -> tuple[list[Configuration], list[Configuration]]:
+        """Return configurations as they take least, recomputed where that may be: in the smallest passes, and in one.
+
+        One pass is less where there is little beside the table, as there is no second gradient of it then.
+        """
+        if self.may_recompute:
+            configurations = [replace(each, recompute=True) for each in configurations]
+        one = [replace(each, pass_tokens=None, pass_sequences=None) for each in configurations]
+        return [smallest_pass(each, self.workload, least) for each in configurations], one
+
+    def within(self, configurations: Sequence[Configuration]) -> list[Configuration]:
+        """Return those whose tensors alone are within the limit."""
+        return [each for each in configurations if self.allocated([each])[0] <= self.limit]
 
     def step_ms(self, configuration: Configuration) -> float:
         """Return the milliseconds of a training step of the mean batch on the card."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
-from srsplan.planner.confirm import confirm_first
+from srsplan.planner.confirm import confirm, confirm_first
 from srsplan.planner.passes import with_pass
 from srsplan.planner.search import Prices, Recommendation, Space, recommend
 from srsplan.planner.time_limit import TimeLimit
@@ -178,6 +178,23 @@ def test_a_search_that_gives_up_early_still_finds_what_fits(
     found = recommend(space, prices)
     assert {choice.configuration.loss for choice in found.choices} == set(LOSSES)
     assert all(choice.memory.upper_bytes <= prices.budget.usable_bytes for choice in found.choices)
+
+
+@pytest.mark.parametrize(
+    ("catalog", "gigabytes", "loss"),
+    [(1_600_000, 12, "cce-"), (300_000, 6, "cce-"), (300_000, 8, "cce"), (30_000, 4, "ce"), (1_600_000, 16, "ce-"),
+     (300_000, 4, "bce")],
+)  # fmt: skip
+def test_plans_run_under_a_cap_of_their_budget_and_use_it(catalog: int, gigabytes: int, loss: str) -> None:
+    """Where memory binds the passes take at least 95% of what they may; simulated: the ledger's own trace."""
+    space = space_of(catalog, (loss,))
+    prices = prices_of(space, gigabytes)
+    first = recommend(space, prices).choices[0]
+    assert first.passes > 1
+    found = confirm(first, prices.budget, A100)
+    assert found.fits
+    assert found.retries == 0
+    assert 0.95 * prices.limit <= found.reserved_bytes <= prices.limit
 
 
 def test_knob_costs_are_differences_of_the_model() -> None:

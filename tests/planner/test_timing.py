@@ -97,15 +97,15 @@ def test_the_mean_batch_takes_the_time_and_not_the_fullest() -> None:
     assert tenth.launches <= full.launches
 
 
-@pytest.mark.parametrize(("loss", "tables"), [("cce", 2), ("ce", 5)])
-def test_every_later_pass_adds_its_gradient_to_the_table(loss: str, tables: int) -> None:
-    """Chunked losses where it lies, the others through a table of their own."""
+@pytest.mark.parametrize("loss", ["cce", "ce"])
+def test_every_later_pass_adds_its_gradient_to_the_table(loss: str) -> None:
+    """Filled, written, read, and added to the first, which is read and written."""
     base = Configuration(loss=loss, catalog=500_000, batch_size=64, seq_len=64)
     cut = replace(base, pass_tokens=base.batch_tokens // 4)
     alone = replace(base, batch_size=16)
     optimizer = 9 * base.table_bytes
     added = step_cost(cut).moved_bytes - optimizer - 4 * (step_cost(alone).moved_bytes - optimizer)
-    assert added == pytest.approx(3 * tables * base.table_bytes)
+    assert added == pytest.approx(3 * 5 * base.table_bytes)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

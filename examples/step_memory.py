@@ -2,9 +2,10 @@
 
     python examples/step_memory.py -o step_memory.csv
 
-Wants an NVIDIA GPU. The chunked losses are measured in both implementations. Each configuration trains a few steps in a process of its own (as `srsplan profile` does), once
-with expandable segments and once without; its allocated and reserved peaks stand beside those of the closed form and of
-the allocator's model. Rows are written as they are found: a run that was stopped goes on where it was.
+Wants an NVIDIA GPU. The chunked losses are measured in both implementations. Each configuration trains a few steps in a
+process of its own (as `srsplan profile` does), once with expandable segments and once without; its allocated and
+reserved peaks stand beside those of the closed form and of the allocator's model. Rows are written as they are found: a
+run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def measured(probe: CudaProbe, configuration: Configuration, mode: str) -> dict[
 
 def summary(rows: pd.DataFrame) -> Table:
     """Worst and median error of each loss, kernel and mode."""
-    table = Table("loss", "kernel", "allocator", "steps", "allocated, worst", "reserved, worst", "reserved, median", box=None)
+    columns = ("allocated, worst", "reserved, worst", "reserved, median")
+    table = Table("loss", "kernel", "allocator", "steps", *columns, box=None)
     for (loss, kernel, mode), part in rows[rows.status == "ok"].groupby(["loss", "kernel", "mode"]):
         errors = [
             (part[f"predicted_{name}_bytes"] / part[f"{name}_bytes"] - 1).abs() for name in ("allocated", "reserved")

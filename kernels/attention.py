@@ -24,9 +24,8 @@ from torch import Tensor
 aten = torch.ops.aten
 
 SHORTEST_SHARE = 0.75
-"""A group's shortest sequence has at least this share of its longest: at most a third of what is computed is padding."""
+"""A group's shortest sequence has at least this share of its longest: a quarter of what is computed may be padding."""
 
-FLASH_HEAD_SIZE = 256
 FLASH_CAPABILITY = (8, 0)
 CAUSAL_FROM_TOP_LEFT = 1
 """The mask of memory-efficient attention, by its number in PyTorch."""
@@ -80,7 +79,7 @@ def packed_attention(joined: Tensor, packing: Packing, dropout: float = 0.0) -> 
 
 
 def _has_flash(joined: Tensor) -> bool:
-    if joined.dtype == torch.float32 or joined.shape[-1] > FLASH_HEAD_SIZE:
+    if joined.dtype == torch.float32:
         return False
     return joined.is_meta or torch.cuda.get_device_capability(joined.device) >= FLASH_CAPABILITY
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels import eager
+from srsplan.kernels.chunked_autograd import BackwardScale
 from srsplan.kernels.full_softmax import api as full_softmax
 from srsplan.kernels.launches.sizes import refused_size
 from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, CHUNKED, EAGER, LOSSES, TRITON, Loss
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
 from srsplan.kernels.samplers.alias_table import Distribution
-from srsplan.kernels.samplers.in_batch import in_batch
+from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.kernels.samplers.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
@@ -37,10 +38,13 @@ class LossOptions:
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     compute_dtype: torch.dtype | None = None
     """The type of the matrix products; without one that of autocast, or of the hidden states."""
-    distribution: Distribution | None = None
+    distribution: Distribution | InBatch | None = None
     """Distribution that negatives are drawn by; None draws uniformly."""
     in_batch: bool = False
-    """True where negatives are drawn from the targets of the call."""
+    """True where negatives are drawn from the targets of the batch."""
+    backward_scale: BackwardScale = None
+    """The incoming gradient of the call's loss, where it is known: the chunked forms then add the table's gradient to
+    its `.grad` in place (kernels.chunked_autograd). The others leave it to autograd, with equal gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +63,42 @@ class LossCall:
         if self.loss.sampled and self.options.negatives is None:
             raise ValueError(f"{self.loss.name} needs a number of negatives")
 
-    def __call__(self, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M]."""
-        return FUNCTIONS[self.loss][self.implementation](self.options, hidden, item_table, targets)
+    def __call__(
+        self, hidden: Tensor, item_table: Tensor, targets: Tensor, batch_targets: Tensor | InBatch | None = None
+    ) -> Tensor:
+        """Return the mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M].
+
+        With `in_batch` negatives are drawn from `batch_targets`, those of the whole batch, int64 [N] on the device; the
+        call's own without them. Calls over parts of a batch share what `samplers.in_batch.in_batch` makes of them.
+        """
+        options = self.options
+        if options.in_batch:
+            drawn_from = targets if batch_targets is None else batch_targets
+            if isinstance(drawn_from, Tensor):
+                drawn_from = in_batch(drawn_from, len(item_table))
+            options = replace(options, distribution=drawn_from)
+        return FUNCTIONS[self.loss][self.implementation](options, hidden, item_table, targets)
+
+    def at(
+        self,
+        step: int,
+        first_token: int = 0,
+        batch_tokens: int | None = None,
+        *,
+        backward_scale: BackwardScale = None,
+    ) -> LossCall:
+        """Return the same call at training step `step`, for tokens from `first_token` on of a batch of `batch_tokens`.
+
+        However a batch is cut into such calls, the sum of their losses, each times M / N, and of its gradients is that
+        of one call. `backward_scale` is that of `LossOptions`: the incoming gradient of the loss, with M / N in it.
+        """
+        options = self.options
+        sampling = replace(options.sampling, step=step, first_token=first_token, batch_tokens=batch_tokens)
+        return replace(self, options=replace(options, sampling=sampling, backward_scale=backward_scale))
 
     def at_step(self, step: int) -> LossCall:
-        """Return the same call with the negatives of training step `step`."""
-        sampling = replace(self.options.sampling, step=step)
-        return replace(self, options=replace(self.options, sampling=sampling))
+        """Return the same call with the negatives of training step `step`, for a batch that is run in one call."""
+        return self.at(step)
 
     def description(self) -> dict[str, str]:
         """Return the loss, its implementation and the reason for it, as a run's files keep them."""
@@ -133,16 +165,15 @@ def _bce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tens
 
 
 def _ce_neg(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-    return eager.ce_neg(hidden, item_table, targets, **_drawn(options, item_table, targets))
+    return eager.ce_neg(hidden, item_table, targets, **_drawn(options))
 
 
 def _cce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-    return full_softmax.cce(hidden, item_table, targets, compute_dtype=options.compute_dtype)
+    return full_softmax.cce(hidden, item_table, targets, **_chunked(options))
 
 
 def _cce_neg(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-    drawn = _drawn(options, item_table, targets)
-    return sampled_softmax.cce_neg(hidden, item_table, targets, **drawn, compute_dtype=options.compute_dtype)
+    return sampled_softmax.cce_neg(hidden, item_table, targets, **_drawn(options), **_chunked(options))
 
 
 def _cce_triton(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
@@ -150,17 +181,17 @@ def _cce_triton(options: LossOptions, hidden: Tensor, item_table: Tensor, target
 
 
 def _cce_neg_triton(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-    drawn = _drawn(options, item_table, targets)
-    return sampled_softmax.cce_neg_triton(_cast(options, hidden), item_table, targets, **drawn)
+    return sampled_softmax.cce_neg_triton(_cast(options, hidden), item_table, targets, **_drawn(options))
 
 
-def _drawn(options: LossOptions, item_table: Tensor, targets: Tensor) -> dict[str, Any]:
+def _drawn(options: LossOptions) -> dict[str, Any]:
     """Return the arguments that every sampled softmax takes."""
-    return {
-        "negatives": options.negatives,
-        "sampling": options.sampling,
-        "distribution": in_batch(targets, len(item_table)) if options.in_batch else options.distribution,
-    }
+    return {"negatives": options.negatives, "sampling": options.sampling, "distribution": options.distribution}
+
+
+def _chunked(options: LossOptions) -> dict[str, Any]:
+    """Return the arguments that every chunked form takes."""
+    return {"compute_dtype": options.compute_dtype, "backward_scale": options.backward_scale}
 
 
 def _cast(options: LossOptions, hidden: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def ce_neg(
 ) -> Tensor:
     """Compute the cross-entropy of the target against `negatives` items per token, drawn or given as int64 [M, ns].
 
+    Every token has a set of its own, numbered as the token is in its batch (`sampling.first_token`).
     A negative that equals the target leaves the sum and the count. `distribution` draws by weight, or from
     the batch's own targets (kernels.samplers).
     Memory: the gathered rows [M, ns + 1, D] in fp32 and in the compute type, kept for backward, and their gradients.
@@ -59,7 +60,7 @@ def ce_neg(
     targets = torch.where(keep, targets, 0)
     if isinstance(negatives, int):
         shape = (targets.shape[0], negatives)
-        negatives = draw_items(shape, item_table.shape[0], sampling, 0, hidden.device, distribution)
+        negatives = draw_items(shape, item_table.shape[0], sampling, sampling.first_token, hidden.device, distribution)
     items = torch.cat([targets[:, None], negatives], 1)
     logits = torch.bmm(F.embedding(items, item_table), hidden.unsqueeze(-1)).squeeze(-1).float()
     collision = negatives == targets[:, None]
@@ -92,7 +93,8 @@ def bce(
     if isinstance(negatives, int):
         if negatives != 1:
             raise ValueError(f"bce takes 1 negative, not {negatives}: use ce_neg")
-        negatives = draw_uniform((targets.shape[0], 1), item_table.shape[0], sampling, 0, hidden.device)
+        shape = (targets.shape[0], 1)
+        negatives = draw_uniform(shape, item_table.shape[0], sampling, sampling.first_token, hidden.device)
     positive, negative = ((F.embedding(items, item_table) * hidden).sum(-1) for items in (targets, negatives[:, 0]))
     negative = negative.masked_fill(negatives[:, 0] == targets, -torch.inf)
     return reduce_losses(F.softplus(-positive) + F.softplus(negative), keep, reduction)

@@ -22,6 +22,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 LARGEST_CATALOG = 100_000_000
 LARGEST_DIM = 4096
+LARGEST_HEAD = 256
+"""FlashAttention's largest head size."""
 LARGEST = {
     "catalog": LARGEST_CATALOG,
     "batch_size": 1 << 20,
@@ -91,6 +93,13 @@ class Architecture:
             raise InputError(
                 f"heads {self.heads} do not cut dim {self.dim} into multiples of 8",
                 "fused attention wants dim / heads to be a multiple of 8",
+            )
+        if self.dim // self.heads > LARGEST_HEAD:
+            fewest = -(-self.dim // LARGEST_HEAD)
+            heads = next(each for each in range(fewest, self.dim + 1) if self.dim % (8 * each) == 0)
+            raise InputError(
+                f"heads {self.heads} of dim {self.dim} are {self.dim // self.heads} wide, above {LARGEST_HEAD}",
+                f"fused attention is not made for wider ones: give heads {heads}",
             )
         number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         if not number or not 0 <= self.dropout < 1:

@@ -7,12 +7,12 @@ prediction of step times is the planner's. The probes know nothing of it; `scale
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from srsplan.models.errors import InputError
 from srsplan.planner import step_time as timing
+from srsplan.planner.fit import Fit
 from srsplan.planner.step_time import Rates
 from srsplan.planner.step_time_fit import FEWEST as FEWEST_TIMES
 from srsplan.planner.step_time_fit import Timed, fit_rates
@@ -25,18 +25,6 @@ from srsplan.profiler.probes.store import load
 
 FEWEST = 3
 """Fewer measured probes than this do not replace what srsplan assumes."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A memory model corrected by probes, the constants of step times, and what both are worth, in words."""
-
-    model: MemoryModel
-    rates: Rates
-    step_basis: str
-    sentence: str
-    context_bytes: int | None = None
-    """CUDA context as the probes measured it, None where they did not."""
 
 
 def model_of(path: Path) -> Fit:

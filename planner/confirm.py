@@ -73,7 +73,7 @@ def _simulated(choice: Choice, budget: Budget, steps: int) -> Confirmed:
 
     configuration, users = choice.configuration, choice.evaluation_users
     passes = 1 + configuration.several_passes
-    if expressions.chunks(expressions.step_values([configuration]))[0] > MOST_CHUNKS:
+    if expressions.chunks(expressions.step_row(configuration)) > MOST_CHUNKS:
         configuration = few_chunks(configuration)
     training = simulate_step(configuration, steps=steps, passes=passes)
     pairs = EvaluationSizes(users=users, seen_pairs=users * configuration.seq_len)

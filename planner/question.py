@@ -13,6 +13,7 @@ from srsplan.models.config import Configuration, find_loss
 from srsplan.models.errors import InputError
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import Budget, assumed_gpu, make_budget
+from srsplan.planner.fit import Fit
 from srsplan.planner.search.order import BALANCE, Order
 from srsplan.planner.search.prices import Prices
 from srsplan.planner.search.space import Space
@@ -24,7 +25,6 @@ from srsplan.profiler.probes.detect import resolve_gpu
 
 if TYPE_CHECKING:
     from srsplan.models.data.splits import Strategy
-    from srsplan.planner.calibration import Fit
 
 Size = int | str
 """A number, or a number as people write it: 40GB, 1.6M."""
@@ -89,10 +89,10 @@ def assumed_model() -> MemoryModel:
 
 def fit_of(profile: Path | None) -> Fit:
     """Return the memory model and the rates that a profile gives, or the assumed ones."""
-    from srsplan.planner.calibration import Fit, model_of
-
     if profile is None:
         return Fit(assumed_model(), timing.ASSUMED, timing.BASIS, "")
+    from srsplan.planner.calibration import model_of
+
     return model_of(profile)
 
 

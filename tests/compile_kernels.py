@@ -38,13 +38,14 @@ TYPES = {
     "hidden": "*fp16", "table": "*fp16", "targets": "*i64", "losses": "*fp32", "shifts": "*fp32", "log_prob": "*fp32",
     "weights": "*fp32", "scale": "*fp32", "grad_hidden": "*fp16", "grad_table": "*fp32", "seed": "i64", "step": "i64",
     "catalog": "i32", "negatives": "i32", "prob": "*fp32", "alias": "*i32", "indices": "*i64", "count": "i32",
-    "sets": "i32", "ignore_index": "i64", "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "lse": "*fp32",
+    "stride": "i32", "group": "i32", "first_set": "i32", "first_token": "i32", "ignore_index": "i64",
+    "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "lse": "*fp32",
     "split_items": "i32", "span_count": "i32", "threshold": "fp32", "state": "*fp32", "live_spans": "*i64",
     "sparse_limit": "i32", "padded": "i32", "parts": "*fp32", "splits": "i32", "out": "*fp16",
 }  # fmt: skip
 NUMBERS = {
-    "seed", "step", "catalog", "negatives", "count", "sets", "ignore_index", "split_items", "span_count",
-    "sparse_limit", "padded", "splits",
+    "seed", "step", "catalog", "negatives", "count", "stride", "group", "first_set", "first_token", "ignore_index",
+    "split_items", "span_count", "sparse_limit", "padded", "splits",
 }  # fmt: skip
 """Arguments of a launch that are int32 where they are small, and constants of the compiler where they are 1."""
 DIMS = tuple(SAMPLED_FORWARD)

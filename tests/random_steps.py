@@ -32,7 +32,7 @@ def random_steps(
             tokens_per_set=draw.choice((1, 16, 32, 64, 128)) if limit.shares_negatives else 1,
             sampler=draw.choice(limit.samplers) if options else "uniform",
             pass_tokens=None if whole else tokens, pass_sequences=None if whole else sequences,
-            architecture=Architecture(dim=2 ** draw.randint(5, 9), heads=draw.choice((1, 2)), blocks=blocks),
+            architecture=Architecture(dim=2 ** draw.randint(5, 9), heads=draw.choice((2, 4)), blocks=blocks),
             precision=precision, recompute=recompute,
         )  # fmt: skip
 

@@ -48,6 +48,26 @@ def test_the_help_imports_no_verb_and_nothing_heavy() -> None:
     assert "srsplan.planner.cli.app" in loaded
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "recommend --data {} --budget 4GB",
+        "recommend --catalog 10K --budget 4GB -o {}",
+        "recommend --catalog 10K --budget 4GB --profile={}",
+        "profile --gpu a100-40gb --losses cce --catalog 3K --probes 1 -o {}",
+        "train --data {} --loss cce --batch-size 16 --seq-len 8 -o new",
+        "analyze runs.csv -o {}",
+    ],
+)
+def test_a_name_that_is_no_text_is_refused_before_anything_is_written(line: str, tmp_path: Path) -> None:
+    """Every file of srsplan's holds text in UTF-8: such a name could not be written into a plan or a run."""
+    (tmp_path / "\udcff").write_text("user,item,timestamp\n1,1,1\n")
+    done = process(*line.format("\udcff").split(), folder=tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert "is not text in UTF-8" in done.err
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_fits_80_columns_and_cuts_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")

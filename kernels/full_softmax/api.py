@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels import chunking
-from srsplan.kernels.chunked_autograd import LossesAndGradients, Tokens, chunked_loss, product_dtype
+from srsplan.kernels.chunked_autograd import (
+    BackwardScale,
+    LossesAndGradients,
+    Tokens,
+    Wanted,
+    chunked_loss,
+    product_dtype,
+)
 from srsplan.kernels.full_softmax.chunked import softmax_chunks
 from srsplan.kernels.launches.limits import check_inputs
 from srsplan.kernels.reduction import IGNORE_INDEX, Reduction, reduce_losses
@@ -29,22 +36,32 @@ def cce(
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
     compute_dtype: torch.dtype | None = None,
+    backward_scale: BackwardScale = None,
 ) -> Tensor:
     """Compute the cross-entropy over the whole catalog a chunk of tokens at a time; equal to `eager.ce` to rounding.
 
     Arguments and result are those of `eager.ce`. `compute_dtype` is that of the matrix products; None takes autocast's
     where it is on, else `hidden`'s. Gradients accumulate in fp32. ValueError for an unknown reduction.
 
-    Memory above the inputs: two [T, V] buffers in the compute type, one [V, D] gradient in fp32, the gradient of
-    `hidden`, and in 16 bit a [V, D] copy of the table and one [65536, D] block. Never [M, V].
+    With `backward_scale`, what autograd's incoming gradient of the loss is going to be (a GradScaler's scale times the
+    call's part of a batch), the table's gradient is added to `item_table.grad` by this call, before it returns. It then
+    does not pass through autograd: no hook sees it, so this is not for DistributedDataParallel; gradients must have
+    been zeroed before, and every loss be run backward. ValueError for a table that is no fp32 leaf, for reduction
+    "none", and on a CPU, in backward, where another gradient comes in.
+
+    Memory above the inputs: two [T, V] buffers in the compute type, one [V, D] gradient in fp32 (with `backward_scale`:
+    `item_table.grad`), the gradient of `hidden`, and in 16 bit a [V, D] copy of the table and one [65536, D] block.
+    Never [M, V].
     """
     dtype = product_dtype(hidden, compute_dtype)
 
-    def run(tokens: Tokens, weights: Tensor | None) -> LossesAndGradients:
-        return softmax_chunks(tokens, item_table.detach(), weights, dtype)
+    def run(tokens: Tokens, wanted: Wanted | None) -> LossesAndGradients:
+        return softmax_chunks(tokens, item_table.detach(), wanted, dtype)
 
-    chunk = chunking.softmax_chunk_tokens(max(1, targets.shape[0]), item_table.shape[0])
-    return chunked_loss(hidden, item_table, Tokens(hidden.detach(), targets, ignore_index, chunk), run, reduction)
+    on_cpu = hidden.device.type == "cpu"
+    chunk = chunking.softmax_chunk_tokens(max(1, targets.shape[0]), item_table.shape[0], on_cpu)
+    tokens = Tokens(hidden.detach(), targets, ignore_index, chunk)
+    return chunked_loss(hidden, item_table, tokens, run, reduction, backward_scale)
 
 
 def cce_triton(

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels import chunking
-from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, Tokens
+from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, Tokens, Wanted
 
 
-def softmax_chunks(tokens: Tokens, table: Tensor, weights: Tensor | None, dtype: torch.dtype) -> LossesAndGradients:
-    """Return losses [M], and with weights [M] the gradients of their weighted sum; products run in `dtype`."""
+def softmax_chunks(tokens: Tokens, table: Tensor, wanted: Wanted | None, dtype: torch.dtype) -> LossesAndGradients:
+    """Return losses [M], and the gradients that are wanted; products run in `dtype`."""
     count, chunk = tokens.hidden.shape[0], tokens.chunk
     catalog = table.shape[0]
     scored = table.to(dtype)
     losses = torch.empty(count, dtype=torch.float32, device=table.device)
     logits, shares = (torch.empty(min(chunk, count), catalog, dtype=dtype, device=table.device) for _ in range(2))
-    sums = None if weights is None else GradientSums(tokens.hidden, table, weights)
-    for start in range(0, count, chunk):
+    sums = None if wanted is None else GradientSums(tokens.hidden, table, wanted)
+    for start in chunking.chunk_starts(count, chunk, table.is_meta):
         rows = slice(start, min(start + chunk, count))
         size = rows.stop - start
         losses[rows] = _softmax_chunk(tokens, rows, scored, (logits[:size], shares[:size]), sums)
-    return LossesAndGradients(losses) if sums is None else LossesAndGradients(losses, sums.hidden, sums.table)
+    return LossesAndGradients(losses) if sums is None else sums.with_losses(losses)
 
 
 def _softmax_chunk(
@@ -40,8 +40,7 @@ def _softmax_chunk(
     torch.mm(hidden, scored.t(), out=scores)
     torch.softmax(scores, 1, out=share)
     # log-sum-exp from the largest entry: its share is at least 1 / V, so that its logarithm is safe in 16 bit
-    largest, at = scores.max(1, keepdim=True)
-    lse = largest.float() - share.gather(1, at).float().log()
+    lse = scores.amax(1, keepdim=True).float() - share.amax(1, keepdim=True).float().log()
     losses = lse - scores.gather(1, target).float()
     if sums is not None:
         share.scatter_add_(1, target, torch.full_like(target, -1, dtype=scored.dtype))
@@ -55,8 +54,9 @@ def _add_gradients(sums: GradientSums, rows: slice, share: Tensor, hidden: Tenso
     sums.hidden[rows] = (share @ scored) * (relative * sums.scale)
     weighted = hidden * relative.to(hidden.dtype)
     if hidden.dtype == torch.float32:
-        sums.table.addmm_(share.t(), weighted.mul_(sums.scale))
+        sums.table.addmm_(share.t(), weighted.mul_(sums.table_scale))
         return
     for first in range(0, len(sums.table), chunking.ITEM_ROWS):
         block = slice(first, first + chunking.ITEM_ROWS)
-        sums.table[block] += (share[:, block].t() @ weighted) * sums.scale
+        # the product with the scale is taken in fp32: 16 bit hold neither a mean over a million nor a scaler's 65536
+        sums.table[block].addcmul_(share[:, block].t() @ weighted, sums.table_scale)

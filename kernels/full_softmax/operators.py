@@ -22,8 +22,7 @@ from srsplan.kernels.full_softmax import kernel as kernels
 from srsplan.kernels.full_softmax.grid import STATE_ROWS, SoftmaxGrid
 from srsplan.kernels.launches.call import launch_options, row_options, tuned_launch
 from srsplan.kernels.launches.device import capability_of
-from srsplan.kernels.launches.table import Launch, launch_for, softmax_table
-from srsplan.kernels.launches.table import SPAN_ITEMS
+from srsplan.kernels.launches.table import SPAN_ITEMS, Launch, launch_for, softmax_table
 
 JOIN_ROWS = 8
 """Tokens of a program that joins splits or scales rows."""

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels import chunking
-from srsplan.kernels.chunked_autograd import LossesAndGradients, Tokens, chunked_loss, product_dtype
+from srsplan.kernels.chunked_autograd import (
+    BackwardScale,
+    LossesAndGradients,
+    Tokens,
+    Wanted,
+    chunked_loss,
+    product_dtype,
+)
 from srsplan.kernels.launches.limits import check_inputs
 from srsplan.kernels.reduction import IGNORE_INDEX, Reduction, reduce_losses
+from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.sampled_softmax.chunked import Draw, sampled_chunks
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.draw import kind_of
@@ -30,6 +38,7 @@ def cce_neg(
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
     compute_dtype: torch.dtype | None = None,
+    backward_scale: BackwardScale = None,
 ) -> Tensor:
     """Compute the cross-entropy of the target against drawn items, without [M, ns, D] or [M, ns] in memory.
 
@@ -38,24 +47,22 @@ def cce_neg(
     then its rows say how many sets there are (M rows: a set for every token). `distribution` draws by weight, or from
     the batch's own targets (kernels.samplers). ValueError where both are given, and for an unknown reduction.
 
+    Calls over consecutive parts of a batch (`sampling.first_token`, `sampling.batch_tokens`) draw what one call over
+    the whole of it draws. `backward_scale` is that of `full_softmax.api.cce`. Negatives that are given
+    make a batch of the call.
+
     Memory above the inputs: per chunk the gathered rows [S, ns, D] (fp32, and a copy in 16 bit), [S, g, ns] logits and
     probabilities; one [V, D] gradient in fp32 and the gradient of `hidden`. No copy of the table.
     """
     kind_of(negatives, distribution)
-    dtype = product_dtype(hidden, compute_dtype)
-    count = targets.shape[0]
-    if isinstance(negatives, Tensor):
-        sets, per_set = negatives.shape
-        group = -(-count // max(1, sets))
-    else:
-        group, per_set = sampling.tokens_per_set, negatives
+    sets = CallSets.of(negatives, sampling, len(targets))
+    draw = Draw(negatives, sampling, product_dtype(hidden, compute_dtype), distribution, sets)
 
-    def run(tokens: Tokens, weights: Tensor | None) -> LossesAndGradients:
-        draw = Draw(negatives, group, sampling, dtype, distribution)
-        return sampled_chunks(tokens, item_table.detach(), weights, draw)
+    def run(tokens: Tokens, wanted: Wanted | None) -> LossesAndGradients:
+        return sampled_chunks(tokens, item_table.detach(), wanted, draw)
 
-    chunk = chunking.sampled_chunk_sets(max(1, count), per_set, item_table.shape[1], max(1, group))
-    return chunked_loss(hidden, item_table, Tokens(hidden.detach(), targets, ignore_index, chunk), run, reduction)
+    tokens = Tokens(hidden.detach(), targets, ignore_index, sets.chunk(item_table.shape[1]))
+    return chunked_loss(hidden, item_table, tokens, run, reduction, backward_scale)
 
 
 def cce_neg_triton(
@@ -88,12 +95,11 @@ def cce_neg_triton(
 
     check_inputs(hidden, item_table, targets)
     sampler = kind_of(negatives, distribution)
-    if isinstance(negatives, Tensor):
-        sets, count = negatives.shape
-    else:
-        sets, count = chunking.set_count(len(hidden), sampling.tokens_per_set), negatives
-    numbers = Numbers(count, max(1, sets), sampling.seed, sampling.step, ignore_index)
-    pays = item_table.dtype != hidden.dtype and chunking.table_copy_pays(sets, count, len(item_table))
+    sets = CallSets.of(negatives, sampling, len(hidden))
+    numbers = Numbers.of(sets, sampling, ignore_index)
+    group = sets.windows.tokens_per_set
+    pays = chunking.table_copy_pays(len(hidden), group, numbers.negatives, len(item_table))
+    pays = pays and item_table.dtype != hidden.dtype
     losses, _ = sampled_softmax(
         hidden.contiguous(), item_table.contiguous(), targets.contiguous(), int(sampler),
         source_of(sampler, negatives, distribution), list(numbers), sampling.log_q, copy_table and pays, deterministic,

@@ -1,9 +1,11 @@
 """The sampled softmax in plain PyTorch, a chunk of sets at a time.
 
-Shape letters: M tokens, V items, D hidden size, g tokens that share a set, ns negatives of a set, S sets of a chunk.
+Shape letters: M tokens, V items, D hidden size, ns negatives of a set, S sets of a chunk, G places of a set: g of them,
+or fewer where the call is smaller than a window of its batch.
 
-Memory contract. Above the inputs, per chunk: the gathered rows [S, ns, D] (fp32, and a copy in 16 bit), [S, g, ns]
-logits and probabilities; one [V, D] gradient in fp32 and the gradient of hidden. No copy of the table, never [M, ns].
+Memory contract. Above the inputs, per chunk: the gathered rows [S, ns, D] (fp32, and a copy in 16 bit), the tokens
+[S, g, D] and their [S, g, ns] logits and probabilities; the gradient of hidden, and one [V, D] gradient in fp32 unless
+there is one to add to. No copy of the table or of hidden, never [M, ns].
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from srsplan.kernels import chunking
-from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, Tokens
+from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, Tokens, Wanted
+from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.draw import draw_items
 from srsplan.kernels.samplers.in_batch import InBatch
@@ -25,60 +27,56 @@ from srsplan.kernels.samplers.sampling import Sampling
 
 @dataclass(frozen=True)
 class Draw:
-    """The source of the chunks' negatives: a number to draw for every set, or int64 [sets, ns]."""
+    """The source of the chunks' negatives: a number to draw for every set, or int64 [sets, ns]; and which sets."""
 
     negatives: int | Tensor
-    group: int
     sampling: Sampling
     compute_dtype: torch.dtype
     distribution: Distribution | InBatch | None
+    sets: CallSets
 
-    def sets(self, first: int, count: int, catalog: int, device: torch.device) -> Tensor:
-        """Return the negatives of `count` sets from the first on, int64 [S, ns]."""
+    def items(self, sets: range, catalog: int, device: torch.device) -> Tensor:
+        """Return the negatives of some sets of the batch, int64 [S, ns]."""
         if isinstance(self.negatives, Tensor):
-            return self.negatives[first : first + count]
-        return draw_items((count, self.negatives), catalog, self.sampling, first, device, self.distribution)
+            return self.negatives[sets.start : sets.stop]
+        return draw_items((len(sets), self.negatives), catalog, self.sampling, sets.start, device, self.distribution)
 
 
-def sampled_chunks(tokens: Tokens, table: Tensor, weights: Tensor | None, draw: Draw) -> LossesAndGradients:
-    """Return losses [M], and with weights [M] the gradients of their weighted sum.
-
-    Token n = j * sets + k is member j of set k: hidden seen as [g, sets, D], padded where M is no multiple of sets.
-    """
-    count, dim = tokens.hidden.shape
-    sets = chunking.set_count(count, draw.group) if count else 0
-    padding = sets * draw.group - count
-    hidden = F.pad(tokens.hidden, (0, 0, 0, padding)).view(draw.group, sets, dim)
-    targets = F.pad(tokens.safe_targets, (0, padding)).view(draw.group, sets)
-    sums = None
-    if weights is not None:
-        sums = GradientSums(hidden.view(-1, dim), table, F.pad(weights, (0, padding)))
-    losses = torch.empty(draw.group, sets, dtype=torch.float32, device=table.device)
-    for start in range(0, sets, tokens.chunk):
-        part = slice(start, min(start + tokens.chunk, sets))
-        items = draw.sets(start, part.stop - start, len(table), table.device)
-        _sampled_chunk(_SetChunk(hidden, targets, losses, part), table, items, sums, draw)
-    losses = losses.view(-1)[:count]
-    if sums is None:
-        return LossesAndGradients(losses)
-    return LossesAndGradients(losses, sums.hidden[:count], sums.table)
+def sampled_chunks(tokens: Tokens, table: Tensor, wanted: Wanted | None, draw: Draw) -> LossesAndGradients:
+    """Return losses [M], and the gradients that are wanted."""
+    count = len(tokens.hidden)
+    sets = draw.sets.numbers
+    sums = None if wanted is None else GradientSums(tokens.hidden, table, wanted)
+    if sums is not None:
+        sums.hidden.zero_()
+    losses = torch.zeros(count, dtype=torch.float32, device=table.device)
+    run = _Run(tokens, losses, sums, tokens.safe_targets)
+    for start in chunking.chunk_starts(len(sets), tokens.chunk, table.is_meta):
+        part = sets[start : start + tokens.chunk]
+        members = draw.sets.members(part, table.device)
+        _sampled_chunk(run, members, table, draw.items(part, len(table), table.device), draw)
+    return LossesAndGradients(losses) if sums is None else sums.with_losses(losses)
 
 
 @dataclass(frozen=True)
-class _SetChunk:
-    """Some sets of a batch: hidden [g, sets, D], targets and losses [g, sets], and which sets."""
+class _Run:
+    """A call's tokens, its losses fp32 [M] and gradients, which begin at 0, and its targets [M]."""
 
-    hidden: Tensor
-    targets: Tensor
+    tokens: Tokens
     losses: Tensor
-    part: slice
+    sums: GradientSums | None
+    targets: Tensor
 
 
-def _sampled_chunk(chunk: _SetChunk, table: Tensor, items: Tensor, sums: GradientSums | None, draw: Draw) -> None:
-    """Score one chunk: items [S, ns], its rows of losses and, where asked, of the gradients are filled in."""
-    dtype, part = draw.compute_dtype, chunk.part
-    hidden = chunk.hidden[:, part].transpose(0, 1).to(dtype)  # [S, g, D]
-    target = chunk.targets[:, part].t()  # [S, g]
+def _sampled_chunk(run: _Run, members: Tensor, table: Tensor, items: Tensor, draw: Draw) -> None:
+    """Score the tokens `members` [S, g] against items [S, ns]; adds to their losses and gradients.
+
+    A hole holds the hidden state 0 and adds 0, so that the row it is added to does not matter.
+    """
+    dtype, sums, last = draw.compute_dtype, run.sums, len(run.losses) - 1
+    inside, members = (members >= 0) & (members <= last), members.clamp(0, last)
+    hidden = run.tokens.hidden[members].masked_fill_(~inside[..., None], 0.0).to(dtype)  # [S, g, D]
+    target = run.targets[members]  # [S, g]
     negative, positive = table[items].to(dtype), table[target].to(dtype)  # [S, ns, D], [S, g, D]
     positive_logit = (hidden * positive).sum(-1, dtype=torch.float32)
     logits = torch.bmm(hidden, negative.transpose(1, 2)).float()  # [S, g, ns]
@@ -88,20 +86,19 @@ def _sampled_chunk(chunk: _SetChunk, table: Tensor, items: Tensor, sums: Gradien
         logits += log_q_correction(items[:, None, :], target[..., None], kept, len(table), draw.distribution)
     logits.masked_fill_(collision, -torch.inf)
     lse = torch.logaddexp(torch.logsumexp(logits, 2), positive_logit)
-    chunk.losses[:, part] = (lse - positive_logit).t()
+    _add_rows(run.losses, members, torch.where(inside, lse - positive_logit, 0.0))
     if sums is None:
         return
-    shape = chunk.targets.shape
-    relative = sums.relative.view(shape)[:, part].t()[..., None]  # [S, g, 1]
+    relative = torch.where(inside, sums.relative[members], 0.0)[..., None]  # [S, G, 1]
     share = logits.sub_(lse[..., None]).exp_().to(dtype)  # [S, g, ns]
-    surplus = (positive_logit - lse).exp_().sub_(1)[..., None]  # [S, g, 1]
+    surplus = (positive_logit - lse).exp_().sub_(1)[..., None]  # [S, G, 1]
     grad = torch.bmm(share, negative).float() + surplus * positive
-    sums.hidden.view(*shape, -1)[:, part] = (grad * (relative * sums.scale)).transpose(0, 1).to(sums.hidden.dtype)
+    _add_rows(sums.hidden, members, (grad * (relative * sums.scale)).to(sums.hidden.dtype))
     weighted = hidden * relative.to(dtype)
-    _add_rows(sums.table, items, torch.bmm(share.transpose(1, 2), weighted).float().mul_(sums.scale))
-    _add_rows(sums.table, target, (weighted * surplus).float() * sums.scale)
+    _add_rows(sums.table, items, torch.bmm(share.transpose(1, 2), weighted).float().mul_(sums.table_scale))
+    _add_rows(sums.table, target, (weighted * surplus).float() * sums.table_scale)
 
 
-def _add_rows(grad_table: Tensor, items: Tensor, rows: Tensor) -> None:
-    """Add rows [..., D] to the table's gradient at their items [...]."""
-    grad_table.index_add_(0, items.reshape(-1), rows.reshape(-1, rows.shape[-1]).float())
+def _add_rows(rows: Tensor, places: Tensor, added: Tensor) -> None:
+    """Add `added` [..., *] to `rows` [R, *] at `places` [...]."""
+    rows.index_add_(0, places.reshape(-1), added.reshape(-1, *rows.shape[1:]))

@@ -4,7 +4,9 @@ Shape letters: M tokens, V items, D hidden size, g tokens of a set, ns negatives
 Names are FlashAttention's: m_i running maximum, l_i running sum, acc the gradient of hidden as it accumulates, lse
 log-sum-exp, BLOCK_M tokens and BLOCK_N negatives of a program's tiles; BLOCK_D is D rounded up to a power of two.
 
-A set holds tokens k, k + sets, k + 2 sets, ...; one program handles all of them, or as many as its registers hold (32).
+A set holds every R-th token of a window of R x g (kernels.chunking.Windows); one program handles all of them, or as
+many as its registers hold (32). Sets and tokens are numbered in the batch; where a call covers a part of it, some
+places of its first and last sets are empty.
 It walks over the set's negatives a tile at a time, drawing them anew from (seed, step, set, slot) in forward and in
 backward: neither [M, ns] logits nor the indices exist in memory. A tile's scores are one matrix product
 [g, D] x [D, B], its gradients two more. The gradient of the table accumulates in fp32 by atomic adds, or,
@@ -26,6 +28,9 @@ WEIGHTED = tl.constexpr(int(SamplerKind.WEIGHTED))
 GIVEN = tl.constexpr(int(SamplerKind.GIVEN))
 IN_BATCH = tl.constexpr(int(SamplerKind.IN_BATCH))
 """Values of SAMPLER, for the compiler; UNIFORM is the case that is left."""
+
+VARYING = ["seed", "step", "count", "stride", "group", "first_set", "first_token"]
+"""The integers that change from call to call: nothing is compiled for a value of theirs."""
 
 FIXED_POINT = 2.0**36
 """Units of the deterministic sum per 1: numbers are 1.5e-11 apart, up to 1.3e8."""
@@ -84,6 +89,15 @@ def draw_items(
 
 
 @triton.jit
+def tokens_of(set_number, members, stride, group, first_token, count):
+    """Return the tokens of a set's members, numbered in the call, int64 [B]; and which of them the call covers [B]."""
+    number = set_number.to(tl.int64)
+    begin = number // stride * stride * group + number % stride - first_token
+    tokens = begin + members.to(tl.int64) * stride
+    return tokens, (members < group) & (tokens >= 0) & (tokens < count)
+
+
+@triton.jit
 def load_rows(base, rows, columns, live, DIM: tl.constexpr):
     """Load rows [R] of a [*, D] matrix as [R, BLOCK_D]; rows that are not live and columns beyond D are 0."""
     place = rows.to(tl.int64)[:, None] * DIM + columns[None, :]
@@ -120,19 +134,20 @@ def score_tile(
     return items, drawn, scored, logits, counts
 
 
-@triton.jit(do_not_specialize=["seed", "step", "count", "sets"])
+@triton.jit(do_not_specialize=VARYING)
 def sampled_forward(
     hidden, table, targets, losses, shifts, log_prob,
-    seed, step, catalog, negatives, prob, alias, indices, count, sets, ignore_index,
+    seed, step, catalog, negatives, prob, alias, indices,
+    count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SAMPLER: tl.constexpr, LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Store losses [M] and shifts [M], both fp32: a negative's share is exp(logit + correction - shift)."""
-    set_number = tl.program_id(0)
+    set_number = first_set + tl.program_id(0)
     members = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    tokens = set_number + members.to(tl.int64) * sets
+    tokens, inside = tokens_of(set_number, members, stride, group, first_token, count)
     columns = tl.arange(0, BLOCK_D)
-    target = tl.load(targets + tokens, mask=tokens < count, other=ignore_index)
+    target = tl.load(targets + tokens, mask=inside, other=ignore_index)
     live = target != ignore_index
     target = tl.where(live, target, 0)
     rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
@@ -157,8 +172,8 @@ def sampled_forward(
     log_kept = tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
     others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37)) - log_kept, LOWEST)
     lse_i = log_add_exp(positive, others)
-    tl.store(losses + tokens, tl.where(live, lse_i - positive, 0.0), mask=tokens < count)
-    tl.store(shifts + tokens, lse_i + log_kept, mask=tokens < count)
+    tl.store(losses + tokens, tl.where(live, lse_i - positive, 0.0), mask=inside)
+    tl.store(shifts + tokens, lse_i + log_kept, mask=inside)
 
 
 @triton.jit
@@ -172,10 +187,11 @@ def add_rows(base, rows, columns, values, live, DIM: tl.constexpr, FIXED: tl.con
         tl.atomic_add(place, values, mask=mask, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["seed", "step", "count", "sets"])
+@triton.jit(do_not_specialize=VARYING)
 def sampled_backward(
     hidden, table, targets, losses, shifts, log_prob, weights, scale, grad_hidden, grad_table,
-    seed, step, catalog, negatives, prob, alias, indices, count, sets, ignore_index,
+    seed, step, catalog, negatives, prob, alias, indices,
+    count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr,
     LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
@@ -184,11 +200,10 @@ def sampled_backward(
     Shares are weighted relative to `scale`, the largest weight, before they are rounded to the compute type, and the
     products are scaled after: a mean over a million tokens would underflow in fp16. The fixed-point sum is unscaled.
     """
-    set_number = tl.program_id(0)
+    set_number = first_set + tl.program_id(0)
     members = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    tokens = set_number + members.to(tl.int64) * sets
+    tokens, inside = tokens_of(set_number, members, stride, group, first_token, count)
     columns = tl.arange(0, BLOCK_D)
-    inside = tokens < count
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
     live = target != ignore_index
     target = tl.where(live, target, 0)

@@ -20,9 +20,11 @@ from torch import Tensor
 from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options, tuned_launch
 from srsplan.kernels.launches.table import SAMPLED_BACKWARD, SAMPLED_FORWARD, Launch, launch_for
 from srsplan.kernels.sampled_softmax import kernel as kernels
+from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.kind import SamplerKind
+from srsplan.kernels.samplers.sampling import Sampling
 
 TUNED_BLOCK_N = (16, 32, 64)
 """Items of a tile that autotuning tries."""
@@ -39,13 +41,28 @@ SOURCE_TENSORS = {
 
 
 class Numbers(NamedTuple):
-    """The integers of a call, in the order in which the operators take them."""
+    """The integers of a call, in the order in which the operators take them.
+
+    `stride` and `group` are those of the batch's windows (kernels.chunking), `first_set` and `sets` what the call runs.
+    """
 
     negatives: int
-    sets: int
     seed: int
     step: int
     ignore_index: int
+    stride: int
+    group: int
+    first_set: int
+    sets: int
+    first_token: int
+
+    @classmethod
+    def of(cls, sets: CallSets, sampling: Sampling, ignore_index: int) -> Numbers:
+        """Return the integers of a call over some sets."""
+        return cls(
+            sets.negatives, sampling.seed, sampling.step, ignore_index, sets.windows.stride,
+            sets.windows.tokens_per_set, sets.numbers.start, len(sets.numbers), sets.first_token,
+        )  # fmt: skip
 
 
 def source_of(
@@ -191,16 +208,15 @@ class _Call:
         self, hidden: Tensor, item_table: Tensor, targets: Tensor, sampler: SamplerKind, source: list[Tensor],
         numbers: Numbers,
     ) -> None:  # fmt: skip
-        self.hidden, self.sets, self.sampler = hidden, numbers.sets, sampler
-        self.group = -(-len(hidden) // numbers.sets)
+        self.hidden, self.sets, self.group, self.sampler = hidden, numbers.sets, numbers.group, sampler
         tensors = dict(zip(SOURCE_TENSORS[sampler], source, strict=True))
         # a sampler does not read what it does not need: any pointer will do there
         prob, alias, self.log_prob = (tensors.get(name, hidden) for name in ("prob", "alias", "log_prob"))
         indices = tensors.get("indices", targets)
         drawn_from = len(indices) if sampler == SamplerKind.IN_BATCH else item_table.shape[0]
         self.arguments = (
-            numbers.seed, numbers.step, drawn_from, numbers.negatives, prob, alias, indices, len(hidden), numbers.sets,
-            numbers.ignore_index,
+            numbers.seed, numbers.step, drawn_from, numbers.negatives, prob, alias, indices, len(hidden),
+            numbers.stride, numbers.group, numbers.first_set, numbers.first_token, numbers.ignore_index,
         )  # fmt: skip
 
     def launch(self, kernel: str, default: Launch, run: Callable[[Launch], object]) -> tuple[Launch, bool]:

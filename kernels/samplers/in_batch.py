@@ -19,7 +19,8 @@ class InBatch:
 def in_batch(targets: Tensor, catalog: int, ignore_index: int | None = None) -> InBatch:
     """Return the distribution of a batch's targets int64 [M], on their device.
 
-    With `ignore_index` targets of that value are left out, for which a GPU is waited for; without, all are taken.
+    Calls over parts of a batch share it: each draws from all of the batch's targets. With `ignore_index` targets of
+    that value are left out, for which a GPU is waited for; without, all are taken.
     """
     slots = targets if ignore_index is None else targets[targets != ignore_index]
     counts = torch.zeros(catalog, dtype=torch.float32, device=targets.device)

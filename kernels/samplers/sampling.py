@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from srsplan.kernels.chunking import Windows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """The settings that negatives are drawn with, the same for every sampled loss."""
 
     tokens_per_set: int = 32
-    """g: tokens that share one set of negatives. 1 draws for every token. Set k holds tokens k, k + sets, ...:
-    the stride puts tokens of different users into a set, which is what keeps quality (neighbours lose 12%)."""
+    """g: tokens that share one set of negatives. 1 draws for every token. A set holds every R-th token of a window of
+    R x g (kernels.chunking.Windows): the stride puts tokens of different users into a set, which is what keeps quality
+    (neighbours lose 12%)."""
     log_q: bool = True
     """The logQ correction: log((V - 1) / kept negatives) is added to the negatives' logits, so that their sum estimates
     that of the whole catalog."""
@@ -19,7 +22,22 @@ class Sampling:
     """With `step`, fixes the draw: a resumed run repeats it."""
     step: int = 0
     """The training step."""
+    first_token: int = 0
+    """The number of the call's first token within its batch, where a batch is run in several calls."""
+    batch_tokens: int | None = None
+    """N: the tokens of the whole batch. None: the batch ends with the call."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_set < 1:
             raise ValueError(f"tokens_per_set {self.tokens_per_set} is below 1")
+        if self.first_token < 0:
+            raise ValueError(f"first_token {self.first_token} is negative")
+        if self.batch_tokens is not None and self.batch_tokens < self.first_token:
+            raise ValueError(f"first_token {self.first_token} is beyond a batch of {self.batch_tokens} tokens")
+
+    def windows(self, tokens: int) -> Windows:
+        """Return the windows of the batch that a call over M tokens is a part of; ValueError where it does not fit."""
+        end = self.first_token + tokens
+        if self.batch_tokens is not None and end > self.batch_tokens:
+            raise ValueError(f"tokens {self.first_token} to {end} are beyond a batch of {self.batch_tokens} tokens")
+        return Windows.of(end if self.batch_tokens is None else self.batch_tokens, self.tokens_per_set)

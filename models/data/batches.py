@@ -147,10 +147,11 @@ def fullest_batch_tokens(lengths: NDArray[np.integer], batch_size: int, seq_len:
     """Bound the tokens of an epoch's fullest batch, from the lengths (items) of the sequences.
 
     Epochs are shuffled at random, so every batch is a random draw: a pass of so many tokens holds a whole batch. The
-    bound is the smaller of two: the `batch_size` longest sequences together, which nothing exceeds, and the Chernoff bound that
-    a batch exceeds with probability exp(-18) at most. For nearly normal sums that is mean + 6 sigma sqrt(batch_size),
-    but where few sequences are long that simpler bound is exceeded in practice (Amazon Video, 256 x 200). Holds for
-    draws without replacement (Hoeffding, 1963, https://doi.org/10.1080/01621459.1963.10500830, section 6).
+    bound is the smaller of two: the `batch_size` longest sequences together, which nothing exceeds, and the Chernoff
+    bound that a batch exceeds with probability exp(-18) at most. For nearly normal sums that is mean + 6 sigma
+    sqrt(batch_size), but where few sequences are long that simpler bound is exceeded in practice (Amazon Video, 256 x
+    200). Holds for draws without replacement (Hoeffding, 1963, section 6,
+    https://doi.org/10.1080/01621459.1963.10500830).
     """
     require_positive(batch_size=batch_size, seq_len=seq_len)
     tokens = _targets(lengths, seq_len)

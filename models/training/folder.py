@@ -75,7 +75,6 @@ class RunFolder:
 
         Changes nothing. To be called before long work, and once more where the lock is held.
         """
-        _check_name(self.path)
         names = self._names()
         if names and not self.is_run():
             raise InputError(
@@ -134,14 +133,6 @@ class RunFolder:
             raise InputError(
                 f"cannot write into --output {self.path}: {place} is not a writable folder", "give another -o"
             )
-
-
-def _check_name(path: Path) -> None:
-    """Raise InputError for a name that is no UTF-8: safetensors cannot read weights under such a name."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"--output {path} is not a name in UTF-8", "give another folder with -o") from None
 
 
 def is_own(name: str) -> bool:

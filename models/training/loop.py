@@ -29,9 +29,7 @@ class Trainer:
 
     def __init__(self, step: TrainingStep, split: Split, settings: Settings, folder: Path) -> None:
         self.step, self.split, self.settings, self.folder = step, split, settings, folder
-        self.progress = Progress(
-            pass_tokens=step.configuration.tokens, evaluation_batch=settings.evaluation_batch
-        )
+        self.progress = Progress(pass_tokens=step.configuration.tokens, evaluation_batch=settings.evaluation_batch)
         self.changes: tuple[str, ...] = ()
         """Sentences that say which options a resumed run has changed."""
         configuration = step.configuration

@@ -1,7 +1,7 @@
 """Full ranking of the catalog for a batch of users, a chunk of items at a time.
 
-Shape letters: E users of an evaluation batch, M tokens of their histories, D hidden size, V items, C items of a chunk, K
-best items.
+Shape letters: E users of an evaluation batch, M tokens of their histories, D hidden size, V items, C items of a chunk,
+K best items.
 
 Higher scores come first, and of equal scores the item with the lower index: the result depends neither on the chunks
 nor on the users that are ranked at once. To that end a score and its item become one int64 key, and no two keys of a

@@ -1,7 +1,8 @@
 """Retries: where the GPU runs out of memory, the same work is done again in smaller pieces.
 
-A step is repeated in smaller passes, whose gradients accumulate, so the model that is trained is the same. An evaluation is repeated with fewer users at once. Only where nothing can be cut any more does the error end the
-training, as a DeviceOutOfMemory with the measured bytes.
+A step is repeated in smaller passes, whose gradients accumulate, so the model that is trained is the same. An
+evaluation is repeated with fewer users at once. Only where nothing can be cut any more does the error end the training,
+as a DeviceOutOfMemory with the measured bytes.
 """
 
 from __future__ import annotations

@@ -18,13 +18,12 @@ from torch import Tensor
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
 from srsplan.kernels.losses import LOSSES
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
+from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
 from srsplan.models.sequence_model import Context, PackedItems
 
-PART_SHIFT = 24
-"""Micro-batches of a step draw their negatives as steps do that are 2^24 apart."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -115,13 +114,18 @@ class TrainingStep:
         return popularity(counts, exponent).to(self.device)
 
     def loss(self, batch: StepInputs, phase: Callable[[str], None] = no_phase, draw: int | None = None) -> Tensor:
-        """Return the mean loss over the targets of a pass. `draw` numbers the draw of negatives."""
+        """Return the mean loss over the targets of a batch in one pass. `draw` numbers the draw of negatives."""
+        step = self.steps_done if draw is None else draw
+        return self._mean_loss(batch, self._loss.at(step), None, phase)
+
+    def _mean_loss(
+        self, each: StepInputs, call: LossCall, drawn_from: InBatch | None, phase: Callable[[str], None]
+    ) -> Tensor:
         phase("forward")
         with self.autocast():
-            hidden = self.model(batch.sequences)
+            hidden = self.model(each.sequences)
             phase("loss")
-            step = self.steps_done if draw is None else draw
-            return self._loss.at_step(step)(hidden, self.model.item_table, batch.targets)
+            return call(hidden, self.model.item_table, each.targets, drawn_from)
 
     def run(self, batch: StepInputs, phase: Callable[[str], None] = no_phase) -> Tensor:
         """Make one optimizer step of a batch in one pass; returns the detached loss, which nobody has waited for."""
@@ -142,19 +146,28 @@ class TrainingStep:
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        drawn_from = None if batch_targets is None else in_batch(batch_targets, self.configuration.catalog)
         total: Tensor | None = None
-        for number, each in enumerate(passes):
-            draw = self.steps_done + (number << PART_SHIFT)
-            loss = self.loss(each, phase, draw)
-            if len(each.targets) != tokens:
-                loss = loss * (len(each.targets) / tokens)
+        first = 0
+        for each in passes:
+            share = len(each.targets) / tokens
+            call = self._loss.at(self.steps_done, first, tokens, backward_scale=self._incoming(share))
+            loss = self._mean_loss(each, call, drawn_from, phase) * share
             phase("backward")
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             total = loss.detach() if total is None else total + loss.detach()
+            first += len(each.targets)
         if total is None:
             raise ValueError("a batch without passes")
         self._update(phase)
         return total
+
+    def _incoming(self, share: float) -> float | Tensor:
+        """Return the gradient that backward will hand to the loss of a pass with this share of the targets."""
+        if self.scaler is None:
+            return share
+        scaled: Tensor = self.scaler.scale(torch.full((), share, device=self.device))
+        return scaled
 
     def _update(self, phase: Callable[[str], None]) -> None:
         phase("optimizer")

@@ -5,6 +5,7 @@ The exit codes are those of models/errors.py, and 130 for Ctrl-C, 141 where nobo
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from difflib import get_close_matches
@@ -30,6 +31,8 @@ class Verb(NamedTuple):
     function: str
     summary: str
     """The first line of the function's docstring; a test compares them."""
+    brief: bool = False
+    """True where looking for cyclic garbage takes longer (a tenth of the time) than there is memory to be found."""
 
 
 VERBS = {
@@ -37,11 +40,13 @@ VERBS = {
         "recommend",
         "recommend_command",
         "Which loss, batch size, sequence length and negatives fit a budget, which to try first, and why.",
+        brief=True,
     ),
     "estimate": Verb(
         "estimate",
         "estimate_command",
         "The memory and step time of one configuration, or of many in a table; exit code 3 where none fits.",
+        brief=True,
     ),
     "profile": Verb(
         "profile",
@@ -114,6 +119,8 @@ def verb_command(name: str) -> Command:
     from srsplan.planner.cli.examples import epilog
 
     verb = VERBS[name]
+    if not verb.brief:
+        gc.enable()
     function = getattr(import_module(f"srsplan.planner.cli.{verb.module}"), verb.function)
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_OPTIONS)
     alone.command(name, epilog=epilog(name))(function)
@@ -152,7 +159,12 @@ def _root(
 def main() -> None:
     """Run the command line and exit with its code; no exception reaches the terminal as a traceback."""
     _prepare_streams()
-    sys.exit(_run(sys.argv[1:]))
+    gc.disable()
+    try:
+        code = _run(sys.argv[1:])
+    finally:
+        gc.enable()
+    sys.exit(code)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -171,7 +183,18 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
+def _check_text(arguments: Sequence[str]) -> None:
+    """Raise InputError for a word that is no text: plans, records, configurations and tables hold text in UTF-8."""
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = ascii(word if len(word) <= LONGEST_VERB else "..." + word[-LONGEST_VERB:])
+            raise InputError(f"{shown} is not text in UTF-8", "rename the file, or name it by a link") from None
+
+
 def _invoke(arguments: Sequence[str]) -> int:
+    _check_text(arguments)
     command = typer.main.get_command(app)
     if COMPLETION_VARIABLE in os.environ:
         command.main(list(arguments), prog_name="srsplan")

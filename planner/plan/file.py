@@ -31,10 +31,13 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """libyaml's loader where it is installed."""
 
 
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
 def write_plan(plan: Plan, path: Path, overwrite: bool = False) -> None:
     """Write the plan atomically; see `check_target` for what is never replaced. SrsplanError where the disk fails."""
     check_target(path, overwrite)
-    body = yaml.safe_dump(plan.model_dump(), sort_keys=False, allow_unicode=True, width=110).encode()
+    body = yaml.dump(plan.model_dump(), Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=110).encode()
     files.write_atomically(path, f"{HEAD}\n{DIGEST}{_digest(body)}\n".encode() + body)
 
 

@@ -34,6 +34,10 @@ VIRTUAL_RANGE_BYTES = 1 << 64
 """More than any process can use; see above."""
 
 
+Layout = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...], tuple[int, ...]]
+"""(size, address) of free blocks and of what is not mapped, and addresses of live blocks."""
+
+
 class CapReachedError(Exception):
     """A request does not fit under the cap, even after giving back what is free."""
 
@@ -76,8 +80,8 @@ class Pool:
     """Free blocks, by size then address; and what of expandable segments is not mapped."""
 
     small: bool
-    order: list[tuple[int, int]] = field(default_factory=list)
-    at: dict[int, Block] = field(default_factory=dict)
+    order: list[tuple[int, int, Block]] = field(default_factory=list)
+    """(size, address, block): no two have one address, so that blocks are never compared."""
     unmapped: list[Block] = field(default_factory=list)
 
     @property
@@ -87,30 +91,32 @@ class Pool:
 
     def add(self, block: Block) -> None:
         """Take up a block that has become free."""
-        insort(self.order, (block.size, block.address))
-        self.at[block.address] = block
+        insort(self.order, (block.size, block.address, block))
 
     def remove(self, block: Block) -> None:
         """Drop a free block that is taken or merged."""
         del self.order[bisect_left(self.order, (block.size, block.address))]
-        del self.at[block.address]
 
     def best_fit(self, size: int, expandable: bool) -> Block | None:
         """Take the smallest free block that holds `size`; one that can grow counts with what it can grow to."""
-        place = bisect_left(self.order, (size, 0))
-        if place == len(self.order):
+        order = self.order
+        place = bisect_left(order, (size,))
+        if place == len(order):
             return None
         if expandable:
-            while place + 1 < len(self.order) and self._reach(place + 1) < self._reach(place):
+            # the next block is no smaller: only one that can grow reaches further than it
+            while place + 1 < len(order) and _can_grow(order[place][2]) and self._reach(place + 1) < self._reach(place):
                 place += 1
-        block = self.at[self.order[place][1]]
-        self.remove(block)
-        return block
+        return order.pop(place)[2]
 
     def _reach(self, place: int) -> int:
-        block = self.at[self.order[place][1]]
+        block = self.order[place][2]
         after = block.following
         return block.size + (after.size if after is not None and not after.mapped else 0)
+
+
+def _can_grow(block: Block) -> bool:
+    return block.following is not None and not block.following.mapped
 
 
 class CachingAllocator:
@@ -156,6 +162,13 @@ class CachingAllocator:
         self._merge(block)
         block.pool.add(block)
 
+    def layout(self, keys: Iterable[int]) -> Layout:
+        """Return where everything lies, live blocks by `keys` (0 for none): from the same layout all goes on alike."""
+        pools, live = self._pools.values(), self._live
+        free = tuple((size, address) for pool in pools for size, address, _ in pool.order)
+        unmapped = tuple((block.size, block.address) for pool in pools for block in pool.unmapped)
+        return free, unmapped, tuple(live[key].address if key else 0 for key in keys)
+
     def reset_peaks(self) -> None:
         """Begin new peaks, as torch.cuda.reset_peak_memory_stats does."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
@@ -163,7 +176,7 @@ class CachingAllocator:
     def empty_cache(self) -> None:
         """Give free segments, or free whole pages of expandable ones, back to the driver."""
         for pool in self._pools.values():
-            for block in [pool.at[address] for _, address in pool.order]:
+            for _, _, block in list(pool.order):
                 if self.expandable:
                     self._unmap(block)
                 elif block.previous is None and block.following is None:

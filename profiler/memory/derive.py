@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from itertools import chain, pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import get_args
 from srsplan.kernels.losses import LOSSES, Kernel, Sampler
 from srsplan.models.config import Precision
 from srsplan.profiler.memory import expressions
-from srsplan.profiler.memory.generic_sizes import Kind, generic_evaluation, generic_step, split_catalog
+from srsplan.profiler.memory.generic_sizes import Kind, generic_evaluation, generic_step, told_apart
 from srsplan.profiler.memory.program import Code, Program, encode, looped
 from srsplan.profiler.memory.simulate import Simulated, simulate_evaluation, simulate_step
 from srsplan.profiler.memory.symbols import NotFactored, Sizes, symbol_of
@@ -70,7 +69,7 @@ def derive_step(kind: Kind, many_chunks: bool) -> Program:
         return recorder.parts(simulated, sizes, [0, *starts])
 
     counts = ((2,) if triton else (2, 3, 4)) if many_chunks else (1,)
-    with split_catalog() if triton and many_chunks else nullcontext():
+    with told_apart(kind, many_chunks):
         found = [pieces(chunks) for chunks in counts]
     setup, *batches = [looped(*each) if len(each) == 3 else each[0] for each in zip(*found, strict=True)]
     first, step, again = ([*chain(*batches[at : at + passes])] for at in (0, passes, 2 * passes))
@@ -123,7 +122,9 @@ def _derivations(precision: Precision, blocks: int, many: bool) -> Iterator[tupl
             loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, passes=passes,
             kernel=kernel,
         )  # fmt: skip
-        yield expressions.program_key(loss, generic_step(kind)[0], many, passes), derive_step(kind, many)
+        with told_apart(kind, many):
+            key = expressions.program_key(loss, generic_step(kind)[0], many, passes)
+        yield key, derive_step(kind, many)
 
 
 def _forms(precision: Precision, many: bool) -> Iterator[tuple[str, Sampler, Kernel]]:

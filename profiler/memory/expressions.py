@@ -1,6 +1,7 @@
 """Sizes as expressions in the knobs, evaluated for whole arrays of configurations at once. Imports no torch.
 
-Arrays hold 64-bit integers where every result is below 2^62, else Python's own, which are exact at any size.
+Arrays hold 64-bit integers where every result is below 2^62, else Python's own, which are exact at any size. For one
+configuration plain integers do the same, several times as fast: `evaluate` and `chunks` take either.
 
 An expression is a string, so that it ships as data and reads as a formula:
 
@@ -13,8 +14,8 @@ Variables: V catalog, D dim, H heads, M tokens of a pass, B its sequences, J = B
 sequence, A = L padded to 32, n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk
 of the full softmax and t of the last one, S sets per chunk of the sampled one and s of the last, I rows per block of
 the table's gradient; of the full softmax's Triton kernel Y blocks of rows, W = M padded to whole ones of its backward,
-Z spans of items, X splits of the catalog; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they
-have seen, C items per chunk and c of the last.
+Z spans of items, X splits of the catalog; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q
+(user, item) pairs they have seen, C items per chunk and c of the last.
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ from srsplan.kernels.launches.table import ASSUMED_CAPABILITY
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.profiler.memory import workspaces as scratch
+from srsplan.profiler.memory.workspaces import Size
 
 Values = Mapping[str, NDArray[np.int64]]
 """By variable, one element per configuration. Arrays of Python integers (dtype object) where 64 bits are too few."""
+
+Row = Mapping[str, int]
+"""The same of one configuration."""
 
 LARGEST_SAFE = float(2**62)
 """Half of what 64 bits hold: twice the error that floating-point bounds can have, and more."""
@@ -45,13 +50,13 @@ EVALUATION = "evaluation"
 """The name of the programs of an evaluation batch, beside those of the losses."""
 
 
-def evaluate(expression: str, values: Values) -> NDArray[np.int64]:
-    """Return the bytes of an expression for every configuration of `values`."""
+def evaluate(expression: str, values: Mapping[str, Size]) -> Size:
+    """Return the bytes of an expression for every configuration of `values`, or for one."""
     if "/" not in expression:
         return _product(expression, values)
     name, _, rest = expression.partition("/")
     if name == "cublas":
-        return np.full_like(values["V"], int(rest))
+        return int(rest) + 0 * values["V"]
     entry, _, tokens = rest.partition(":")
     if name == "embedding_backward":
         return _embedding(int(entry), _product(tokens, values), values)
@@ -97,21 +102,26 @@ def attention_rows(seq_len: int) -> int:
 
 def step_values(configurations: Sequence[Configuration]) -> dict[str, NDArray[np.int64]]:
     """Return the variables of training steps, one array element per configuration."""
-    return _columns([_step_row(each, each.tokens, each.sequences) for each in configurations])
+    return _columns([step_row(each) for each in configurations])
 
 
 def pass_values(configuration: Configuration, sizes: Sequence[tuple[int, int]]) -> dict[str, NDArray[np.int64]]:
     """Return the variables of passes of one configuration, each of so many (tokens, sequences)."""
-    return _columns([_step_row(configuration, tokens, sequences) for tokens, sequences in sizes])
+    return _columns([pass_row(configuration, *each) for each in sizes])
 
 
-def evaluation_values(configuration: Configuration, users: int, seen_pairs: int) -> dict[str, NDArray[np.int64]]:
+def evaluation_row(configuration: Configuration, users: int, seen_pairs: int) -> dict[str, int]:
     """Return the variables of one evaluation batch."""
     chunk = chunking.ranking_chunk_items(users, configuration.catalog)
     last = _last(configuration.catalog, chunk)
-    row = _step_row(configuration, evaluation_tokens(configuration, users), users)
+    row = pass_row(configuration, evaluation_tokens(configuration, users), users)
     chunks = -(-configuration.catalog // chunk)
-    return _columns([row | {"U": users, "Q": seen_pairs, "C": chunk, "c": last, "chunks": chunks}])
+    return row | {"U": users, "Q": seen_pairs, "C": chunk, "c": last, "chunks": chunks}
+
+
+def evaluation_values(configuration: Configuration, users: int, seen_pairs: int) -> dict[str, NDArray[np.int64]]:
+    """Return the same as arrays of one element."""
+    return _columns([evaluation_row(configuration, users, seen_pairs)])
 
 
 def evaluation_tokens(configuration: Configuration, users: int) -> int:
@@ -119,7 +129,7 @@ def evaluation_tokens(configuration: Configuration, users: int) -> int:
     return min(users * configuration.seq_len, max(configuration.tokens, configuration.seq_len))
 
 
-def chunks(values: Values) -> NDArray[np.int64]:
+def chunks(values: Mapping[str, Size]) -> Size:
     """Return how many chunks a step of a chunked loss runs, or an evaluation batch; 1 for the other losses.
 
     The Triton kernels have no chunks, but two ways to run. 2 stands for the one that takes more memory: the catalog is
@@ -147,15 +157,20 @@ def _last(total: int, chunk: int) -> int:
     return (total - 1) % chunk + 1
 
 
-def _columns(rows: Sequence[Mapping[str, int]]) -> dict[str, NDArray[np.int64]]:
+def _columns(rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
     return {name: _integers([row[name] for row in rows]) for name in rows[0]}
 
 
-def _step_row(configuration: Configuration, tokens: int, sequences: int) -> dict[str, int]:
+def step_row(configuration: Configuration) -> dict[str, int]:
+    """Return the variables of a training step: those of its fullest pass."""
+    return pass_row(configuration, configuration.tokens, configuration.sequences)
+
+
+def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[str, int]:
     """Return the variables of a pass of so many tokens and sequences."""
     catalog, dim = configuration.catalog, configuration.architecture.dim
     negatives, group = configuration.negatives or 0, configuration.tokens_per_set
-    sets = chunking.set_count(tokens, group)
+    sets = chunking.call_sets(tokens, group)
     chunk = chunking.softmax_chunk_tokens(tokens, catalog)
     set_chunk = chunking.sampled_chunk_sets(tokens, max(1, negatives), dim, group)
     row = {
@@ -195,10 +210,8 @@ def _variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, 
 def _triton_variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, int]:
     half = configuration.precision != "fp32"
     if LOSSES[configuration.loss].sampled:
-        return {"chunks": 1 + (half and chunking.table_copy_pays(row["sets"], row["n"], row["V"]))}
-    grid = SoftmaxGrid(
-        tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY
-    )
+        return {"chunks": 1 + (half and chunking.table_copy_pays(row["M"], row["G"], row["n"], row["V"]))}
+    grid = SoftmaxGrid(tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY)
     return {"chunks": 1 + (grid.splits > 1), "X": grid.splits, "Y": grid.blocks, "Z": grid.spans, "W": grid.padded}
 
 
@@ -209,9 +222,9 @@ def _integers(numbers: Sequence[int]) -> NDArray[np.int64]:
         return np.array(numbers, dtype=object)
 
 
-def _product(expression: str, values: Values) -> NDArray[np.int64]:
-    numbers, names = _factors(expression)
-    return reduce(mul, (values[name] for name in names), np.full_like(values["V"], numbers))
+def _product(expression: str, values: Mapping[str, Size]) -> Size:
+    number, names = _factors(expression)
+    return reduce(mul, (values[name] for name in names), number + 0 * values["V"])
 
 
 @cache
@@ -222,8 +235,8 @@ def _factors(expression: str) -> tuple[int, tuple[str, ...]]:
     return number, tuple(factor for factor in factors if not factor[0].isdigit())
 
 
-def _embedding(entry: int, tokens: NDArray[np.int64], values: Values) -> NDArray[np.int64]:
-    before = scratch.embedding_backward_before(tokens)
-    after = scratch.embedding_backward_after(tokens, values["V"], values["D"])
-    sizes = [*before, *(size for size, _ in after)]
-    return sizes[entry] * (tokens > scratch.SORTED_LOOKUP)
+def _embedding(entry: int, tokens: Size, values: Mapping[str, Size]) -> Size:
+    before: tuple[Size, ...] = scratch.embedding_backward_before(tokens)
+    after: tuple[tuple[Size, bool], ...] = scratch.embedding_backward_after(tokens, values["V"], values["D"])
+    size: Size = before[entry] if entry < len(before) else after[entry - len(before)][0]
+    return size * (tokens > scratch.SORTED_LOOKUP)

@@ -6,7 +6,7 @@ Candidates are tried in a fixed order until one is generic, so the same sizes ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from unittest.mock import patch
@@ -29,9 +29,9 @@ DIM, HEADS = 8 * 11 * 29, 11
 TRITON_SEQ_LEN = 541
 """Prime, and 17 x 32 when padded to 32."""
 TRITON_HEADS = {"fp16": 23, "bf16": 23, "fp32": 11}
-"""The hidden size is 16 times as much: small enough for the kernels, in fp32 and in the widest launches of 16 bit. Heads
-and hidden size share their prime: `factor` looks for the hidden size first, and what stands beside heads alone is odd.
-"""
+"""The hidden size is 16 times as much: small enough for the kernels, in fp32 and in the widest launches of 16 bit.
+Heads and hidden size share their prime: `factor` looks for the hidden size first, and what stands beside heads alone is
+odd."""
 SPLITS = 13
 NEGATIVES, TOKENS_PER_SET = 61, 37
 
@@ -75,7 +75,7 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
             loss=DEFAULT_LOSS, catalog=catalog, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, pass_tokens=EVALUATION_TOKENS,
             architecture=_architecture(blocks), precision=precision,
         )  # fmt: skip
-        row = _row(expressions.evaluation_values(configuration, evaluation_batch, pairs))
+        row = expressions.evaluation_row(configuration, evaluation_batch, pairs)
         sizes = _named(row, ["V", "D", "H", "M", "L", "A", "U", "J", "Q", *(["C", "c"] if chunks > 1 else [])])
         if _generic(sizes):
             return configuration, EvaluationSizes(users=evaluation_batch, seen_pairs=pairs), sizes
@@ -83,9 +83,14 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
 
 
 @contextmanager
-def split_catalog() -> Iterator[None]:
-    """Let the full softmax's Triton kernel cut the catalog into a number of splits that can be told apart."""
-    with patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS):
+def told_apart(kind: Kind, many_chunks: bool) -> Iterator[None]:
+    """Cut work into numbers of pieces that can be told apart from all sizes, where sizes alone do not do it.
+
+    The full softmax's Triton kernel splits the catalog. Windows of one set let every pass of a batch touch as many sets
+    as a pass that begins with a window, though it begins in the middle of one.
+    """
+    splits = patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS)
+    with patch.object(chunking, "SETS_PER_WINDOW", 1), splits if kind.kernel == "triton" and many_chunks else nullcontext():
         yield
 
 
@@ -98,6 +103,8 @@ def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
     for catalog, extra, sequences in product(catalogs, extras, PASS_SEQUENCES):
         tokens = _tokens(kind, catalog, negatives, group, chunks) + extra
         tokens += (100 * extra + tokens + 1) % 2 + 100 * extra if triton else 0
+        if not 0 < tokens % group <= group // 2 and group > 1:
+            continue  # the second pass would touch one set more than the first
         yield Configuration(
             loss=kind.loss, catalog=catalog, batch_size=BATCH_SIZE, seq_len=TRITON_SEQ_LEN if triton else SEQ_LEN,
             negatives=negatives, tokens_per_set=group, sampler=kind.sampler, kernel=kind.kernel,
@@ -132,8 +139,8 @@ def _architecture(blocks: int, triton_heads: int | None = None) -> Architecture:
 
 
 def _step_sizes(configuration: Configuration) -> Sizes:
-    values = expressions.step_values([configuration])
-    row, single = _row(values), int(expressions.chunks(values)[0]) == 1
+    row = expressions.step_row(configuration)
+    single = expressions.chunks(row) == 1
     names = ["A", "V", "D", "N", "H", "B", "J", "L", "M", *_loss_names(configuration, single)]
     sizes = _named(row, names)
     if configuration.kernel == "chunked" and LOSSES[configuration.loss] is CCE:
@@ -152,11 +159,6 @@ def _loss_names(configuration: Configuration, single: bool) -> list[str]:
     if loss.shares_negatives and not triton:
         names += ["S", "G"] if single else ["S", "s", "P", "G"]
     return names
-
-
-def _row(values: expressions.Values) -> dict[str, int]:
-    """Return the variables of the first configuration."""
-    return {name: int(array[0]) for name, array in values.items()}
 
 
 def _named(row: dict[str, int], names: Iterable[str]) -> dict[str, Size]:

@@ -133,7 +133,9 @@ class Ledger(TorchDispatchMode):
             self._temporaries(enumerate(sizes), "attention_backward/{}")
         if func is aten._flash_attention_backward.default:
             (tokens, heads, head_dim), sequences = args[1].shape, args[6].numel() - 1
-            self._temporaries(enumerate(scratch.flash_backward(tokens, sequences, heads, head_dim)), "flash_backward/{}")
+            self._temporaries(
+                enumerate(scratch.flash_backward(tokens, sequences, heads, head_dim)), "flash_backward/{}"
+            )
         if func is aten._efficient_attention_backward.default:
             sizes = scratch.efficient_backward(*args[1].shape[1:])
             self._temporaries(enumerate(sizes), "efficient_backward/{}")

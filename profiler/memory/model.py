@@ -78,7 +78,7 @@ class MemoryModel:
     def __init__(self, measured: Ratios | None = None) -> None:
         """Predict without a profile, or with the ratios that one measured."""
         self.measured = measured
-        self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved] = {}
+        self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved | None] = {}
         self._read: dict[str, Program] = {}
         self._evaluated: dict[tuple[object, ...], int] = {}
 
@@ -104,7 +104,12 @@ class MemoryModel:
     def evaluation(self, configuration: Configuration, users: int, seen_pairs: int) -> int:
         """Return the allocated peak of evaluation with so many users, and pairs they have seen, in a batch."""
         sizes = configuration.catalog, configuration.architecture, configuration.precision, configuration.seq_len
-        key = *sizes, expressions.evaluation_tokens(configuration, users), users, seen_pairs  # nothing else of a configuration is in the programs of an evaluation
+        key = (
+            *sizes,
+            expressions.evaluation_tokens(configuration, users),
+            users,
+            seen_pairs,
+        )  # nothing else of a configuration is in the programs of an evaluation
         if key not in self._evaluated:
             values = expressions.evaluation_values(configuration, users, seen_pairs)
             self._evaluated[key] = int(self._peaks(expressions.EVALUATION, configuration, values)[0])
@@ -114,11 +119,11 @@ class MemoryModel:
         """Walk once for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""
         rounds = np.minimum(expressions.chunks(values), 3)
         groups: list[tuple[NDArray[np.bool_], Bytes]] = []
-        for count in np.unique(rounds):
+        for count in sorted({*map(int, rounds)}):
             chosen = rounds == count
-            program = self.program(loss, configuration, bool(count > 1))
+            program = self.program(loss, configuration, count > 1)
             part = {name: array[chosen] for name, array in values.items()}
-            groups.append((chosen, program.peaks(part, max(0, int(count) - 2))))
+            groups.append((chosen, program.peaks(part, max(0, count - 2))))
         peaks = np.zeros(rounds.shape, dtype=np.result_type(*(found for _, found in groups)))
         for chosen, found in groups:
             peaks[chosen] = found
@@ -126,10 +131,10 @@ class MemoryModel:
 
     def breakdown(self, configuration: Configuration) -> dict[str, int]:
         """Return the bytes by tag at the allocated peak of a training step, largest first."""
-        values = expressions.step_values([configuration])
-        chunks = int(expressions.chunks(values)[0])
+        row = expressions.step_row(configuration)
+        chunks = expressions.chunks(row)
         program = self.program(configuration.loss, configuration, chunks > 1)
-        return program.breakdown(values, min(1, max(0, chunks - 2)))
+        return program.breakdown(row, min(1, max(0, chunks - 2)))
 
     def reserved(
         self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float = inf
@@ -138,21 +143,24 @@ class MemoryModel:
 
         This takes some 10 milliseconds.
         """
-        found = self._replayed(configuration, users, seen_pairs, usable_bytes)
-        return found if found.upper <= usable_bytes else self._replayed(configuration, users, seen_pairs, inf)
+        found = self._under(configuration, users, seen_pairs, usable_bytes)
+        found = found or self._under(configuration, users, seen_pairs, inf)
+        assert found is not None, "without a cap everything runs"
+        return found
 
     def fits(self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: int) -> bool:
         """Say whether the upper bound is within so many bytes; faster than `reserved` where it is not."""
-        return self._replayed(configuration, users, seen_pairs, usable_bytes).upper <= usable_bytes
+        return self._under(configuration, users, seen_pairs, usable_bytes) is not None
 
-    def _replayed(
+    def _under(
         self, configuration: Configuration, users: int, seen_pairs: int, usable_bytes: float
-    ) -> lifetime.Reserved:
-        """Play the process as far as it runs within `usable_bytes`; what was played is remembered."""
+    ) -> lifetime.Reserved | None:
+        """Play the process under a cap; None where it does not run there. What was played is remembered."""
         key = configuration, users, seen_pairs, usable_bytes
         if key not in self._known:
-            played = lifetime.reserved(configuration, users, seen_pairs, self.program, usable_bytes / self._worst)
-            self._known[key] = self._corrected(played)
+            cap = usable_bytes / self._worst
+            played = lifetime.reserved_under(cap, configuration, users, seen_pairs, self.program)
+            self._known[key] = None if played is None else self._corrected(played)
         return self._known[key]
 
     @property

@@ -23,7 +23,7 @@ from math import inf
 
 from srsplan.models.config import Configuration
 from srsplan.profiler.memory import expressions
-from srsplan.profiler.memory.allocator import CapReachedError
+from srsplan.profiler.memory.allocator import CapReachedError, Layout
 from srsplan.profiler.memory.program import Code, Process, Program
 
 FILL_PERCENT = (93, 100, 81, 97, 100, 88, 100)
@@ -60,21 +60,21 @@ class Part:
     repeats: int
 
 
-def reserved(
-    configuration: Configuration, users: int, seen_pairs: int, programs: Programs, cap: float = inf
-) -> Reserved:
-    """Return the peaks of a training process whose evaluation batches have so many users and (user, seen item) pairs.
-
-    Under a `cap` in bytes the process runs there exactly where `upper` is at most the cap.
-    """
-    life = _life(configuration, users, seen_pairs, programs)
-    free = life.play(inf, enough=cap)
-    if free.needed <= cap:
-        return Reserved(free.expected, free.needed)
-    capped = life.play(cap)
-    if capped.runs_under(cap):
-        return Reserved(capped.expected, capped.held)
+def reserved(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> Reserved:
+    """Return the peaks of a training process that evaluates so many users and (user, seen item) pairs at once."""
+    free = _life(configuration, users, seen_pairs, programs).play(inf)
     return Reserved(free.expected, free.needed)
+
+
+def reserved_under(
+    cap: float, configuration: Configuration, users: int, seen_pairs: int, programs: Programs
+) -> Reserved | None:
+    """Return the same for a process that may hold `cap` bytes; None where it does not run there at full speed."""
+    capped = _life(configuration, users, seen_pairs, programs).play(cap)
+    if not capped.runs_under(cap):
+        return None
+    # as long as the cap gives nothing back, a process lives as it does without one
+    return Reserved(capped.expected, capped.held if capped.retries else capped.needed)
 
 
 def smallest_cap(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> int:
@@ -109,6 +109,8 @@ class _Played:
     """Bytes held at most."""
     asked: int
     """The largest cap that a request wants."""
+    retries: int
+    """Times that the cap made it give memory back."""
     late_retries: float
     """Times that the later parts had to give memory back; infinite where they did not run at all."""
 
@@ -132,24 +134,42 @@ class _Life:
     early: Parts
     later: Parts
 
-    def play(self, cap: float, enough: float = inf) -> _Played:
-        """Run the process under a cap; not played on once it needs more than `enough`, or retries too often."""
-        process = Process(None if cap == inf else int(cap))
+    def play(self, cap: float) -> _Played:
+        """Run the process under a cap; not played on once it holds more than that, or retries too often."""
+        process = _Settling(None if cap == inf else int(cap))
         allocator, expected, early_retries = process.allocator, 0, 0
         late_retries: float = inf
         try:
             for number, (part, code) in enumerate([*self.early, *self.later]):
-                process.run(code, part.sizes, part.repeats)
+                process.run_part(part, code)
                 if number < len(self.early):
                     expected, early_retries = allocator.peak_reserved, allocator.retries
                 elif allocator.retries - early_retries > LATE_RETRIES:
                     break
-                if max(allocator.peak_asked, allocator.peak_reserved) > enough:
+                if allocator.peak_reserved > cap:
                     break
             late_retries = allocator.retries - early_retries
         except CapReachedError:
             pass  # it does not run under this cap
-        return _Played(expected, allocator.peak_reserved, allocator.peak_asked, late_retries)
+        return _Played(expected, allocator.peak_reserved, allocator.peak_asked, allocator.retries, late_retries)
+
+
+class _Settling(Process):
+    """A process that does not run again what is known to change nothing: a part that found and left this layout."""
+
+    def __init__(self, cap_bytes: int | None) -> None:
+        super().__init__(cap_bytes)
+        self._settled: dict[tuple[int, int], Layout] = {}
+        """By identity of a part and its code, the layout that they left as it was, without a retry."""
+
+    def run_part(self, part: Part, code: Code) -> None:
+        """Run a part, unless it would end as it began."""
+        key, before, retries = (id(part), id(code)), self.layout(), self.allocator.retries
+        if self._settled.get(key) == before:
+            return
+        self.run(code, part.sizes, part.repeats)
+        if self.allocator.retries == retries and self.layout() == before:
+            self._settled[key] = before
 
 
 def _life(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> _Life:
@@ -162,14 +182,14 @@ def _life(configuration: Configuration, users: int, seen_pairs: int, programs: P
 
 def _steps(configuration: Configuration, programs: Programs) -> list[Part]:
     """Return the step of the fullest pass, then those of others."""
-    values = expressions.pass_values(configuration, _passes(configuration))
-    counts = [int(count) for count in expressions.chunks(values)]
-    by_kind = {many: programs(configuration.loss, configuration, many) for many in {count > 1 for count in counts}}
-    sizes = {many: program.sizes(values) for many, program in by_kind.items()}
-    return [
-        Part(by_kind[count > 1], [int(size[at]) for size in sizes[count > 1]], max(0, count - 2))
-        for at, count in enumerate(counts)
-    ]
+    rows = [expressions.pass_row(configuration, *size) for size in _passes(configuration)]
+    return [_part(configuration.loss, configuration, row, programs) for row in rows]
+
+
+def _part(loss: str, configuration: Configuration, row: expressions.Row, programs: Programs) -> Part:
+    chunks = expressions.chunks(row)
+    program = programs(loss, configuration, chunks > 1)
+    return Part(program, program.numbers(row), max(0, chunks - 2))
 
 
 def _passes(full: Configuration) -> list[tuple[int, int]]:
@@ -181,7 +201,5 @@ def _passes(full: Configuration) -> list[tuple[int, int]]:
 
 def _ranking(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> Part:
     """Return the program of one evaluation batch."""
-    values = expressions.evaluation_values(configuration, users, seen_pairs)
-    chunks = int(expressions.chunks(values)[0])
-    program = programs(expressions.EVALUATION, configuration, chunks > 1)
-    return Part(program, [int(size[0]) for size in program.sizes(values)], max(0, chunks - 2))
+    row = expressions.evaluation_row(configuration, users, seen_pairs)
+    return _part(expressions.EVALUATION, configuration, row, programs)

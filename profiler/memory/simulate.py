@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from srsplan.kernels import chunking
-from srsplan.kernels.losses import LOSSES
 from srsplan.kernels.attention import Packing
+from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
 from srsplan.models.sequence_model import PackedItems

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from srsplan.kernels import Sampling, ce, ce_neg
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
+from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.sampled_softmax.operators import Numbers, sampled_softmax, sampled_softmax_backward
 from srsplan.kernels.samplers.alias_table import Distribution, distribution, popularity
 from srsplan.kernels.samplers.kind import SamplerKind
@@ -196,7 +197,7 @@ def test_non_contiguous_inputs() -> None:
 def test_operators_keep_torchs_rules(switches: tuple[bool, bool, bool]) -> None:
     """Schema, fake implementation, autograd registration: what torch.compile and the ledger rely on."""
     hidden, table, targets, drawn = inputs((9, 30, 16, 7, 3), torch.float32, torch.float32)
-    numbers = Numbers(negatives=7, sets=3, seed=0, step=0, ignore_index=IGNORED)
+    numbers = Numbers.of(CallSets.of(drawn, Sampling(), 9), Sampling(), IGNORED)
     arguments = (
         hidden.requires_grad_(),
         table.requires_grad_(),

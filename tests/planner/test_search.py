@@ -14,8 +14,9 @@ from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm, confirm_first
-from srsplan.planner.passes import with_pass
+from srsplan.planner.passes import SMALL_PASS, with_pass
 from srsplan.planner.search import Prices, Recommendation, Space, recommend
+from srsplan.planner.search.space import BATCH_SIZES
 from srsplan.planner.time_limit import TimeLimit
 from srsplan.planner.workload import FromData, MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
@@ -195,6 +196,32 @@ def test_plans_run_under_a_cap_of_their_budget_and_use_it(catalog: int, gigabyte
     assert found.fits
     assert found.retries == 0
     assert 0.95 * prices.limit <= found.reserved_bytes <= prices.limit
+
+
+def test_batch_sizes_of_the_grid_are_half_a_power_of_two_apart() -> None:
+    assert BATCH_SIZES == [
+        16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192,
+    ]  # fmt: skip
+    found = {each.batch_size for each in space_of(1000, ("ce",)).candidates("ce")}
+    assert found == {size for size in BATCH_SIZES if size <= 1024}, "public runs end there"
+    larger = space_of(1000, ("ce",), max_batch_size=5000).candidates("ce")
+    assert {each.batch_size for each in larger} == {*(size for size in BATCH_SIZES if size < 5000), 5000}
+
+
+def test_near_misses_are_the_nearest() -> None:
+    """Of the first choice's loss and above it: those that take least in the smallest passes, of all that do not fit."""
+    space = space_of(1_600_000, ("ce-",))
+    prices = prices_of(space, 12)
+    found = recommend(space, prices)
+    first = found.choices[0].configuration
+    above = [each for each in space.candidates("ce-") if (each.balance, each.seq_len) > (first.balance, first.seq_len)]
+    assert above
+    assert len(found.near_misses) == 3
+    for miss in found.near_misses:
+        assert (miss.configuration.balance, miss.configuration.seq_len) > (first.balance, first.seq_len)
+        assert not prices.fits(miss.configuration)
+    nearest = min(prices.choice(each).memory.upper_bytes for each in prices.lightest(above, SMALL_PASS)[0])
+    assert found.near_misses[0].memory.upper_bytes <= nearest
 
 
 def test_knob_costs_are_differences_of_the_model() -> None:

@@ -122,7 +122,7 @@ def test_two_runs_into_one_folder(train: Run, out: Path) -> None:
         ("x" * 300, "cannot be a folder"),
         ("/", "not empty"),
         ("", "not empty"),
-        ("\udcff", "not a name in UTF-8"),
+        ("\udcff", "is not text in UTF-8"),
     ],
 )
 def test_outputs_that_are_no_folders(train: Run, name: str, phrase: str) -> None:

@@ -14,6 +14,7 @@ from probe_records import CONFIGURATION
 from torch import Tensor
 
 from srsplan.models.sasrec import SASRec
+from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.ranking import rank
 from srsplan.models.training.step import StepInputs, TrainingStep
 from srsplan.profiler.memory.model import MemoryModel
@@ -90,26 +91,26 @@ def test_the_child_measures_a_real_training_step() -> None:
     assert ProbeRecord.from_line(found.to_line(), "a line") == found
     assert 2 * found.step_ms_median < 1000 * found.seconds
     step = TrainingStep(configuration, torch.device("cpu"))
-    batch = cuda_child.random_batch(configuration, step.device)
+    batch = cuda_child.random_pass(configuration, step.device)
     times = []
     for _ in range(4):
         began = time.monotonic_ns()
-        step.run_parts([batch], len(batch.targets))
+        step.run(batch)
         times.append((time.monotonic_ns() - began) / 1e6)
     assert min(times) / 30 < found.step_ms_median < 30 * max(times)
 
 
 def test_the_first_steps_warm_up_and_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three slow steps, as compiling and tuning make them, leave neither median nor percentile slow."""
-    run_parts, count = TrainingStep.run_parts, 0
+    run_passes, count = TrainingStep.run_passes, 0
 
-    def slow_at_first(step: TrainingStep, parts: list[StepInputs], targets: int) -> Tensor:
+    def slow_at_first(step: TrainingStep, passes: list[StepInputs], *rest: Any) -> Tensor:
         nonlocal count
         count += 1
         time.sleep(2.0 if count == 1 else 0.5 if count <= 3 else 0.0)
         return run_passes(step, passes, *rest)
 
-    monkeypatch.setattr(TrainingStep, "run_parts", slow_at_first)
+    monkeypatch.setattr(TrainingStep, "run_passes", slow_at_first)
     found = cuda_child.measure(CONFIGURATION, torch.device("cpu"), steps=5, users=2)
     assert found["step_ms_median"] < found["step_ms_p95"] < 500
     assert count == 3 + 5 + 1

@@ -3,10 +3,11 @@
     step = matrix products / (efficiency x tensor throughput) + bytes moved / (efficiency x bandwidth) + launches
 
 The counts follow the training step of the mean batch in its passes (shape letters: V items, D hidden size, M tokens
-of a pass, n negatives of a set). Several passes cost launches, smaller chunks, and each the table's gradient once more;
-the optimizer steps once. The three constants are fitted, non-negative least squares of relative error, to the 24 eager
-steps measured on one H200 (torch 2.11) by examples/calibrate_step_time.py; other cards are transferred by their
-bandwidth and throughput. It orders configurations and gives the magnitude; it is no measurement, and `BASIS` says so.
+of a pass, n negatives of a set). Several passes cost launches and smaller chunks, those of eager losses the table's
+gradient once more each; the optimizer steps once. The three constants are fitted, non-negative least squares of
+relative error, to the 24 eager steps measured on one H200 (torch 2.11) by examples/calibrate_step_time.py; other cards
+are transferred by their bandwidth and throughput. It orders configurations and gives the magnitude; it is no
+measurement, and `BASIS` says so.
 """
 
 from __future__ import annotations
@@ -90,12 +91,13 @@ def step_cost(
     fused kernel: both are for calibrating on other models.
     """
     each = mean_pass(configuration, mean_tokens)
-    body, loss = _body_cost(configuration, each, feed_forward), _loss_cost(configuration, each.tokens)
+    body, loss = _body_cost(configuration, each, feed_forward), _loss_cost(configuration, each)
     table = configuration.table_bytes
     # gradient written, zeroed or added to once more; Adam reads 4 tables and writes 3, foreach with temporaries
     updates = table * (2 + (14 if foreach else 7))
-    # every later pass fills a table of its own, writes it, and adds it to what there is
-    added = (each.count - 1) * table * 5
+    # every later pass of an eager loss fills a table of its own, writes it, and adds it to what there is; chunked
+    # losses add where it lies, which their chunks are counted for
+    added = 0 if LOSSES[configuration.loss].chunked else (each.count - 1) * table * 5
     return StepCost(
         product_flops=each.count * (body.product_flops + loss.product_flops),
         moved_bytes=each.count * (body.moved_bytes + loss.moved_bytes) + updates + added,
@@ -119,13 +121,13 @@ def _body_cost(configuration: Configuration, each: MeanPass, feed_forward: int) 
     )
 
 
-def _loss_cost(configuration: Configuration, tokens: int) -> StepCost:
-    """Count the loss of so many tokens and its gradients."""
-    loss = LOSSES[configuration.loss]
+def _loss_cost(configuration: Configuration, each: MeanPass) -> StepCost:
+    """Count the loss of a pass and its gradients."""
+    loss, tokens = LOSSES[configuration.loss], each.tokens
     if not loss.sampled:
         return _full_softmax_cost(configuration, tokens, loss.chunked)
     if loss.chunked:
-        return _shared_negatives_cost(configuration, tokens)
+        return _shared_negatives_cost(configuration, each)
     return _own_negatives_cost(configuration, tokens)
 
 
@@ -144,12 +146,16 @@ def _full_softmax_cost(configuration: Configuration, tokens: int, chunked: bool)
     return StepCost(product_flops=flops, moved_bytes=traffic + copies, launches=20 + chunks * (20 + 4 * blocks))
 
 
-def _shared_negatives_cost(configuration: Configuration, tokens: int) -> StepCost:
-    """Count three products [g, D] x [D, n] of every set: the scores and both gradients."""
+def _shared_negatives_cost(configuration: Configuration, each: MeanPass) -> StepCost:
+    """Count three products [g, D] x [D, n] of every set: the scores and both gradients.
+
+    Sets are those of the batch: one that two passes share is computed in both.
+    """
     dim, group = configuration.architecture.dim, configuration.tokens_per_set
     negatives, element = configuration.negatives or 0, _element_bytes(configuration)
-    sets = chunking.set_count(tokens, group)
-    chunks = -(-sets // chunking.sampled_chunk_sets(tokens, negatives, dim, group))
+    windows = chunking.Windows.of(each.count * each.tokens, group)
+    sets = len(windows.sets(each.tokens if each.count > 1 else 0, each.tokens))
+    chunks = -(-sets // chunking.sampled_chunk_sets(each.tokens, negatives, dim, group))
     # gather and its copy, its gradient in 16 bit, in fp32, scaled, added; logits and shares
     rows = sets * negatives * dim * (4 + 4 + 4 + 3 * element + element + 5 * 4)
     scores = sets * group * negatives * (3 * element + 10 * 4)

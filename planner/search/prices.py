@@ -137,7 +137,7 @@ class Prices:
         those of others that were found not to fit.
         """
         picked, tries, limit = list[Configuration](), TRIES, share * self.limit
-        for configuration, peak in self._priced(ordered, least):
+        for configuration, peak in self.priced(ordered, least):
             if len(picked) == count or not tries:
                 break
             if peak <= limit and all(configuration.seq_len != other.seq_len for other in picked):
@@ -147,7 +147,7 @@ class Prices:
                 limit = limit if fitted is not None else LESS * peak
         return picked
 
-    def _priced(self, ordered: Sequence[Configuration], least: int) -> Iterator[tuple[Configuration, int]]:
+    def priced(self, ordered: Sequence[Configuration], least: int) -> Iterator[tuple[Configuration, int]]:
         """Yield configurations with the bytes of tensors that they take at least."""
         for start in range(0, len(ordered), BLOCK):
             block = ordered[start : start + BLOCK]

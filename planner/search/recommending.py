@@ -45,7 +45,8 @@ def _top(ordered: list[Configuration], prices: Prices) -> list[Configuration]:
         for share in (1.0, LEAST_SHARE):
             if found := prices.first_fitting(ordered, least=least, share=share):
                 return found
-    return []
+    peaks = dict(prices.priced(ordered, 1))
+    return prices.first_fitting(sorted(ordered, key=lambda each: peaks[each])[:1], least=1)
 
 
 def _too_slow(ordered: list[Configuration], first: Configuration, prices: Prices) -> int:

@@ -92,20 +92,20 @@ def test_the_mean_batch_takes_the_time_and_not_the_fullest() -> None:
     base = Configuration(loss="cce-", catalog=1000, batch_size=512, seq_len=100, negatives=512, tokens_per_set=32)
     full, tenth = step_cost(base), step_cost(base, 10.0)
     optimizer = 9 * base.table_bytes
-    assert tenth.moved_bytes - optimizer == pytest.approx(0.1 * (full.moved_bytes - optimizer), rel=1e-3)
+    assert tenth.moved_bytes - optimizer == pytest.approx(0.1 * (full.moved_bytes - optimizer), rel=0.01)
     assert tenth.product_flops < 0.1 * full.product_flops
     assert tenth.launches <= full.launches
 
 
-@pytest.mark.parametrize("loss", ["cce", "ce"])
-def test_every_later_pass_adds_its_gradient_to_the_table(loss: str) -> None:
-    """Filled, written, read, and added to the first, which is read and written."""
+@pytest.mark.parametrize(("loss", "tables"), [("cce", 0), ("ce", 5)])
+def test_every_later_pass_adds_its_gradient_to_the_table(loss: str, tables: int) -> None:
+    """Of eager losses: filled, written, read, and added to the first. Chunks add where it lies, in any pass."""
     base = Configuration(loss=loss, catalog=500_000, batch_size=64, seq_len=64)
     cut = replace(base, pass_tokens=base.batch_tokens // 4)
     alone = replace(base, batch_size=16)
     optimizer = 9 * base.table_bytes
     added = step_cost(cut).moved_bytes - optimizer - 4 * (step_cost(alone).moved_bytes - optimizer)
-    assert added == pytest.approx(3 * 5 * base.table_bytes)
+    assert added == pytest.approx(3 * tables * base.table_bytes, abs=1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

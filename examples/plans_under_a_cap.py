@@ -66,6 +66,7 @@ def main(
                 "pass_tokens": configuration.tokens, "passes": choice.passes, "fits": found.fits,
                 "retries": found.retries, "reserved_bytes": found.reserved_bytes,
                 "allocated_bytes": found.allocated_bytes, "predicted_bytes": choice.memory.reserved_bytes,
+                "upper_bytes": choice.memory.upper_bytes,
                 "basis": found.basis,
             }
         )  # fmt: skip
@@ -77,12 +78,12 @@ def main(
         if output is not None:
             pd.DataFrame(rows).to_csv(output, index=False)
     table = pd.DataFrame(rows)
-    smooth, used = (table.fits & (table.retries == 0)).sum(), table.reserved_bytes / table.usable_bytes
-    binding = used[table.passes > 1]
+    smooth, binding = (table.fits & (table.retries == 0)).sum(), table[table.passes > 1]
+    planned, used = (binding[name] / binding.usable_bytes for name in ("upper_bytes", "reserved_bytes"))
     print(
         f"{table.fits.sum()} of {len(table)} plans run, {smooth} without a late retry; where memory binds (several "
-        f"passes, {len(binding)} plans) {binding.mean():.1%} of the usable budget is used on average, at least "
-        f"{binding.min():.1%} ({table.basis[0]})"
+        f"passes, {len(binding)} plans) they plan for {planned.mean():.1%} of the usable budget on average and at least "
+        f"{planned.min():.1%}, and reserved {used.mean():.1%} in full passes alone ({table.basis[0]})"
     )
 
 

@@ -66,7 +66,7 @@ def _assumptions(plan: Plan, everything: bool) -> dict[str, str]:
         "catalog": f"{catalog_line(inputs.catalog, inputs.dim)}; {fixed}",
         "budget": _budget_line(plan, everything),
         "card": card + ("" if inputs.gpu_is_given else ", the smallest that holds the budget; --gpu names yours"),
-        "lengths": inputs.lengths if everything else inputs.lengths.partition("; ")[0],
+        "lengths": inputs.lengths if everything else inputs.lengths.partition("; fullest batch")[0],
     }
     if inputs.time:
         lines["time"] = inputs.time

@@ -249,7 +249,7 @@ def test_data_gives_catalog_users_and_real_lengths(run: Run, narrow: None) -> No
     assert "823 training sequences" in document["inputs"]["lengths"]
     assert document["inputs"]["notes"]["data"]
     screen = run("recommend", "--data", ML_100K, "--budget", "2GB").out
-    assert len(screen.splitlines()) <= 33
+    assert len(screen.splitlines()) <= 34
     assert "user column 'user_id:token'" in " ".join(screen.split())
     for choice in document["choices"]:
         assert choice["step_tokens"] <= choice["pass_tokens"] <= choice["batch_size"] * choice["seq_len"]

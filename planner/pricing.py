@@ -100,7 +100,8 @@ def replanned(
     name = implementation_of(configuration.loss, configuration.kernel)
     if found is None:
         return configuration, f"warning: the plan is for another kernel: no pass was found that fits {name}"
-    tokens = f"a pass has {found.tokens:,} tokens instead of {configuration.tokens:,}"
+    tokens = f"a pass has {found.tokens:,} tokens"
+    tokens += f" instead of {configuration.tokens:,}" if found.tokens != configuration.tokens else " as before"
     return found, f"the plan is for another kernel: planned again for {name}, {tokens}"
 
 

@@ -92,7 +92,7 @@ def test_an_edited_plan_is_priced_again(run: Run, planned: Path, data: Path) -> 
 
 
 def test_a_model_larger_than_the_machine_is_refused() -> None:
-    wide = Architecture(dim=4096)
+    wide = Architecture(dim=4096, heads=16)
     with pytest.raises(
         InputError, match=r"a model of 100,000,000 items, seq_len \d+, dim 4096 and 2 blocks takes 5\.96 TiB"
     ):
@@ -200,9 +200,8 @@ def configuration_of(folder: str) -> dict[str, object]:
 
 def test_a_plans_passes_are_those_that_are_trained(run: Run, planned: Path, data: Path) -> None:
     """Edited ones as well; what the command line says stands above both, and sequences follow from the data."""
-    sizes = ("--batch-size", 16, "--seq-len", 8)  # of at most 5 items each: 80 tokens a batch
-    edited(planned, pass_tokens=24, pass_sequences=5)
-    arguments = ("train", "--data", data, "--split", "leave-one-out", "--epochs", 1, *sizes)
+    edited(planned, batch_size=16, seq_len=8, pass_tokens=24, pass_sequences=5)
+    arguments = ("train", "--data", data, "--split", "leave-one-out", "--epochs", 1)
     done = run(*arguments, "-o", "out")
     assert done.code == 0, done.err
     assert "in passes of 24 tokens" in done.message
@@ -236,15 +235,15 @@ def test_another_kernel_than_the_plans_is_planned_again_and_said(run: Run, data:
     """A plan for Triton, on a machine that has no GPU: the chunked form runs, in passes of its own."""
     asked = ("--catalog", "2K", "--budget", "2GB", "--dim", 16, "--blocks", 1, "--kernel", "triton", "--loss", "cce")
     assert run("recommend", *asked).code == 0
-    edited(Path("srsplan.plan.yaml"), pass_tokens=2048, pass_sequences=1024)
-    done = run("train", "--data", data, "--split", "leave-one-out", "--epochs", 1, "--seq-len", 8, "-o", "out")
+    edited(Path("srsplan.plan.yaml"), seq_len=8, pass_tokens=24, pass_sequences=5)
+    done = run("train", "--data", data, "--split", "leave-one-out", "--epochs", 1, "-o", "out")
     assert done.code == 0, done.err
     assert "the plan's kernel does not run here: Triton kernels run on CUDA, not on cpu" in done.message
     assert "the plan is for another kernel: planned again for chunked PyTorch, a pass has" in done.message
-    assert "instead of 2,048" in done.message
+    assert "instead of 24" in done.message
     found = configuration_of("out")
-    assert (found["kernel"], found["pass_tokens"] != 2048) == ("chunked", True)
-    refused = run("train", "--data", data, "--kernel", "triton", "--epochs", 1, "-o", "refused")
+    assert (found["kernel"], found["pass_tokens"] != 24) == ("chunked", True)
+    refused = run("train", "--data", data, "--split", "leave-one-out", "--kernel", "triton", "-o", "refused")
     assert refused.code == 2
     assert "Triton kernels run on CUDA" in refused.message
 

@@ -21,10 +21,12 @@ from small_runs import walks
 
 from srsplan.kernels.attention import Packing
 from srsplan.kernels.samplers.alias_table import popularity
+from srsplan.models.data.batches import Packed
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Holdout, split
 from srsplan.models.sasrec import Block, SASRec
 from srsplan.models.sequence_model import PackedItems
+from srsplan.models.training.inputs import packed_items
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.step import StepInputs, TrainingStep
 
@@ -52,10 +54,11 @@ def ndcg(weights: dict[str, torch.Tensor], holdout: Holdout, ks: int = 10) -> fl
     gains = []
     for user, target in enumerate(holdout.targets):
         bounds = holdout.histories.offsets[user : user + 2]
-        history = torch.from_numpy(holdout.histories.values[bounds[0] : bounds[1]].astype(np.int64)) - 1
+        items = holdout.histories.values[bounds[0] : bounds[1]].astype(np.int64)
+        last = Packed(items[-8:], np.array([0, len(items[-8:])]))
         with torch.no_grad():
-            scores = model.item_table @ model(history[None, -8:])[0, -1]
-        scores[history] = -torch.inf
+            scores = model.item_table @ model(packed_items(last, torch.device("cpu")))[-1]
+        scores[torch.from_numpy(items) - 1] = -torch.inf
         place = int((scores > scores[int(target) - 1]).sum())
         gains.append(1 / np.log2(place + 2) if place < ks else 0.0)
     return float(np.mean(gains))
@@ -149,7 +152,7 @@ def test_a_plans_recomputation_is_done(
 ) -> None:
     """A block runs forward twice for every training batch where it is recomputed, once where it is not."""
     planned(run, recompute=recompute)
-    calls, forward, loss = Counter[str](), Block.forward, TrainingStep.loss
+    calls, forward, loss = Counter[str](), Block.forward, TrainingStep._mean_loss
 
     def block(self: Block, x: torch.Tensor, packing: Packing) -> torch.Tensor:
         calls["block"] += self.training
@@ -160,7 +163,7 @@ def test_a_plans_recomputation_is_done(
         return loss(self, batch, *rest, **options)
 
     monkeypatch.setattr(Block, "forward", block)
-    monkeypatch.setattr(TrainingStep, "loss", batch)
+    monkeypatch.setattr(TrainingStep, "_mean_loss", batch)
     assert train("--plan", "srsplan.plan.yaml", "--epochs", 1, *flags).code == 0
     assert calls["block"] == times * calls["batch"] > 0
 

@@ -4,8 +4,8 @@
 
 On a card that holds the largest budget every plan trains twenty steps, evaluates a batch and goes on, in a process that
 may reserve what the plan may use and no more. Without one this is simulated: the ledger's trace of the same through the
-model of the caching allocator. Prints per plan whether it runs, how often the cap forces memory to be given back after
-the first steps (in the last two, where it is simulated), and how much of the budget is used.
+model of the caching allocator. Prints for each plan whether it runs, how often the cap forces memory to be given back
+after the first steps (in the last two, where it is simulated), and how much of the budget is used.
 """
 
 from __future__ import annotations
@@ -62,23 +62,28 @@ def main(
             {
                 "date": date.today().isoformat(), "budget_gb": gigabytes, "usable_bytes": budget.usable_bytes,
                 "loss": loss, "catalog": configuration.catalog, "batch_size": configuration.batch_size,
-                "seq_len": configuration.seq_len, "negatives": configuration.negatives or 0, "fits": found.fits,
+                "seq_len": configuration.seq_len, "negatives": configuration.negatives or 0,
+                "pass_tokens": configuration.tokens, "passes": choice.passes, "fits": found.fits,
                 "retries": found.retries, "reserved_bytes": found.reserved_bytes,
                 "allocated_bytes": found.allocated_bytes, "predicted_bytes": choice.memory.reserved_bytes,
+                "upper_bytes": choice.memory.upper_bytes,
                 "basis": found.basis,
             }
         )  # fmt: skip
         print(
             f"{configuration.catalog:>9,} {gigabytes:>3} GB {loss:4}  {'runs' if found.fits else 'OUT OF MEMORY'}, "
-            f"{found.retries} retries, {share:4.0%} of {budget.usable_bytes / 2**30:.1f} GiB reserved"
+            f"{found.retries} retries, {share:4.0%} of {budget.usable_bytes / 2**30:.1f} GiB reserved, "
+            f"{choice.passes} passes of {configuration.tokens:,} tokens"
         )
         if output is not None:
             pd.DataFrame(rows).to_csv(output, index=False)
     table = pd.DataFrame(rows)
-    smooth, used = (table.fits & (table.retries == 0)).sum(), (table.reserved_bytes / table.usable_bytes).mean()
+    smooth, binding = (table.fits & (table.retries == 0)).sum(), table[table.passes > 1]
+    planned, used = (binding[name] / binding.usable_bytes for name in ("upper_bytes", "reserved_bytes"))
     print(
-        f"{table.fits.sum()} of {len(table)} plans run, {smooth} without a late retry; {used:.0%} of the usable budget "
-        f"is used on average ({table.basis[0]})"
+        f"{table.fits.sum()} of {len(table)} plans run, {smooth} without a late retry; where memory binds (several "
+        f"passes, {len(binding)} plans) they plan for {planned.mean():.1%} of the usable budget on average, at least "
+        f"{planned.min():.1%}, and reserved {used.mean():.1%} in full passes alone ({table.basis[0]})"
     )
 
 

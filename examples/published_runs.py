@@ -80,7 +80,8 @@ def by_mean_length(sizes: Dataset, runs: pd.DataFrame) -> pd.Series[float]:
     """The bound of the fullest batch for exponentially distributed lengths: nothing of the runs is used."""
     workload = MeanLength(sizes.mean_length)
     pairs = zip(runs.batch_size, runs.max_seq_len, strict=True)
-    return pd.Series([float(workload.valid_tokens(int(size), int(length))) for size, length in pairs], index=runs.index)
+    tokens = [float(workload.fullest_batch(int(size), int(length))) for size, length in pairs]
+    return pd.Series(tokens, index=runs.index)
 
 
 def by_two_runs(sizes: Dataset, runs: pd.DataFrame) -> tuple[pd.Series[float], list[int]]:

@@ -19,7 +19,7 @@ from srsplan.kernels import eager
 from srsplan.kernels.chunked_autograd import BackwardScale
 from srsplan.kernels.full_softmax import api as full_softmax
 from srsplan.kernels.launches.sizes import refused_size
-from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, LOSSES, Loss
+from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, CHUNKED, EAGER, LOSSES, TRITON, Loss
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
@@ -27,9 +27,6 @@ from srsplan.kernels.samplers.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
 """The implementations that a user may ask for; "auto" leaves it to `choose`."""
-
-EAGER, CHUNKED, TRITON = "eager PyTorch", "chunked PyTorch", "Triton"
-"""The implementations as they are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,9 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 Kernel = Literal["chunked", "triton"]
 """The implementations of a chunked loss: plain PyTorch, and Triton. The other losses have one, the eager form."""
 
+EAGER, CHUNKED, TRITON = "eager PyTorch", "chunked PyTorch", "Triton"
+"""The implementations as they are printed."""
+
 TOKENS_PER_SET = 32
 """Tokens that share one set of negatives where nobody says otherwise: as good as sets of their own (docs, losses)."""
 
@@ -40,6 +43,12 @@ class Loss:
     """The only number of negatives it is defined for, where there is one."""
     baseline: bool = False
     """It is there to compare with: a plan never puts it first."""
+
+    def implementation(self, kernel: Kernel) -> str:
+        """Return the implementation that `kernel` means for this loss, as it is printed."""
+        if not self.chunked:
+            return EAGER
+        return TRITON if kernel == "triton" else CHUNKED
 
     @property
     def default_tokens_per_set(self) -> int:

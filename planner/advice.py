@@ -9,12 +9,17 @@ from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.models.errors import NothingFits, SrsplanError
 from srsplan.planner.budget import Budget, make_budget
+from srsplan.planner.passes import SMALL_PASS
 from srsplan.planner.question import Question
 from srsplan.planner.search.order import EVIDENCE_ENDS
 from srsplan.planner.search.recommendation import Choice, Recommendation
-from srsplan.planner.units import format_gib
+from srsplan.planner.time_limit import TimeLimit
+from srsplan.planner.units import format_duration, format_gib
 from srsplan.planner.words import knobs_of
 from srsplan.profiler.probes.catalogue import Gpu, load_gpus
+
+FASTEST = 20
+"""Configurations that are tried where none is fast enough, those with the shortest epochs first."""
 
 GRANULE_BYTES = 10**7
 """Budgets are advised in hundredths of a GB."""
@@ -34,6 +39,8 @@ def check_floor(question: Question) -> None:
 
 def nothing_fits(found: Recommendation, question: Question) -> NothingFits:
     """Return the error of a recommendation without choices."""
+    if question.prices.time is not None and (fastest := _fastest(question)) is not None:
+        return _too_slow(fastest, question, question.prices.time)
     if not found.near_misses:
         return NothingFits("nothing fits: no configuration can be built from these knobs", ways_out(question))
     miss = found.near_misses[0]
@@ -42,6 +49,31 @@ def nothing_fits(found: Recommendation, question: Question) -> NothingFits:
         f"takes at most {format_gib(miss.memory.upper_bytes)} and {format_gib(miss.over_bytes)} of it are missing",
         ways_out(question),
     )
+
+
+def _too_slow(fastest: Configuration, question: Question, limit: TimeLimit) -> NothingFits:
+    """Return the error where something fits memory and nothing the time limit: the fastest, and by how much."""
+    seconds = question.prices.epoch_seconds(fastest) or 0.0
+    cards = (gpu for gpu in load_gpus() if gpu.capacity_bytes >= question.budget.bytes)
+    faster = [gpu for gpu in cards if question.under(gpu=gpu).prices.in_time(fastest)]
+    ways = [limit.asking(seconds)]
+    if faster:
+        ways.append(f"--gpu {min(faster, key=lambda gpu: (gpu.bandwidth_bytes_s, gpu.name)).name}")
+    return NothingFits(
+        f"nothing fits the time: {limit.describe()}; the fastest that fits memory, {knobs_of(fastest)}, takes "
+        f"{format_duration(seconds)} an epoch, {format_duration(seconds - limit.epoch_seconds)} too long",
+        ", or ".join(ways),
+    )
+
+
+def _fastest(question: Question) -> Configuration | None:
+    """Return the configuration with the shortest epoch among those that fit memory; None where none does."""
+    prices = question.prices
+    pool = [each for loss in question.space.losses for each in question.space.candidates(loss)]
+    ordered = sorted(pool, key=lambda each: prices.epoch_seconds(each) or 0.0)
+    fitting = (prices.fitted(each, least) for least in (SMALL_PASS, 1) for each in ordered[:FASTEST])
+    found = [each for each in fitting if each is not None]
+    return min(found, key=lambda each: prices.epoch_seconds(each) or 0.0, default=None)
 
 
 def ways_out(question: Question) -> str:
@@ -117,8 +149,9 @@ def _fits(question: Question) -> bool:
 
 
 def _smallest(question: Question) -> list[Configuration]:
-    """Return for each loss the configuration of the grid that takes least."""
-    pools = (question.space.candidates(loss) for loss in question.space.losses)
+    """Return for each loss the configuration of the grid that takes least, in the smallest passes."""
+    candidates = (question.space.candidates(loss) for loss in question.space.losses)
+    pools = ([each for variants in question.prices.lightest(pool) for each in variants] for pool in candidates)
     return [min(zip(question.prices.allocated(pool), range(len(pool)), pool, strict=True))[2] for pool in pools if pool]
 
 

@@ -14,17 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from srsplan.kernels.losses import Sampler
+from srsplan.kernels.losses import Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision, find_loss
 from srsplan.planner import advice, commands, question, words
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import DEFAULT_MARGIN, Budget, assumed_gpu, make_budget
 from srsplan.planner.estimates import Estimate
+from srsplan.planner.passes import in_one_pass, with_pass, with_whole_pass
 from srsplan.planner.question import DataFile, Question, Size
 from srsplan.planner.search.prices import Prices
 from srsplan.planner.search.recommendation import Recommendation
 from srsplan.planner.search.recommending import recommend
 from srsplan.planner.search.space import Space
+from srsplan.planner.time_limit import EPOCHS, check_users, time_limit
 from srsplan.planner.units import format_gib, parse_bytes
 from srsplan.profiler.probes.catalogue import Gpu
 from srsplan.profiler.probes.detect import resolve_gpu
@@ -51,10 +53,15 @@ def plan(
     heads: int = 2,
     precision: str = "fp16",
     sampler: str = "uniform",
-    recompute: bool = False,
+    recompute: bool | None = None,
+    kernel: str = "chunked",
     gpus: int = 1,
     losses: Sequence[str] | None = None,
     margin: float = DEFAULT_MARGIN,
+    max_batch_size: int | None = None,
+    epoch_time: Size | float | None = None,
+    total_time: Size | float | None = None,
+    epochs: int = EPOCHS,
     user_column: str | None = None,
     item_column: str | None = None,
     timestamp_column: str | None = None,
@@ -67,8 +74,11 @@ def plan(
 
     One of `catalog` (number of items) and `data` (a file of interactions) must be given, and one of `budget` (bytes)
     and `gpu` (a name of `srsplan gpus`). `mean_length` (interactions per user) and `users` say what is known of the
-    data without a file. `dim`, `blocks`, `heads`, `precision` (fp32, fp16, bf16) and `recompute` are the model's;
-    `losses` limits the search, `sampler` (uniform, popularity, in-batch) is that of the losses that have it. `margin`
+    data without a file. `dim`, `blocks`, `heads` and `precision` (fp32, fp16, bf16) are the model's; `recompute` keeps
+    no activations of blocks, None leaves it to the search. `losses` limits the search, `sampler` (uniform, popularity,
+    in-batch) is that of the losses that have it, `kernel` (chunked, triton) the implementation of chunked losses.
+    Batches end at `max_batch_size` sequences, without it where published evidence does. `epoch_time` and `total_time`
+    (seconds, or "30min") are a second budget, the latter for so many `epochs`; both need the number of users. `margin`
     is the share of the budget to keep free. `runs` is a run table that re-orders, `profile` a file of probes that
     corrects the predictions, `check` tries the first choice. With `gpus` the plan says what each of several needs.
 
@@ -86,6 +96,8 @@ def plan(
     if fit.context_bytes is not None:
         limit = replace(limit, context_bytes=fit.context_bytes, context_basis="measured")
     items, workload, data_notes = question.known_data(file, catalog, mean_length, users)
+    time = time_limit(epoch_time, total_time, epochs)
+    check_users(time, workload.users)
     space = Space(
         catalog=items,
         losses=question.losses_of(losses),
@@ -94,6 +106,8 @@ def plan(
         workload=workload,
         recompute=recompute,
         sampler=cast(Sampler, sampler),
+        kernel=cast(Kernel, kernel),
+        max_batch_size=max_batch_size,
     )
     order, trust = question.order_of(None if runs is None else Path(runs), items)
     asked = Question(
@@ -101,7 +115,7 @@ def plan(
         budget=limit,
         gpu=card,
         gpu_is_given=gpu is not None,
-        prices=Prices(workload, limit, card, fit.model, fit.rates),
+        prices=Prices(workload, limit, card, fit.model, fit.rates, time=time, may_recompute=recompute is None),
         step_basis=fit.step_basis,
         order=order,
         trust=trust,
@@ -153,11 +167,11 @@ def _plan_of(found: Recommendation, asked: Question, notes: dict[str, str]) -> P
         blocks=space.architecture.blocks,
         heads=space.architecture.heads,
         precision=space.precision,
-        recompute=space.recompute,
         data=None if asked.data is None else str(asked.data.path),
         data_options=[] if asked.data is None else asked.data.options(),
         users=space.workload.users,
-        padding=space.workload.basis,
+        lengths=space.workload.basis,
+        time="" if asked.prices.time is None else asked.prices.time.describe(),
         order=asked.order.rule + (f". {asked.trust}" if asked.trust else ""),
         quality=advice.quality_note(found.choices, asked.trust),
         notes=notes,
@@ -167,7 +181,7 @@ def _plan_of(found: Recommendation, asked: Question, notes: dict[str, str]) -> P
         asked.budget,
         found,
         step_basis=asked.step_basis,
-        binds=words.what_binds(found.choices[0], asked.budget.usable_bytes),
+        binds=words.what_binds(found, space, asked.prices.time),
         next_command="",
         several=asked.prices.on_several(found.choices[0], asked.gpus),
     )
@@ -187,8 +201,9 @@ def estimate(
     blocks: int = 2,
     heads: int = 2,
     precision: str = "fp16",
-    micro_batches: int = 1,
+    pass_tokens: int | None = None,
     recompute: bool = False,
+    kernel: str = "chunked",
     gpus: int = 1,
     mean_length: float | None = None,
     gpu: str | None = None,
@@ -197,8 +212,9 @@ def estimate(
     """Return the memory and the step time of one configuration.
 
     `batch_size` counts sequences, `seq_len` positions, `negatives` the items of a set that `tokens_per_set` tokens
-    share (sampled losses only). `gpu` is the card that times are for and whose capacity counts; `budget` (bytes) is
-    what must be enough instead. Without either the estimate has no verdict. The rest is as for `plan`.
+    share (sampled losses only). A batch runs in passes of `pass_tokens` tokens at most, without them in one. `gpu` is
+    the card that times are for and whose capacity counts; `budget` (bytes) is what must be enough instead. Without
+    either the estimate has no verdict. The rest is as for `plan`.
 
     Raises InputError for a wrong value.
     """
@@ -214,13 +230,17 @@ def estimate(
         sampler=cast(Sampler, sampler),
         architecture=Architecture(dim=dim, blocks=blocks, heads=heads),
         precision=cast(Precision, precision),
-        micro_batches=micro_batches,
+        pass_tokens=pass_tokens,
+        kernel=cast(Kernel, kernel),
         recompute=recompute,
     )
-    valid = workload.valid_tokens(configuration.micro_batch_size, seq_len)
-    configuration = replace(configuration, valid_tokens=min(valid, configuration.tokens))
     card, limit = _card(gpu, budget)
     prices = Prices(workload, limit or make_budget(None, card), card, question.assumed_model())
+    whole = with_whole_pass(configuration, workload)
+    if pass_tokens is not None and pass_tokens < whole.tokens:
+        configuration = with_pass(configuration, pass_tokens, workload)
+    else:
+        configuration = in_one_pass(whole, prices)
     choice = prices.choice(configuration)
     return Estimate(choice=choice, prices=prices, budget=limit, gpus=gpus, step_basis=timing.BASIS)
 

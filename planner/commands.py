@@ -34,6 +34,10 @@ def train_without_plan(plan: Plan) -> str:
         parts += ["--tokens-per-set", str(configuration.tokens_per_set)]
     if configuration.sampler != "uniform":
         parts += ["--sampler", configuration.sampler]
+    choice = plan.choice()
+    parts += ["--pass-tokens", str(choice.pass_tokens), "--pass-sequences", str(choice.pass_sequences)]
+    if configuration.kernel != "chunked":
+        parts += ["--kernel", configuration.kernel]
     return shlex.join([*parts, *["--recompute"] * configuration.recompute])
 
 

@@ -72,13 +72,13 @@ def _simulated(choice: Choice, budget: Budget, steps: int) -> Confirmed:
     )
 
     configuration, users = choice.configuration, choice.evaluation_users
-    parts = configuration.micro_batches
+    passes = 1 + configuration.several_passes
     if expressions.chunks(expressions.step_row(configuration)) > MOST_CHUNKS:
         configuration = few_chunks(configuration)
-    training = simulate_step(configuration, steps=steps)
+    training = simulate_step(configuration, steps=steps, passes=passes)
     pairs = EvaluationSizes(users=users, seen_pairs=users * configuration.seq_len)
-    sizes, events = with_evaluation(training, simulate_evaluation(configuration, pairs), steps // 2 * parts)
-    settled = training.trace.start_of("forward", (steps - SETTLED_STEPS) * parts)
+    sizes, events = with_evaluation(training, simulate_evaluation(configuration, pairs), steps // 2 * passes)
+    settled = training.trace.start_of("forward", (steps - SETTLED_STEPS) * passes)
     settled += len(events) - len(training.trace.events)
     untraced = max(0, choice.memory.allocated_bytes - training.allocated_bytes)
     found = replay(sizes, events, cap_bytes=budget.usable_bytes - untraced, first_event=settled)

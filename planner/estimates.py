@@ -72,7 +72,7 @@ class Estimate:
             "gpu": self.prices.gpu.name,
             **entry,
             "fits": self.fits,
-            "padding": self.prices.workload.basis,
+            "lengths": self.prices.workload.basis,
             "fixed_floor_bytes": 4 * self.configuration.table_bytes,
             "smallest_cap_bytes": self.smallest_cap_bytes,
             "several_gpus": [asdict(layout) for layout in self.several_gpus],

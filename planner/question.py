@@ -74,7 +74,10 @@ class Question:
     def under(self, *, budget: Budget | None = None, gpu: Gpu | None = None, space: Space | None = None) -> Question:
         """Return the same question under another budget, for another card or space."""
         budget, gpu, space = budget or self.budget, gpu or self.gpu, space or self.space
-        prices = Prices(space.workload, budget, gpu, self.prices.model, self.prices.rates)
+        prices = Prices(
+            space.workload, budget, gpu, self.prices.model, self.prices.rates,
+            time=self.prices.time, may_recompute=self.prices.may_recompute,
+        )  # fmt: skip
         return replace(self, space=space, budget=budget, gpu=gpu, prices=prices)
 
 

@@ -1,11 +1,11 @@
 """The memory of a configuration on each of several GPUs, on paper: srsplan trains on one.
 
-Two ways to cut the work, the batch of a GPU being the configuration's in both:
+Two ways to cut the work, the batch and the passes of a GPU being the configuration's in both (M tokens a pass):
 
 - data parallel: table, gradient and moments on every GPU; gradients are reduced where they are
   (DistributedDataParallel with gradient_as_bucket_view), so that a GPU needs what it needs alone;
 - row-sharded table: a GPU holds 1 / n of the table's rows with their gradient and moments. The rows that its tokens
-  look up come from the others through a buffer [N, D]; a full softmax scores all GPUs' tokens [n M, D] against its
+  look up come from the others through a buffer [M, D]; a full softmax scores all GPUs' tokens [n M, D] against its
   rows, so that logits stay as large as alone; a sampled one receives its negatives' rows through a buffer.
 """
 
@@ -72,8 +72,8 @@ def exchange_bytes(configuration: Configuration, gpus: int) -> int:
     dim, element = configuration.architecture.dim, 4 if configuration.precision == "fp32" else 2
     rows = 4 * configuration.tokens * dim
     if not LOSSES[configuration.loss].sampled:
-        return rows + gpus * configuration.fullest_tokens * dim * element
-    tokens, negatives = configuration.fullest_tokens, configuration.negatives or 1
+        return rows + gpus * configuration.tokens * dim * element
+    tokens, negatives = configuration.tokens, configuration.negatives or 1
     sets = tokens
     if LOSSES[configuration.loss].chunked:
         sets = chunking.sampled_chunk_sets(tokens, negatives, dim, configuration.tokens_per_set)

@@ -51,6 +51,4 @@ def _smaller(configuration: Configuration) -> Iterator[Configuration]:
         if dim <= sizes.dim and (dim, seq_len) != (sizes.dim, configuration.seq_len):
             heads = max(heads for heads in range(1, sizes.heads + 1) if dim % (8 * heads) == 0)
             architecture = Architecture(dim=dim, blocks=sizes.blocks, heads=heads, dropout=sizes.dropout)
-            yield replace(
-                configuration, architecture=architecture, seq_len=min(seq_len, configuration.seq_len), valid_tokens=None
-            )
+            yield replace(configuration, architecture=architecture, seq_len=min(seq_len, configuration.seq_len))

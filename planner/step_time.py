@@ -2,10 +2,12 @@
 
     step = matrix products / (efficiency x tensor throughput) + bytes moved / (efficiency x bandwidth) + launches
 
-The counts follow the training step (shape letters: V items, D hidden size, N tokens, M valid ones, L positions, n
-negatives of a set). The three constants are fitted, non-negative least squares of relative error, to the 24 eager steps
-measured on one H200 (torch 2.11) by examples/calibrate_step_time.py; other cards are transferred by their bandwidth and
-throughput. It orders configurations and gives the magnitude; it is no measurement, and `BASIS` says so.
+The counts follow the training step of the mean batch in its passes (shape letters: V items, D hidden size, M tokens
+of a pass, n negatives of a set). Several passes cost launches and smaller chunks, those of eager losses the table's
+gradient once more each; the optimizer steps once. The three constants are fitted, non-negative least squares of
+relative error, to the 24 eager steps measured on one H200 (torch 2.11) by examples/calibrate_step_time.py; other cards
+are transferred by their bandwidth and throughput. It orders configurations and gives the magnitude; it is no
+measurement, and `BASIS` says so.
 """
 
 from __future__ import annotations
@@ -57,53 +59,81 @@ ASSUMED = Rates()
 """The rates where no profile was measured."""
 
 
-def step_cost(configuration: Configuration, feed_forward: int = 1, foreach: bool = False) -> StepCost:
-    """Count what a step of the fullest batch does.
+@dataclass(frozen=True, kw_only=True)
+class MeanPass:
+    """A pass of the mean batch: what a step's time is counted for."""
+
+    count: int
+    """Passes of the batch."""
+    tokens: int
+    """Tokens M of each."""
+    length: float
+    """Tokens of a sequence."""
+
+
+def mean_pass(configuration: Configuration, mean_tokens: float | None = None) -> MeanPass:
+    """Return the passes of a batch whose sequences have `mean_tokens` tokens on average; all are full without it.
+
+    A batch is cut between sequences: a pass has as many whole ones as its tokens hold on average.
+    """
+    length = float(configuration.seq_len) if mean_tokens is None else mean_tokens
+    held = max(1, int(configuration.tokens / length * (1 + 1e-9)))
+    count = -(-configuration.batch_size // min(held, configuration.sequences))
+    return MeanPass(count=count, tokens=max(1, round(configuration.batch_size * length / count)), length=length)
+
+
+def step_cost(
+    configuration: Configuration, mean_tokens: float | None = None, *, feed_forward: int = 1, foreach: bool = False
+) -> StepCost:
+    """Count what a step of the mean batch does, of sequences of `mean_tokens` tokens on average.
 
     `feed_forward` is the width of the feed-forward layers as a multiple of D, `foreach` says that Adam runs without its
     fused kernel: both are for calibrating on other models.
     """
-    body = _body_cost(configuration, feed_forward)
-    loss, parts = _loss_cost(configuration), configuration.micro_batches
-    table = 4 * configuration.catalog * configuration.architecture.dim
+    each = mean_pass(configuration, mean_tokens)
+    body, loss = _body_cost(configuration, each, feed_forward), _loss_cost(configuration, each)
+    table = configuration.table_bytes
     # gradient written, zeroed or added to once more; Adam reads 4 tables and writes 3, foreach with temporaries
     updates = table * (2 + (14 if foreach else 7))
-    # every part after the first adds its table's gradient to what there is
-    added = (parts - 1) * table * 5
+    # every later pass of an eager loss fills a table of its own, writes it, and adds it to what there is; chunked
+    # losses add where it lies, which their chunks are counted for
+    added = 0 if LOSSES[configuration.loss].chunked else (each.count - 1) * table * 5
     return StepCost(
-        product_flops=parts * (body.product_flops + loss.product_flops),
-        moved_bytes=parts * (body.moved_bytes + loss.moved_bytes) + updates + added,
-        launches=parts * (body.launches + loss.launches),
+        product_flops=each.count * (body.product_flops + loss.product_flops),
+        moved_bytes=each.count * (body.moved_bytes + loss.moved_bytes) + updates + added,
+        launches=each.count * (body.launches + loss.launches),
     )
 
 
-def _body_cost(configuration: Configuration, feed_forward: int) -> StepCost:
+def _body_cost(configuration: Configuration, each: MeanPass, feed_forward: int) -> StepCost:
     """Count the model up to its last hidden states, forward and backward."""
     sizes, element = configuration.architecture, _element_bytes(configuration)
     # per block and token: joined projections 3 D^2, output D^2, feed-forward 2 f D^2; forward and twice that backward
     weights = (4 + 2 * feed_forward) * sizes.dim**2
-    attention = 2 * configuration.seq_len * sizes.dim
-    passes = 4 if configuration.recompute else 3
+    attention = 2 * each.length * sizes.dim
+    runs = 4 if configuration.recompute else 3
     # fp32 residual stream, norms and dropouts, 16-bit projections: read or written about so often per token and block
     per_block = 14 * 4 + (16 + 6 * feed_forward) * element
     return StepCost(
-        product_flops=passes * configuration.tokens * sizes.blocks * (2 * weights + 2 * attention),
-        moved_bytes=passes / 3 * configuration.tokens * sizes.dim * (sizes.blocks * per_block + 12 * 4),
-        launches=60 + 20 * passes * sizes.blocks,
+        product_flops=runs * each.tokens * sizes.blocks * (2 * weights + 2 * attention),
+        moved_bytes=runs / 3 * each.tokens * sizes.dim * (sizes.blocks * per_block + 12 * 4),
+        launches=60 + 20 * runs * sizes.blocks,
     )
 
 
-def _loss_cost(configuration: Configuration) -> StepCost:
-    """Count the loss and its gradients."""
-    loss = LOSSES[configuration.loss]
+def _loss_cost(configuration: Configuration, each: MeanPass) -> StepCost:
+    """Count the loss of a pass and its gradients."""
+    loss, tokens = LOSSES[configuration.loss], each.tokens
     if not loss.sampled:
-        return _full_softmax_cost(configuration, loss.chunked)
-    return _shared_negatives_cost(configuration) if loss.chunked else _own_negatives_cost(configuration)
+        return _full_softmax_cost(configuration, tokens, loss.chunked)
+    if loss.chunked:
+        return _shared_negatives_cost(configuration, each)
+    return _own_negatives_cost(configuration, tokens)
 
 
-def _full_softmax_cost(configuration: Configuration, chunked: bool) -> StepCost:
+def _full_softmax_cost(configuration: Configuration, tokens: int, chunked: bool) -> StepCost:
     """Count three products [M, D] x [D, V]: the scores and both gradients."""
-    tokens, dim, catalog = configuration.fullest_tokens, configuration.architecture.dim, configuration.catalog
+    dim, catalog = configuration.architecture.dim, configuration.catalog
     element = _element_bytes(configuration)
     flops, copies = 6.0 * tokens * catalog * dim, catalog * dim * (4 + element)
     if not chunked:
@@ -116,12 +146,16 @@ def _full_softmax_cost(configuration: Configuration, chunked: bool) -> StepCost:
     return StepCost(product_flops=flops, moved_bytes=traffic + copies, launches=20 + chunks * (20 + 4 * blocks))
 
 
-def _shared_negatives_cost(configuration: Configuration) -> StepCost:
-    """Count three products [g, D] x [D, n] of every set: the scores and both gradients."""
-    tokens, dim, group = configuration.fullest_tokens, configuration.architecture.dim, configuration.tokens_per_set
+def _shared_negatives_cost(configuration: Configuration, each: MeanPass) -> StepCost:
+    """Count three products [g, D] x [D, n] of every set: the scores and both gradients.
+
+    Sets are those of the batch: one that two passes share is computed in both.
+    """
+    dim, group = configuration.architecture.dim, configuration.tokens_per_set
     negatives, element = configuration.negatives or 0, _element_bytes(configuration)
-    sets = chunking.set_count(tokens, group)
-    chunks = -(-sets // chunking.sampled_chunk_sets(tokens, negatives, dim, group))
+    windows = chunking.Windows.of(each.count * each.tokens, group)
+    sets = len(windows.sets(each.tokens if each.count > 1 else 0, each.tokens))
+    chunks = -(-sets // chunking.sampled_chunk_sets(each.tokens, negatives, dim, group))
     # gather and its copy, its gradient in 16 bit, in fp32, scaled, added; logits and shares
     rows = sets * negatives * dim * (4 + 4 + 4 + 3 * element + element + 5 * 4)
     scores = sets * group * negatives * (3 * element + 10 * 4)
@@ -129,9 +163,9 @@ def _shared_negatives_cost(configuration: Configuration) -> StepCost:
     return StepCost(product_flops=flops, moved_bytes=rows + scores, launches=chunks * 45)
 
 
-def _own_negatives_cost(configuration: Configuration) -> StepCost:
+def _own_negatives_cost(configuration: Configuration, tokens: int) -> StepCost:
     """Count the gathered rows alone: a row is used once, so that its products take no longer than reading it."""
-    tokens, dim, element = configuration.fullest_tokens, configuration.architecture.dim, _element_bytes(configuration)
+    dim, element = configuration.architecture.dim, _element_bytes(configuration)
     # gather, its copy, both read by the products, the gradient in 16 bit and fp32, sorted and added
     rows = tokens * ((configuration.negatives or 0) + 1) * dim * (4 + 4 + 4 + 5 * element + 4 + 3 * 4)
     return StepCost(product_flops=0.0, moved_bytes=float(rows), launches=60)
@@ -142,9 +176,9 @@ def _element_bytes(configuration: Configuration) -> int:
     return 4 if configuration.precision == "fp32" else 2
 
 
-def step_ms(configuration: Configuration, gpu: Gpu, rates: Rates = ASSUMED) -> float:
-    """Return the milliseconds of a training step of the fullest batch on a card."""
-    return cost_ms(step_cost(configuration), gpu, configuration.precision, rates)
+def step_ms(configuration: Configuration, gpu: Gpu, rates: Rates = ASSUMED, mean_tokens: float | None = None) -> float:
+    """Return the milliseconds of a step on a card: that of the mean batch, or of full sequences without a mean."""
+    return cost_ms(step_cost(configuration, mean_tokens), gpu, configuration.precision, rates)
 
 
 def cost_ms(cost: StepCost, gpu: Gpu, precision: str, rates: Rates) -> float:

@@ -66,8 +66,10 @@ def changed(planned: Configuration | None, loss: str | None, given: Mapping[str,
     if planned is None:
         return _default(loss or DEFAULT_LOSS, Architecture(**sizes), knobs)
     following = {} if loss is None else _knobs_of(loss, planned)
+    if "pass_tokens" in knobs:  # the plan's number of sequences is for its own passes
+        following["pass_sequences"] = None
     architecture = replace(planned.architecture, **sizes)
-    return replace(planned, **{**following, **knobs}, valid_tokens=None, architecture=architecture)
+    return replace(planned, **{**following, **knobs}, architecture=architecture)
 
 
 def _default(loss: str, architecture: Architecture, knobs: Mapping[str, Any]) -> Configuration:
@@ -88,6 +90,8 @@ def _knobs_of(loss: str, planned: Configuration) -> dict[str, Any]:
     changes: dict[str, Any] = {"loss": kind.name}
     if not kind.sampled or kind.fixed_negatives:
         changes["negatives"] = kind.fixed_negatives
+    if not kind.chunked:
+        changes["kernel"] = "chunked"
     if planned.sampler not in kind.samplers:
         changes["sampler"] = "uniform"
     if kind.shares_negatives != find_loss(planned.loss).shares_negatives:

@@ -1,4 +1,4 @@
-"""Sizes and counts as people write them, and back. GB is 10^9 and GiB is 2^30, everywhere.
+"""Sizes, counts and times as people write them, and back. GB is 10^9 and GiB is 2^30, everywhere.
 
 Parsing is exact: the number is a fraction until it is multiplied out, so "1.6M" is 1_600_000 and nothing near it.
 pydantic's ByteSize does not do for this (2.14): it takes "1,024 B" for 1 byte and "1.e3" for 1, loses the last digit of
@@ -19,6 +19,7 @@ LARGEST = 2**63
 LONGEST_TEXT = 64
 SIZES = {"": 1, "b": 1, "bytes": 1, "k": KB, "m": MB, "g": GB, "t": TB}
 SIZES |= {"kb": KB, "mb": MB, "gb": GB, "tb": TB, "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
+SECONDS = {"": 1, "s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 # Commas and underscores only where they group thousands: 1,6M may mean 1.6M or 16M, so it is refused.
@@ -27,6 +28,7 @@ NUMBER = re.compile(
     r"[ \t]*(?P<suffix>[a-z]*)"
 )
 SIZE_HINT = "write a size such as 40GB, 40GiB, 512MB, 1.5TB or 42949672960 (bytes); GB is 10^9, GiB is 2^30"
+TIME_HINT = "write a time such as 90s, 30min, 2h, 1.5h, 3d or 90 (seconds)"
 COUNT_HINT = "write a whole number such as 1600000, 1_600_000, 1,600,000, 300K, 1.6M, 2B or 1.6e6"
 
 
@@ -49,6 +51,14 @@ def parse_count(text: str, what: str = "count") -> int:
     if value.denominator != 1:
         raise InputError(f"{what} {text!r}: not a whole number", COUNT_HINT)
     return int(value)
+
+
+def parse_seconds(text: str, what: str = "time") -> float:
+    """Return the seconds in `text`, at least 1 and below 2**63: a number of s, min, h or d; a plain number is seconds.
+
+    `what` names the input in the message ("--epoch-time"). Raises InputError.
+    """
+    return float(_positive(text, what, SECONDS, "time", TIME_HINT))
 
 
 def _positive(text: str, what: str, suffixes: dict[str, int], kind: str, hint: str) -> Fraction:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from srsplan.planner.search.recommendation import Choice
+from srsplan.kernels.losses import LOSSES, Kernel
+from srsplan.planner.search.recommendation import Choice, Recommendation
+from srsplan.planner.search.space import Space
+from srsplan.planner.time_limit import TimeLimit
 from srsplan.planner.units import format_count, format_gib
 
 TAG_MEANING = {
@@ -21,9 +24,6 @@ TAG_MEANING = {
 }
 FIXED = ("table", "gradient", "optimizer", "model")
 
-SPARE_SHARE = 0.5
-"""Share of the budget: where the first choice needs less, something else than the budget limits it."""
-
 
 class Knobs(Protocol):
     """A configuration, or its entry in a plan."""
@@ -36,17 +36,24 @@ class Knobs(Protocol):
     def seq_len(self) -> int: ...
     @property
     def negatives(self) -> int | None: ...
+    @property
+    def pass_tokens(self) -> int | None: ...
 
 
 def knobs_of(configuration: Knobs) -> str:
-    """Return loss, bs, sl, ns and micro-batches in one phrase."""
+    """Return loss, bs, sl, ns and the size of the passes, where a batch may take several, in one phrase."""
     parts = [f"{configuration.loss:4} bs {configuration.batch_size:,} x sl {configuration.seq_len:,}"]
-    micro_batches = getattr(configuration, "micro_batches", 1)
-    if micro_batches > 1:
-        parts.append(f"in {micro_batches} micro-batches of {-(-configuration.batch_size // micro_batches):,}")
     if configuration.negatives is not None:
         parts.append(f"ns {configuration.negatives:,}")
+    tokens = configuration.pass_tokens
+    if tokens is not None and tokens < configuration.batch_size * configuration.seq_len:
+        parts.append(f"in passes of {tokens:,}")
     return " ".join(parts)
+
+
+def implementation_of(loss: str, kernel: Kernel) -> str:
+    """Return the implementation that memory and times are for: "chunked PyTorch", "Triton" or "eager PyTorch"."""
+    return LOSSES[loss].implementation(kernel)
 
 
 def catalog_line(catalog: int, dim: int) -> str:
@@ -54,18 +61,26 @@ def catalog_line(catalog: int, dim: int) -> str:
     return f"{format_count(catalog)} items ({catalog:,}), D {dim}"
 
 
-def what_binds(choice: Choice, usable_bytes: int | None = None) -> str:
-    """Name what limits a choice: its largest holder of memory, or, with `usable_bytes`, that the budget is no limit."""
+def what_binds(found: Recommendation, space: Space, time: TimeLimit | None = None) -> str:
+    """Name what limits the first choice of a recommendation: time, memory, or neither any more."""
+    first = found.choices[0]
+    said = []
+    if found.too_slow and time is not None:
+        said.append(f"time: {found.too_slow:,} configurations that rank higher take longer")
+    if found.near_misses or first.passes > 1:
+        kind = "memory" if found.near_misses else "memory limits a pass, not the batch"
+        said.append(f"{kind}: {largest_holder(first)}")
+    elif not found.too_slow:
+        said.append(f"not the budget: a whole batch runs in one pass. {space.ends()}")
+    return "; ".join(said)
+
+
+def largest_holder(choice: Choice) -> str:
+    """Name what holds most of a choice's memory, apart from what nothing changes."""
     memory = choice.memory
-    if usable_bytes is not None and memory.upper_bytes < usable_bytes * SPARE_SHARE:
-        return (
-            "not the budget: batches end where an epoch has 20 steps (or at 8,192), negatives at 4,096, "
-            "sequences at the length that holds 95% of them whole (without data, 512)"
-        )
     if memory.evaluation_bytes > memory.allocated_bytes:
         return f"evaluation ({format_gib(memory.evaluation_bytes)})"
     for tag, size in memory.breakdown_bytes.items():
         if tag not in FIXED and tag != "workspace" and size > 0.1 * memory.allocated_bytes:
-            way_out = "; --recompute lowers them" if tag == "activation" and not choice.configuration.recompute else ""
-            return f"{TAG_MEANING.get(tag, tag)} ({format_gib(size)} at the peak){way_out}"
+            return f"{TAG_MEANING.get(tag, tag)} ({format_gib(size)} at the peak)"
     return "the table, its gradient and Adam's moments: no knob changes them, only a smaller --dim or catalog"

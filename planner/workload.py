@@ -1,7 +1,7 @@
-"""The workload: how many items and users there are, and how many targets of a batch are not padding.
+"""The workload: how many items and users there are, and how many tokens a batch and a pass of it have.
 
-Sources, best first: the interactions themselves, a mean length with an assumed distribution, or nothing, which means no
-padding at all: the worst case. The plan says which.
+Sources, best first: the interactions themselves, a mean length with an assumed distribution, or nothing, which means
+that every sequence is full: the worst case. The plan says which.
 """
 
 from __future__ import annotations
@@ -32,6 +32,15 @@ LARGEST_DRAWN = 16_384
 LONGEST_MEAN = 10**6
 """Longest mean length, in items: nobody has more interactions, and far larger numbers would not be exact."""
 
+SPARE_SEQUENCES = 1.25
+"""A pass may have so many times the sequences that it has on average: the tokens are what ends it, nearly always."""
+
+FEW_SEQUENCES = 8
+"""And so many more, which passes of few sequences need."""
+
+SHORT_TOKENS = 16
+"""Where lengths are unknown a pass has a sequence for so many tokens at most: shorter ones on average are rare."""
+
 LONGEST_SEQ_LEN = 1024
 SEQ_LEN_QUANTILE = 0.95
 USERS_PER_BATCH = 20
@@ -51,8 +60,23 @@ class Workload(Protocol):
         """Training sequences, where known."""
         ...
 
-    def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """Return M of the fullest batch, at most batch_size x seq_len."""
+    def fullest_batch(self, batch_size: int, seq_len: int) -> int:
+        """Return tokens that practically no batch exceeds, at most batch_size x seq_len.
+
+        One that does takes a pass more, and no memory.
+        """
+        ...
+
+    def mean_tokens(self, seq_len: int) -> float:
+        """Return the mean tokens of a sequence, cut to its last `seq_len`."""
+        ...
+
+    def pass_sequences(self, tokens: int, batch_size: int, seq_len: int) -> int:
+        """Return the sequences that a pass of so many tokens may have, at most those of the batch.
+
+        Attention's backward takes memory for every sequence, so there must be a limit; where it ends a pass before the
+        tokens do, the batch takes a pass more.
+        """
         ...
 
     def seen_pairs(self, users: int) -> int | None:
@@ -66,14 +90,22 @@ class Workload(Protocol):
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Nothing is known: every position of every batch is a target."""
+    """Nothing is known: every sequence is full."""
 
-    basis: str = "no padding (worst case); --data or --mean-length gives the real figure"
+    basis: str = "every sequence full (worst case): --data or --mean-length says more"
     users: int | None = None
 
-    def valid_tokens(self, batch_size: int, seq_len: int) -> int:
-        """Return the number of positions of a batch: each has a target."""
+    def fullest_batch(self, batch_size: int, seq_len: int) -> int:
+        """Return the tokens of full sequences."""
         return batch_size * seq_len
+
+    def mean_tokens(self, seq_len: int) -> float:
+        """Return the tokens of a full sequence."""
+        return float(seq_len)
+
+    def pass_sequences(self, tokens: int, batch_size: int, seq_len: int) -> int:
+        """Return a sequence for every 16 tokens: short ones are as likely as any."""
+        return min(batch_size, max(-(-tokens // SHORT_TOKENS), -(-tokens // seq_len)))
 
     def seen_pairs(self, users: int) -> int | None:
         """Return None: without data it is not known what users have seen."""
@@ -91,6 +123,7 @@ class MeanLength:
     mean: float
     users: int | None = None
     _fullest: dict[tuple[int, int], int] = field(default_factory=dict, repr=False, compare=False)
+    _means: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.mean <= LONGEST_MEAN:
@@ -102,7 +135,7 @@ class MeanLength:
         """The assumption in words."""
         return f"mean length {self.mean:g}, lengths assumed exponentially distributed; {BOUND}"
 
-    def valid_tokens(self, batch_size: int, seq_len: int) -> int:
+    def fullest_batch(self, batch_size: int, seq_len: int) -> int:
         """Return the bound of models.data.batches for the assumed lengths."""
         if (batch_size, seq_len) not in self._fullest:
             self._fullest[batch_size, seq_len] = self._bound(batch_size, seq_len)
@@ -115,6 +148,16 @@ class MeanLength:
         lengths = np.repeat(self._lengths, -(-POPULATION * largest // QUANTILES))
         fullest = fullest_batch_tokens(lengths, largest, seq_len).fullest
         return max(1, min(batch_size * seq_len, math.ceil(fullest * batch_size / largest)))
+
+    def mean_tokens(self, seq_len: int) -> float:
+        """Return the mean of the assumed lengths, cut."""
+        if seq_len not in self._means:
+            self._means[seq_len] = _mean_tokens(self._lengths, seq_len)
+        return self._means[seq_len]
+
+    def pass_sequences(self, tokens: int, batch_size: int, seq_len: int) -> int:
+        """Return a quarter more sequences than the tokens hold on average."""
+        return _pass_sequences(tokens, batch_size, self.mean_tokens(seq_len))
 
     @cached_property
     def _lengths(self) -> NDArray[np.int64]:
@@ -139,12 +182,13 @@ class FromData:
         self.lengths, self.histories = lengths, histories
         self.users = len(lengths)
         self._fullest: dict[tuple[int, int], int] = {}
+        self._means: dict[int, float] = {}
         self.basis = (
             f"{path.name}: {len(lengths):,} training sequences, mean length {lengths.mean():.1f}, "
             f"longest {int(lengths.max()):,}; {BOUND}"
         )
 
-    def valid_tokens(self, batch_size: int, seq_len: int) -> int:
+    def fullest_batch(self, batch_size: int, seq_len: int) -> int:
         """Return the bound of models.data.batches for these lengths."""
         from srsplan.models.data.batches import fullest_batch_tokens
 
@@ -153,6 +197,16 @@ class FromData:
             self._fullest[batch_size, seq_len] = max(1, fullest)
         return self._fullest[batch_size, seq_len]
 
+    def mean_tokens(self, seq_len: int) -> float:
+        """Return the mean of the training sequences, cut."""
+        if seq_len not in self._means:
+            self._means[seq_len] = _mean_tokens(self.lengths, seq_len)
+        return self._means[seq_len]
+
+    def pass_sequences(self, tokens: int, batch_size: int, seq_len: int) -> int:
+        """Return a quarter more sequences than the tokens hold on average."""
+        return _pass_sequences(tokens, batch_size, self.mean_tokens(seq_len))
+
     def seen_pairs(self, users: int) -> int | None:
         """Return the sum of the longest histories."""
         return int(np.sort(self.histories)[-users:].sum())
@@ -160,6 +214,17 @@ class FromData:
     def seq_lens(self) -> list[int]:
         """Return powers of two up to the first that holds 95% of the sequences whole."""
         return _powers_to(float(np.quantile(self.lengths - 1, SEQ_LEN_QUANTILE)))
+
+
+def _mean_tokens(lengths: NDArray[np.integer], seq_len: int) -> float:
+    """Return the mean tokens of sequences of so many items: one without a target is no sequence."""
+    tokens = np.minimum(lengths - 1, seq_len)
+    tokens = tokens[tokens > 0]
+    return float(tokens.mean()) if len(tokens) else 1.0
+
+
+def _pass_sequences(tokens: int, batch_size: int, mean_tokens: float) -> int:
+    return min(batch_size, math.ceil(SPARE_SEQUENCES * tokens / mean_tokens) + FEW_SEQUENCES)
 
 
 def _powers_to(length: float) -> list[int]:

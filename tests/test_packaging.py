@@ -199,14 +199,16 @@ def test_the_verbs() -> None:
 
 
 OPTIONS = {
-    "recommend": "all blocks budget catalog check data dim gpu gpus heads item-column json loss margin mean-length "
-    "no-plan output overwrite precision profile recompute runs sampler split timestamp-column user-column users",
-    "estimate": "batch-size blocks budget catalog dim gpu gpus heads json loss mean-length micro-batches negatives "
-    "precision recompute sampler seq-len tokens-per-set",
+    "recommend": "all blocks budget catalog check data dim epoch-time epochs gpu gpus heads item-column json kernel "
+    "loss margin max-batch-size mean-length no-plan output overwrite precision profile recompute runs sampler split "
+    "timestamp-column total-time user-column users",
+    "estimate": "batch-size blocks budget catalog dim gpu gpus heads json kernel loss mean-length negatives "
+    "pass-tokens precision recompute sampler seq-len tokens-per-set",
     "gpus": "json",
     "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
     "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json keep-seen "
-    "kernel learning-rate loss micro-batches min-item min-user negatives optimizer output overwrite patience plan "
+    "kernel learning-rate loss min-item min-user negatives optimizer output overwrite pass-sequences pass-tokens "
+    "patience plan "
     "popularity-exponent precision rank recompute resume sampler seed seq-len split timestamp-column tokens-per-set "
     "user-column validation-users weight-decay",
     "bench": "device dtype json logits losses output peers repeats scale shapes",

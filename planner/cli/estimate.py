@@ -35,7 +35,7 @@ class Row:
 def estimate_command(
     catalog: options.Catalog,
     batch_size: Annotated[str, typer.Option("--batch-size", help="Sequences per step: 256, or 64,128,256.")],
-    seq_len: Annotated[str, typer.Option("--seq-len", help="Positions per sequence: 200, or 50,100,200.")],
+    seq_len: Annotated[str, typer.Option("--seq-len", help="Items per sequence at most: 200, or 50,100,200.")],
     loss: Annotated[str | None, typer.Option("--loss", help="ce, ce-, cce, cce- or bce; without it: all.")] = None,
     negatives: Annotated[
         str | None, typer.Option("--negatives", help="Negatives per set, sampled losses only: 512, or 128,512.")
@@ -50,8 +50,9 @@ def estimate_command(
     precision: Annotated[
         str | None, typer.Option("--precision", help="fp16, bf16 or fp32; without it and --loss: all.")
     ] = None,
-    micro_batches: options.MicroBatches = 1,
+    pass_tokens: options.PassTokens = None,
     recompute: options.Recompute = False,
+    kernel: options.KernelOption = "chunked",
     gpus: options.Gpus = 1,
     mean_length: options.MeanLength = None,
     gpu: Annotated[
@@ -70,7 +71,9 @@ def estimate_command(
             negatives=row.negatives, catalog=catalog, dim=dim, blocks=blocks, heads=heads, recompute=recompute,
             tokens_per_set=tokens_per_set if loss or LOSSES[row.loss].shares_negatives else None,
             sampler=sampler if loss or sampler in LOSSES[row.loss].samplers else "uniform",
-            micro_batches=micro_batches, gpus=gpus, mean_length=mean_length, gpu=gpu, budget=budget,
+            pass_tokens=pass_tokens,
+            kernel=kernel if loss or LOSSES[row.loss].chunked else "chunked",
+            gpus=gpus, mean_length=mean_length, gpu=gpu, budget=budget,
         )
         for row in rows
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from rich.text import Text
 from srsplan.planner.cli.screens import breakdown_table, labelled, several_table
 from srsplan.planner.estimates import Estimate
 from srsplan.planner.units import format_gib, format_ms
-from srsplan.planner.words import catalog_line, knobs_of, what_binds
+from srsplan.planner.words import catalog_line, implementation_of, knobs_of, largest_holder
 
 
 def one(estimate: Estimate) -> Group:
@@ -20,6 +20,8 @@ def one(estimate: Estimate) -> Group:
     expected = f"{format_gib(memory.reserved_bytes)} expected, {format_gib(memory.upper_bytes)} at most"
     lines = {
         "configuration": f"{knobs_of(configuration)}, {configuration.precision}",
+        "loss runs in": implementation_of(configuration.loss, configuration.kernel),
+        "passes": _passes(estimate),
         **_circumstances(estimate),
         "tensors": f"{format_gib(memory.allocated_bytes)} at the peak of a step, of that fixed: 4 S = "
         f"{format_gib(4 * configuration.table_bytes)} (table S, its gradient, Adam's moments)",
@@ -32,7 +34,7 @@ def one(estimate: Estimate) -> Group:
         labelled(lines),
         Text(),
         breakdown_table(memory.breakdown_bytes, f"Where the memory of {knobs_of(configuration)} goes"),
-        Text(f"what binds: {what_binds(estimate.choice)}"),
+        Text(f"what binds: {largest_holder(estimate.choice)}"),
         several_table(estimate.several_gpus),
     )
 
@@ -58,12 +60,22 @@ def _circumstances(estimate: Estimate) -> dict[str, str]:
     configuration = estimate.configuration
     lines = {
         "catalog": catalog_line(configuration.catalog, configuration.architecture.dim),
-        "padding": estimate.prices.workload.basis,
+        "lengths": estimate.prices.workload.basis,
         "card": estimate.prices.gpu.title,
     }
     if estimate.budget is not None:
         lines["budget"] = estimate.budget.describe()
     return lines | ({} if configuration.sampler == "uniform" else {"sampler": configuration.sampler})
+
+
+def _passes(estimate: Estimate) -> str:
+    """Say in how many passes the mean batch runs: memory is that of one."""
+    choice, configuration = estimate.choice, estimate.configuration
+    count = "one pass" if choice.passes == 1 else f"{choice.passes:,} passes"
+    return (
+        f"the mean batch, {choice.step_tokens:,.0f} tokens, in {count} of at most {configuration.tokens:,} tokens and "
+        f"{configuration.sequences:,} sequences; a smaller --pass-tokens takes less memory"
+    )
 
 
 def _verdict(estimate: Estimate) -> dict[str, str]:

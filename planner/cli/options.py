@@ -17,7 +17,7 @@ Blocks = Annotated[int, typer.Option("--blocks", help="Transformer blocks.")]
 Heads = Annotated[int, typer.Option("--heads", help="Attention heads.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="fp16, bf16 or fp32.")]
 MeanLength = Annotated[
-    float | None, typer.Option("--mean-length", help="Interactions per user on average; without it: no padding.")
+    float | None, typer.Option("--mean-length", help="Interactions per user on average; without it: all full.")
 ]
 UserColumn = Annotated[str | None, typer.Option("--user-column", help="Column of user ids, where the name is unusual.")]
 ItemColumn = Annotated[str | None, typer.Option("--item-column", help="Column of item ids.")]
@@ -30,8 +30,12 @@ SamplerOption = Annotated[
     str, typer.Option("--sampler", help="How ce- and cce- draw negatives: uniform, popularity or in-batch.")
 ]
 Gpus = Annotated[int, typer.Option("--gpus", help="Say what each of several GPUs would need; on paper.")]
-MicroBatches = Annotated[
-    int, typer.Option("--micro-batches", min=1, help="Parts of a batch whose gradients accumulate.")
+PassTokens = Annotated[
+    int | None,
+    typer.Option("--pass-tokens", help="Tokens at a time: gradients of a batch's passes accumulate; less memory."),
+]
+KernelOption = Annotated[
+    str, typer.Option("--kernel", help="The implementation of cce and cce-: chunked (PyTorch) or triton.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from srsplan.planner.plan.document import Plan
 
 DEFAULT_MARGIN = 0.02
+EPOCHS = 50
+"""As in planner.time_limit, which is not imported before it is needed."""
 DATA_OPTION = typer.Option("--data", help="Interactions: their catalog, users and real lengths are used.")
 RUNS_OPTION = typer.Option("--runs", help="A run table: a forest fitted on it re-ranks what fits.")
 PROFILE_OPTION = typer.Option("--profile", help="Probes of `srsplan profile`, to correct the memory model.")
+RECOMPUTE_OPTION = typer.Option(
+    "--recompute/--no-recompute", help="Activation checkpointing, or not; else where it makes a step faster."
+)
+MAX_BATCH_OPTION = typer.Option("--max-batch-size", help="Largest batch; else 1,024, where the evidence ends.")
 OVERWRITE_OPTION = typer.Option("--overwrite", help="Replace a plan that was edited; other files never.")
 
 
@@ -33,10 +39,15 @@ def recommend_command(
     heads: options.Heads = 2,
     precision: options.PrecisionOption = "fp16",
     sampler: options.SamplerOption = "uniform",
-    recompute: options.Recompute = False,
+    recompute: Annotated[bool | None, RECOMPUTE_OPTION] = None,
+    kernel: options.KernelOption = "chunked",
     gpus: options.Gpus = 1,
     loss: Annotated[list[str] | None, typer.Option("--loss", help="Only this loss; may be repeated.")] = None,
     margin: Annotated[float, typer.Option("--margin", help="Share of the budget to keep free.")] = DEFAULT_MARGIN,
+    max_batch_size: Annotated[int | None, MAX_BATCH_OPTION] = None,
+    epoch_time: Annotated[str | None, typer.Option("--epoch-time", help="How long an epoch may take: 30min.")] = None,
+    total_time: Annotated[str | None, typer.Option("--total-time", help="How long --epochs may take: 12h.")] = None,
+    epochs: Annotated[int, typer.Option("--epochs", help="Epochs that --total-time is for.")] = EPOCHS,
     user_column: options.UserColumn = None,
     item_column: options.ItemColumn = None,
     timestamp_column: options.TimestampColumn = None,
@@ -55,8 +66,9 @@ def recommend_command(
 
     plan = api.plan(
         catalog=catalog, budget=budget, gpu=gpu, data=data, mean_length=mean_length, users=users, dim=dim,
-        blocks=blocks, heads=heads, precision=precision, sampler=sampler, recompute=recompute, gpus=gpus, losses=loss,
-        margin=margin, user_column=user_column, item_column=item_column, timestamp_column=timestamp_column,
+        blocks=blocks, heads=heads, precision=precision, sampler=sampler, recompute=recompute, kernel=kernel, gpus=gpus,
+        losses=loss, margin=margin, max_batch_size=max_batch_size, epoch_time=epoch_time, total_time=total_time,
+        epochs=epochs, user_column=user_column, item_column=item_column, timestamp_column=timestamp_column,
         split=split, runs=runs, profile=profile, check=check,
     )  # fmt: skip
     _tell(plan, None if no_plan else output, overwrite, everything=everything, json=json)

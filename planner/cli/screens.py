@@ -12,11 +12,11 @@ from rich.text import Text
 from srsplan.kernels.losses import LOSSES
 from srsplan.planner.cli.console import plain
 from srsplan.planner.units import format_duration, format_gb, format_gib, format_ms
-from srsplan.planner.words import TAG_MEANING, catalog_line
+from srsplan.planner.words import TAG_MEANING, catalog_line, implementation_of
 from srsplan.planner.words import knobs_of as knobs_of
 
 if TYPE_CHECKING:
-    from srsplan.planner.plan.document import ChoiceEntry, KnobEntry, LayoutEntry, MissEntry, Plan
+    from srsplan.planner.plan.document import ChoiceEntry, KnobEntry, LayoutEntry, MissEntry, PassEntry, Plan
     from srsplan.planner.several_gpus import Layout
 
 SHOWN = 3
@@ -25,7 +25,7 @@ SHOWN = 3
 SHOWN_NOTES = 2
 """Notes on the data on the first screen: its columns and its split."""
 
-KNOB_SYMBOLS = {"batch_size": "bs", "seq_len": "sl", "negatives": "ns"}
+KNOB_SYMBOLS = {"pass_tokens": "pass", "negatives": "ns"}
 BAR_LETTERS = 24
 LEAST_SHARE = 0.002
 """A holder of less than this share of the peak is not shown."""
@@ -49,6 +49,7 @@ def recommendation(plan: Plan, everything: bool = False) -> Group:
         Text(),
         choices_table(shown),
         *(Text(line, style="dim") for line in _legend(shown)),
+        passes_table(plan.passes, plan.choices[0].pass_tokens),
         labelled(_reasons(plan, shown)),
     ]
     if everything:
@@ -65,10 +66,10 @@ def _assumptions(plan: Plan, everything: bool) -> dict[str, str]:
         "catalog": f"{catalog_line(inputs.catalog, inputs.dim)}; {fixed}",
         "budget": _budget_line(plan, everything),
         "card": card + ("" if inputs.gpu_is_given else ", the smallest that holds the budget; --gpu names yours"),
-        "padding": inputs.padding,
+        "lengths": inputs.lengths if everything else inputs.lengths.partition("; fullest batch")[0],
     }
-    if inputs.recompute:
-        lines["recompute"] = "blocks run forward once more in backward"
+    if inputs.time:
+        lines["time"] = inputs.time
     samplers = {choice.sampler for choice in plan.choices} - {"uniform"}
     if samplers:
         lines["sampler"] = f"{', '.join(samplers)}, for the losses that have it"
@@ -92,26 +93,28 @@ def _budget_line(plan: Plan, everything: bool) -> str:
 
 
 def choices_table(choices: Sequence[ChoiceEntry]) -> Table:
-    """Return a table with one row per choice; the time of an epoch only where it is known."""
+    """Return a table with one row per choice: the time of an epoch where it is known, else that of a million tokens."""
     table = Table(
         title="What fits, in the order to try", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
     epochs = any(choice.epoch_seconds is not None for choice in choices)
-    for name in ("#", "loss", "bs", "sl", "ns", "expected", "at most", "headroom", "step", *["epoch"] * epochs):
+    last = "epoch" if epochs else "s/M"
+    for name in ("#", "loss", "bs", "sl", "ns", "pass", "in", "expected", "at most", "step", last):
         table.add_column(name, justify="left" if name == "loss" else "right", no_wrap=True)
     for choice in choices:
-        epoch = [format_duration(choice.epoch_seconds or 0)] * epochs
+        long = f"{choice.seconds_per_million_tokens:.3g}"
         table.add_row(
             str(choice.rank),
             choice.loss,
             f"{choice.batch_size:,}",
             f"{choice.seq_len:,}",
             "all" if choice.negatives is None else f"{choice.negatives:,}",
+            f"{choice.pass_tokens:,}",
+            f"{choice.passes:,}",
             format_gib(choice.memory.reserved_bytes),
             format_gib(choice.memory.upper_bytes),
-            format_gib(choice.headroom_bytes),
             format_ms(choice.step_ms),
-            *epoch,
+            format_duration(choice.epoch_seconds or 0) if epochs else long,
             style="bold" if choice.rank == 1 else "",
         )
     return table
@@ -120,9 +123,29 @@ def choices_table(choices: Sequence[ChoiceEntry]) -> Table:
 def _legend(choices: Sequence[ChoiceEntry]) -> Iterator[str]:
     """Yield an explanation of every symbol on the screen."""
     yield "bs batch size, sl sequence length, ns negatives, D hidden size, S table in fp32."
-    names = dict.fromkeys(choice.loss for choice in choices)
-    yield "; ".join(f"{name} {LOSSES[name].title}" for name in names) + "."
+    yield "pass tokens at a time, in so many passes a batch; s/M seconds a million tokens."
+    names = {choice.loss: implementation_of(choice.loss, choice.kernel) for choice in choices}
+    yield "; ".join(f"{loss} {LOSSES[loss].title} ({name})" for loss, name in names.items()) + "."
+    recomputed = ", ".join(f"#{choice.rank}" for choice in choices if choice.recompute)
     yield "Memory is what the process reserves on the GPU; times are calculated."
+    if recomputed:
+        yield f"{recomputed}: blocks run forward once more in backward (--recompute)."
+
+
+def passes_table(passes: Sequence[PassEntry], own: int) -> RenderableType:
+    """Return a table of what the first choice takes in passes of other sizes beside its `own`; nothing for one row."""
+    if len(passes) < 2:
+        return Group()
+    table = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        table.add_column(justify="right", no_wrap=True)
+    base = next(each.step_ms for each in passes if each.pass_tokens == own)
+    for each in passes:
+        slower = "#1" if each.pass_tokens == own else f"{each.step_ms / base - 1:+.0%}"
+        fits = "" if each.fits else "does not fit"
+        size = f"at most {format_gib(each.upper_bytes)}"
+        table.add_row(f"{each.pass_tokens:,}", f"in {each.passes:,}", size, format_ms(each.step_ms), slower, fits)
+    return Group(Text("What a smaller pass costs #1", style="bold"), table)
 
 
 def _reasons(plan: Plan, choices: Sequence[ChoiceEntry]) -> dict[str, str]:

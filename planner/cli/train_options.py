@@ -50,16 +50,16 @@ class TrainOptions:
     heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None
     dropout: Annotated[float | None, typer.Option("--dropout", help="Dropout probability.")] = None
     precision: Annotated[str | None, typer.Option("--precision", help="fp16, bf16, fp32; a CPU trains fp32.")] = None
-    micro_batches: Annotated[
-        int | None,
-        typer.Option("--micro-batches", min=1, help="Parts of a batch whose gradients accumulate."),
+    pass_tokens: options.PassTokens = None
+    pass_sequences: Annotated[
+        int | None, typer.Option("--pass-sequences", help="Sequences of a pass at most; else by the data's lengths.")
     ] = None
     recompute: Annotated[
         bool | None,
         typer.Option("--recompute/--no-recompute", help="Activation checkpointing, or not; else the plan's."),
     ] = None
     kernel: Annotated[
-        str, typer.Option("--kernel", help="The loss's implementation: auto, chunked, or triton on CUDA.")
+        str, typer.Option("--kernel", help="Of a chunked loss: chunked, or triton on CUDA; auto: the plan's.")
     ] = "auto"
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or adamw, both fused.")] = "adam"
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the optimizer.")] = 1e-3

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
-from srsplan.kernels.dispatch import Implementation
+import torch
+
+from srsplan.kernels.dispatch import Implementation, refuse_triton
+from srsplan.kernels.losses import LOSSES, Kernel
 from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.data.formats import Columns
 from srsplan.models.data.options import DataOptions
@@ -16,12 +19,12 @@ from srsplan.models.training.device import find_device
 from srsplan.models.training.folder import RunFolder
 from srsplan.models.training.run import Minimums, Order, RunData, fitted, use_expandable_segments
 from srsplan.models.training.settings import Settings
-from srsplan.models.training.step import OPTIMIZERS
+from srsplan.models.training.step import DTYPES, OPTIMIZERS
 from srsplan.planner.budget import CONTEXT_BYTES
 from srsplan.planner.cli import console
 from srsplan.planner.cli.train_options import TrainOptions
 from srsplan.planner.plan import DEFAULT_PATH
-from srsplan.planner.pricing import Limits, batch_of_all, check_memory, check_model_fits
+from srsplan.planner.pricing import Limits, batch_of_all, check_memory, check_model_fits, replanned, usual_pass
 from srsplan.planner.train_configuration import (
     EVALUATION_BATCH,
     PlannedChoice,
@@ -42,6 +45,10 @@ class RankedOrder:
     order: Order
     planned_precision: Precision
     """The precision that the configuration is for, where a CPU trains it in fp32."""
+    planned_kernel: Kernel
+    """The kernel that the plan is for, where another one runs."""
+    notes: tuple[str, ...]
+    """Sentences on what was decided otherwise than the plan says."""
     limits: Limits
 
 
@@ -61,13 +68,29 @@ def checked(each: RankedOrder, data: RunData) -> tuple[RankedOrder, tuple[str, .
     RunFolder(order.folder).check(order.resume, order.overwrite)
     check_model_fits(order.configuration, each.limits.device_bytes)
     workload = FromData(order.data.path, data.split.train.lengths, data.split.test.histories.lengths)
-    priced = replace(order.configuration, precision=each.planned_precision)
-    notes = batch_of_all(priced, workload)
-    notes += check_memory(priced, order.settings.evaluation_batch, workload, each.limits)
+    configuration, changes = _in_passes(each, order, workload)
+    order = replace(order, configuration=replace(configuration, precision=order.configuration.precision))
+    notes = each.notes + changes + batch_of_all(configuration, workload)
+    notes += check_memory(configuration, order.settings.evaluation_batch, workload, each.limits)
     planned = each.order.configuration.catalog
     if order.planned and data.split.catalog < planned:
         notes += (f"the plan is for {planned:,} items, the data have {data.split.catalog:,}: less memory is needed",)
     return replace(each, order=order), notes
+
+
+def _in_passes(each: RankedOrder, order: Order, workload: FromData) -> tuple[Configuration, tuple[str, ...]]:
+    """Return the configuration, as memory is planned for it, with the passes that it runs in; and what has changed."""
+    configuration = replace(order.configuration, precision=each.planned_precision)
+    users = order.settings.evaluation_batch
+    if configuration.pass_tokens is None:
+        return usual_pass(configuration, users, workload, each.limits), ()
+    if configuration.pass_sequences is None:
+        sequences = workload.pass_sequences(configuration.tokens, configuration.batch_size, configuration.seq_len)
+        configuration = replace(configuration, pass_sequences=sequences)
+    if configuration.kernel == each.planned_kernel or not LOSSES[configuration.loss].chunked:
+        return configuration, ()
+    found, told = replanned(configuration, users, workload, each.limits)
+    return found, (told,)
 
 
 def _choices(options: TrainOptions, ranks: tuple[int, ...]) -> list[PlannedChoice | None]:
@@ -90,6 +113,8 @@ def _choices(options: TrainOptions, ranks: tuple[int, ...]) -> list[PlannedChoic
 def _order(options: TrainOptions, rank: int, choice: PlannedChoice | None, *, several: bool) -> RankedOrder:
     configuration = changed(None if choice is None else choice.configuration, options.loss, _given(options))
     device, precision = find_device(options.device), configuration.precision
+    planned_kernel = configuration.kernel if choice is None else choice.configuration.kernel
+    configuration, notes = _with_kernel(options, configuration, device)
     if device.type == "cpu":
         configuration = replace(configuration, precision="fp32")
     folder = _folder(options, configuration, rank, several)
@@ -111,24 +136,47 @@ def _order(options: TrainOptions, rank: int, choice: PlannedChoice | None, *, se
     limits = Limits(
         budget_bytes=None if choice is None else choice.usable_bytes,
         device_bytes=_usable_bytes() if device.type == "cuda" else None,
-        exact=options.kernel != "triton",
     )
-    return RankedOrder(rank=rank, order=order, planned_precision=precision, limits=limits)
+    return RankedOrder(
+        rank=rank, order=order, planned_precision=precision, planned_kernel=planned_kernel, notes=notes, limits=limits
+    )
+
+
+def _with_kernel(
+    options: TrainOptions, configuration: Configuration, device: torch.device
+) -> tuple[Configuration, tuple[str, ...]]:
+    """Return the configuration with the kernel that will run, and a sentence where it is not the plan's.
+
+    What was asked for by name is never replaced: where it cannot run, that is an error.
+    """
+    asked, loss = options.kernel, LOSSES[configuration.loss]
+    if asked not in get_args(Implementation):
+        raise InputError(f"unknown --kernel {asked[:80]!r}", f"kernels are {', '.join(get_args(Implementation))}")
+    if asked != "auto":
+        if not loss.chunked and asked == "chunked":
+            raise InputError(f"--kernel chunked: {loss.name} has no chunked form", "leave --kernel out")
+        return replace(configuration, kernel=cast(Kernel, asked)), ()
+    try:
+        if configuration.kernel == "triton":
+            refuse_triton(loss, device, configuration.architecture.dim, DTYPES[configuration.precision])
+    except ValueError as error:
+        return replace(configuration, kernel="chunked"), (f"the plan's kernel does not run here: {error}",)
+    return configuration, ()
 
 
 def _given(options: TrainOptions) -> dict[str, Value]:
     """Return the parts of the configuration that the command line says."""
     names = {field.name for kind in (Architecture, Configuration) for field in fields(kind)} - {"loss"}
-    values = {name: getattr(options, name, None) for name in sorted(names)}
+    values = {name: getattr(options, name, None) for name in sorted(names - {"kernel"})}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _settings(options: TrainOptions, evaluation_batch: int) -> Settings:
     if options.optimizer not in OPTIMIZERS:
         raise InputError(f"unknown --optimizer {options.optimizer!r}", f"optimizers are {', '.join(OPTIMIZERS)}")
-    names = {field.name for field in fields(Settings)} - {"evaluation_batch", "kernel"}
+    names = {field.name for field in fields(Settings)} - {"evaluation_batch"}
     values = {name: getattr(options, name) for name in names}
-    return Settings(**values, evaluation_batch=evaluation_batch, kernel=cast(Implementation, options.kernel))
+    return Settings(**values, evaluation_batch=evaluation_batch)
 
 
 def _folder(options: TrainOptions, configuration: Configuration, rank: int, several: bool) -> Path:
@@ -140,6 +188,4 @@ def _folder(options: TrainOptions, configuration: Configuration, rank: int, seve
 
 def _usable_bytes() -> int:
     """Return the bytes that the present GPU has for the allocator."""
-    import torch
-
     return int(torch.cuda.get_device_properties(0).total_memory) - CONTEXT_BYTES

@@ -9,9 +9,9 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from srsplan.kernels.dispatch import TRITON
 from srsplan.models.errors import InputError
 from srsplan.models.training.epochs_log import EpochRecord
+from srsplan.models.training.retries import sequences_of
 from srsplan.models.training.run import Order, Prepared
 from srsplan.planner.cli import console
 from srsplan.planner.units import format_duration, format_gib
@@ -46,8 +46,8 @@ def _configuration_line(order: Order) -> str:
     if configuration.negatives is not None:
         knobs += f", ns {configuration.negatives}, {configuration.tokens_per_set} tokens a set"
         knobs += f", negatives {SAMPLED[configuration.sampler]}"
-    if configuration.micro_batches > 1:
-        knobs += f", in {configuration.micro_batches} parts of {configuration.micro_batch_size}"
+    if configuration.several_passes:
+        knobs += f", in passes of {configuration.tokens:,} tokens"
     if configuration.recompute:
         knobs += ", recomputed blocks"
     return f"{configuration.loss}: {knobs}, D {configuration.architecture.dim}, {configuration.precision}"
@@ -208,11 +208,9 @@ def memory_lines(order: Order, implementation: str, document: Mapping[str, Any])
         f"memory at the peak: {format_gib(measured['allocated_bytes'])} allocated, "
         f"{format_gib(measured['reserved_bytes'])} reserved"
     )
-    if implementation == TRITON:
-        yield f"{told}; predictions are for the chunked form, not for the Triton kernels"
-        return
-    users = order.settings.evaluation_batch
-    configuration = replace(order.configuration, micro_batches=document["micro_batches"])
+    users, tokens = order.settings.evaluation_batch, min(order.configuration.tokens, document["pass_tokens"])
+    sequences = sequences_of(order.configuration, tokens)
+    configuration = replace(order.configuration, pass_tokens=tokens, pass_sequences=sequences)
     try:
         predicted = MemoryModel().predict(configuration, users, users * configuration.seq_len)
     except InputError as error:  # the run is over and good: a prediction that does not exist is no reason to fail
@@ -224,6 +222,6 @@ def memory_lines(order: Order, implementation: str, document: Mapping[str, Any])
             f"with {order.folder / 'config.json'}"
         )
     yield (
-        f"{told}; predicted, without padding: {format_gib(predicted.allocated_bytes)} and at most "
+        f"{told}; predicted for {implementation}, a full pass: {format_gib(predicted.allocated_bytes)} and at most "
         f"{format_gib(predicted.upper_bytes)}"
     )

@@ -22,6 +22,12 @@ REASONS = {
 """Parts of the parser's messages, and what they mean."""
 
 
+REPLACED = {
+    "--micro-batches": "--pass-tokens says how many tokens run at a time: a batch takes as many passes as it needs"
+}
+"""Options that are gone, and what took their place."""
+
+
 def is_usage_error(error: Exception) -> bool:
     """Tell whether the parser raised it, by the base classes of typer.BadParameter: not every version names them."""
     kinds = typer.BadParameter.__mro__
@@ -34,6 +40,8 @@ def usage_error(error: Any, arguments: Sequence[str]) -> InputError:
     hint = f"`{path} --help` lists what there is"
     kind = type(error).__name__
     if kind == "NoSuchOption":
+        if error.option_name in REPLACED:
+            return InputError(f"{error.option_name} is no option any more", REPLACED[error.option_name])
         near = get_close_matches(error.option_name, _options(error), n=1)
         return InputError(f"unknown option {error.option_name}", f"did you mean {near[0]}?" if near else hint)
     if kind == "MissingParameter":

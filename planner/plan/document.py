@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from srsplan.kernels.losses import Sampler
+from srsplan.kernels.losses import Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.errors import InputError
 from srsplan.models.schema import Bytes, Count, Document
 
-VERSION = 1
+VERSION = 2
 
 Difference = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 """Bytes that may be negative: what is left of a budget, or what a step of a knob saves."""
@@ -35,13 +35,14 @@ class Inputs(Part):
     heads: Count = 2
     dropout: float = 0.1
     precision: Precision = "fp16"
-    recompute: bool = False
     data: str | None = None
     data_options: list[str] = Field(default_factory=list)
     """The data as options of `train`, columns and split included."""
     users: Count | None = None
-    padding: str = ""
-    """Source of the number of valid tokens."""
+    lengths: str = ""
+    """Source of the number of tokens in a batch."""
+    time: str = ""
+    """The time that an epoch may take, where that was asked for."""
     order: str = ""
     """The rule that ordered the choices."""
     quality: str = ""
@@ -98,13 +99,25 @@ class ChoiceEntry(Part):
     negatives: Count | None
     tokens_per_set: Count = 1
     sampler: Sampler = "uniform"
-    valid_tokens: Count | None = None
+    pass_tokens: Count
+    """Tokens of a pass at most: a batch runs in as many passes as it takes, and memory is that of one."""
+    pass_sequences: Count
+    """Sequences of a pass at most."""
+    passes: Count = 1
+    """Passes of the mean batch."""
+    kernel: Kernel = "chunked"
+    """The implementation of a chunked loss that memory and times are for."""
+    recompute: bool = False
+    """Blocks run forward once more in backward."""
     eval_batch_size: Count
     memory: MemoryEntry
     breakdown_bytes: dict[str, Bytes]
     headroom_bytes: Difference
     step_ms: Duration
     step_basis: str
+    step_tokens: Duration = 0.0
+    """Tokens of the mean batch."""
+    seconds_per_million_tokens: Duration = 0.0
     epoch_seconds: Duration | None
     why: str
     confirmed: ConfirmedEntry | None = None
@@ -117,14 +130,25 @@ class MissEntry(Part):
     batch_size: Count
     seq_len: Count
     negatives: Count | None
+    pass_tokens: Count
     upper_bytes: Bytes
     over_bytes: Bytes
+
+
+class PassEntry(Part):
+    """The first choice in passes of another size; see planner.search.recommendation.PassCost."""
+
+    pass_tokens: Count
+    passes: Count
+    upper_bytes: Bytes
+    step_ms: Duration
+    fits: bool
 
 
 class KnobEntry(Part):
     """The change of the first choice's allocated peak when one knob is doubled or halved."""
 
-    name: Literal["batch_size", "seq_len", "negatives"]
+    name: Literal["pass_tokens", "negatives"]
     change: str
     bytes: Difference
 
@@ -142,13 +166,14 @@ class LayoutEntry(Part):
 class Plan(Part):
     """The whole plan. `choices` are in the order to try them, `next_command` trains the first."""
 
-    version: Literal[1]
+    version: Literal[2]
     srsplan: str
     """The version of srsplan that made it."""
     inputs: Inputs
     budget: BudgetEntry
     choices: list[ChoiceEntry]
     near_misses: list[MissEntry]
+    passes: list[PassEntry] = Field(default_factory=list)
     knobs: list[KnobEntry] = Field(default_factory=list)
     binds: str = ""
     """Name of what limits the first choice."""
@@ -166,10 +191,12 @@ class Plan(Part):
             negatives=choice.negatives,
             tokens_per_set=choice.tokens_per_set,
             sampler=choice.sampler,
-            valid_tokens=choice.valid_tokens,
+            pass_tokens=choice.pass_tokens,
+            pass_sequences=choice.pass_sequences,
+            kernel=choice.kernel,
             architecture=self.inputs.architecture(),
             precision=self.inputs.precision,
-            recompute=self.inputs.recompute,
+            recompute=choice.recompute,
         )
 
     def choice(self, rank: int = 1) -> ChoiceEntry:
@@ -181,6 +208,17 @@ class Plan(Part):
         raise InputError(f"--rank {rank}: the plan has no such choice", f"its ranks are {ranks}")
 
 
-PARTS = (Plan, Inputs, BudgetEntry, ChoiceEntry, MemoryEntry, ConfirmedEntry, MissEntry, KnobEntry, LayoutEntry)
+PARTS = (
+    Plan,
+    Inputs,
+    BudgetEntry,
+    ChoiceEntry,
+    MemoryEntry,
+    ConfirmedEntry,
+    MissEntry,
+    PassEntry,
+    KnobEntry,
+    LayoutEntry,
+)
 KNOWN_KEYS = tuple(name for part in PARTS for name in part.model_fields)
 """Every key that a plan may have, for suggestions."""

@@ -15,6 +15,7 @@ from srsplan.planner.plan.document import (
     LayoutEntry,
     MemoryEntry,
     MissEntry,
+    PassEntry,
     Plan,
 )
 from srsplan.planner.search.recommendation import Choice, Miss, Recommendation
@@ -45,13 +46,19 @@ def choice_entry(rank: int, choice: Choice, budget: Budget | None, step_basis: s
         negatives=configuration.negatives,
         tokens_per_set=configuration.tokens_per_set,
         sampler=configuration.sampler,
-        valid_tokens=configuration.valid_tokens,
+        pass_tokens=configuration.tokens,
+        pass_sequences=configuration.sequences,
+        passes=choice.passes,
+        kernel=configuration.kernel,
+        recompute=configuration.recompute,
         eval_batch_size=choice.evaluation_users,
         memory=memory_entry(choice.memory),
         breakdown_bytes=dict(choice.memory.breakdown_bytes),
         headroom_bytes=headroom,
         step_ms=round(choice.step_ms, 3),
         step_basis=step_basis,
+        step_tokens=round(choice.step_tokens, 1),
+        seconds_per_million_tokens=round(choice.seconds_per_million, 4),
         epoch_seconds=None if choice.epoch_seconds is None else round(choice.epoch_seconds, 1),
         why=choice.why,
         confirmed=None if choice.confirmed is None else ConfirmedEntry(**asdict(choice.confirmed)),
@@ -66,6 +73,7 @@ def miss_entry(miss: Miss) -> MissEntry:
         batch_size=configuration.batch_size,
         seq_len=configuration.seq_len,
         negatives=configuration.negatives,
+        pass_tokens=configuration.tokens,
         upper_bytes=miss.memory.upper_bytes,
         over_bytes=miss.over_bytes,
     )
@@ -97,12 +105,13 @@ def make_plan(
     from importlib.metadata import version
 
     return Plan(
-        version=1,
+        version=2,
         srsplan=version("srsplan"),
         inputs=inputs,
         budget=budget_entry(budget, 4 * found.choices[0].configuration.table_bytes),
         choices=[choice_entry(rank, each, budget, step_basis) for rank, each in enumerate(found.choices, start=1)],
         near_misses=[miss_entry(miss) for miss in found.near_misses],
+        passes=[PassEntry.model_validate(asdict(each)) for each in found.passes],
         knobs=[KnobEntry.model_validate(asdict(knob)) for knob in found.knobs],
         binds=binds,
         several_gpus=[LayoutEntry(**asdict(layout)) for layout in several],

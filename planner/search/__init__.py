@@ -3,8 +3,8 @@
 space.py            which configurations are candidates, on a coarse grid and between its points
 prices.py           what a configuration takes, whether it fits, how long a step is
 order.py            the rule that says which to try first, and its reason in words
-growth.py           a choice grown into the memory that the grid leaves free
-neighbours.py       what nearly fits, and what one step of a knob costs
+growth.py           a choice grown between the points of the grid
+neighbours.py       what nearly fits, what other passes take, and what one step of a knob costs
 recommendation.py   the answer
 recommending.py     the search itself
 """

@@ -1,4 +1,4 @@
-"""A choice of the coarse grid, grown into the memory that the grid leaves free."""
+"""A choice of the coarse grid, grown between its points: negatives that memory has room for, sizes that time has."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from srsplan.planner.search.space import Space
 
 
 def grown(base: Configuration, space: Space, prices: Prices, *, longer: bool = True) -> Configuration:
-    """Return the best configuration that fits between `base` and the next ones of the grid; then the largest batch.
+    """Return the best configuration that fits between `base`, which has its passes, and the next ones of the grid.
 
     The sequence length stays as it is unless `longer`.
     """
     finer = sorted(
-        prices.within(space.between(base, longer)),
+        (each for each in space.between(base, longer) if prices.in_time(each)),
         key=lambda each: (balance(each), each.seq_len, each.batch_size),
         reverse=True,
     )

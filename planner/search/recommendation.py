@@ -29,6 +29,11 @@ class Choice:
     evaluation_users: int
     """Users ranked at once."""
     step_ms: float
+    """Milliseconds of a step of the mean batch."""
+    step_tokens: float
+    """Tokens of the mean batch."""
+    passes: int
+    """Passes of the mean batch."""
     steps_per_epoch: int | None
     """Steps of an epoch; None where the number of users is unknown."""
     why: str = ""
@@ -38,6 +43,24 @@ class Choice:
     def epoch_seconds(self) -> float | None:
         """The time of an epoch; None where the number of users is unknown."""
         return None if self.steps_per_epoch is None else self.steps_per_epoch * self.step_ms / 1e3
+
+    @property
+    def seconds_per_million(self) -> float:
+        """The time that a million tokens take."""
+        return 1e3 * self.step_ms / self.step_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassCost:
+    """What a choice takes in passes of another size."""
+
+    pass_tokens: int
+    passes: int
+    """Passes of the mean batch."""
+    upper_bytes: int
+    """Bytes that must fit."""
+    step_ms: float
+    fits: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,5 +89,9 @@ class Recommendation:
     near_misses: tuple[Miss, ...]
     knobs: tuple[Knob, ...]
     """Costs of the knobs of the first choice."""
+    passes: tuple[PassCost, ...]
+    """The first choice in passes of other sizes beside its own, the largest first."""
     considered: int
     """Configurations of the grid."""
+    too_slow: int = 0
+    """How many of them would stand above the first choice, but for the time limit."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
+from srsplan.planner.passes import SMALL_PASS
 from srsplan.planner.search.growth import grown
-from srsplan.planner.search.neighbours import knob_costs, near_misses
+from srsplan.planner.search.neighbours import knob_costs, near_misses, pass_costs
 from srsplan.planner.search.order import BALANCE, Order, balance, preferred_loss
 from srsplan.planner.search.prices import LEAST_SHARE, Prices
 from srsplan.planner.search.recommendation import Choice, Recommendation
@@ -16,23 +19,41 @@ CHOICES = 3
 
 
 def recommend(space: Space, prices: Prices, order: Order = BALANCE) -> Recommendation:
-    """Order what fits; a recommendation without choices names the nearest misses."""
-    pool = {loss: space.candidates(loss) for loss in space.losses}
-    ordered = {loss: order.sort(prices.within(candidates)) for loss, candidates in pool.items()}
+    """Order what fits memory and time; a recommendation without choices names the nearest misses."""
+    everything = {loss: order.sort(space.candidates(loss)) for loss in space.losses}
+    ordered = {loss: [each for each in all_of if prices.in_time(each)] for loss, all_of in everything.items()}
     tops = {loss: top for loss, each in ordered.items() for top in _top(each, prices)}
-    everything = [each for candidates in pool.values() for each in candidates]
     choices = _choices(ordered, tops, space, prices, order) if tops else ()
+    first = choices[0] if choices else None
+    pool = [each for all_of in everything.values() for each in all_of]
     return Recommendation(
         choices=choices,
-        near_misses=near_misses(everything, choices[0].configuration if choices else None, prices),
-        knobs=knob_costs(choices[0], space, prices) if choices else (),
-        considered=len(everything),
+        near_misses=near_misses(pool, first.configuration if first else None, prices),
+        knobs=knob_costs(first, space, prices) if first else (),
+        passes=pass_costs(first, prices) if first else (),
+        considered=len(pool),
+        too_slow=_too_slow(everything[first.configuration.loss], first.configuration, prices) if first else 0,
     )
 
 
 def _top(ordered: list[Configuration], prices: Prices) -> list[Configuration]:
-    """Return the first that fits, or, where the tries do not suffice, the first that surely does; none or one."""
-    return prices.first_fitting(ordered) or prices.first_fitting(prices.within(ordered, LEAST_SHARE))
+    """Return the first that fits, or, where the tries do not suffice, the first that surely does; none or one.
+
+    Passes that are too small for a GPU are tried only where no others fit.
+    """
+    for least in (SMALL_PASS, 1):
+        for share in (1.0, LEAST_SHARE):
+            if found := prices.first_fitting(ordered, least=least, share=share):
+                return found
+    peaks = dict(prices.priced(ordered, 1))
+    return prices.first_fitting(sorted(ordered, key=lambda each: peaks[each])[:1], least=1)
+
+
+def _too_slow(ordered: list[Configuration], first: Configuration, prices: Prices) -> int:
+    """Return how many that rank above the first choice are not in time."""
+    best = balance(first), first.seq_len
+    above = takewhile(lambda each: (balance(each), each.seq_len) > best, ordered)
+    return sum(not prices.in_time(each) for each in above) if prices.time is not None else 0
 
 
 def _choices(
@@ -44,7 +65,7 @@ def _choices(
 ) -> tuple[Choice, ...]:
     """Return three of the preferred loss, then the best of every other loss.
 
-    Each is grown into the memory that is left, and ordered only then: growth changes what the rule looks at.
+    Each is grown between the points of the grid, and ordered only then: growth changes what the rule looks at.
     """
     best = preferred_loss(tops, prices)
     first, *others = prices.first_fitting(ordered[best], CHOICES) or [tops[best]]

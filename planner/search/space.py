@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product as combinations
+from typing import get_args
 
-from srsplan.kernels.losses import LOSSES, SAMPLERS, Sampler
-from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Sampler
+from srsplan.models.config import Architecture, Configuration, Precision, require_positive
 from srsplan.models.errors import InputError
-from srsplan.planner.workload import USERS_PER_BATCH, Workload
+from srsplan.planner.passes import with_whole_pass
+from srsplan.planner.workload import USERS_PER_BATCH, Workload, WorstCase
 
 BATCH_SIZES: list[int] = sorted(
     size for power in range(4, 14) for size in (2**power, 3 * 2 ** (power - 1)) if size <= 8192
 )
+LARGEST_BATCH = 1024
+"""Sequences: published runs that the order is judged by have no larger batch, and memory limits none any more."""
 NEGATIVES = [2**power for power in range(5, 13)]
-"""Published runs use batches up to 5,120 and up to 4,095 negatives: the rule is not trusted far beyond."""
+"""Published runs use up to 4,095 negatives: the rule is not trusted far beyond."""
 
 Negatives = int | None
 """A number of negatives; None for a loss that scores the whole catalog."""
@@ -30,25 +34,52 @@ class Space:
     architecture: Architecture
     precision: Precision
     workload: Workload
-    recompute: bool = False
-    """True for activation checkpointing."""
+    recompute: bool | None = False
+    """True for activation checkpointing; None leaves it to the search."""
+    kernel: Kernel = "chunked"
+    """The implementation of chunked losses that memory and times are for."""
+    max_batch_size: int | None = None
+    """Sequences of the largest batch; None ends where the evidence does."""
     sampler: Sampler = "uniform"
     """Sampler of the losses that have it; the others draw their negatives uniformly."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise InputError(f"unknown sampler {self.sampler!r}", f"samplers are {', '.join(SAMPLERS)}")
+        if self.kernel not in get_args(Kernel):
+            raise InputError(f"unknown kernel {self.kernel!r}", f"kernels are {', '.join(get_args(Kernel))}")
+        if self.max_batch_size is not None:
+            require_positive(max_batch_size=self.max_batch_size)
+            require_positive(batch_size=self.max_batch_size)  # whose limit it has
+
+    @property
+    def batch_limit(self) -> int:
+        """The largest batch where nothing is known of the users."""
+        return LARGEST_BATCH if self.max_batch_size is None else self.max_batch_size
 
     @property
     def largest_batch(self) -> int:
         """The largest batch that leaves an epoch with enough steps."""
-        users: int = self.workload.users or BATCH_SIZES[-1] * USERS_PER_BATCH
-        return min(BATCH_SIZES[-1], max(BATCH_SIZES[0], users // USERS_PER_BATCH // 8 * 8))
+        if self.workload.users is None:
+            return self.batch_limit
+        steps = max(BATCH_SIZES[0], self.workload.users // USERS_PER_BATCH // 8 * 8)
+        return min(self.batch_limit, steps)
+
+    def ends(self) -> str:
+        """Say where batches, sequences and negatives end, and why."""
+        batch = f"Batches end at {self.largest_batch:,} sequences"
+        if self.largest_batch < self.batch_limit:
+            batch += f": an epoch keeps {USERS_PER_BATCH} steps"
+        elif self.max_batch_size is None:
+            batch += ", as the published runs do (--max-batch-size)"
+        length = max(self.workload.seq_lens())
+        whole = "" if isinstance(self.workload, WorstCase) else " (95% of them are whole)"
+        return f"{batch}, sequences at {length:,} items{whole}, negatives at {NEGATIVES[-1]:,}"
 
     def configuration(self, loss: str, batch_size: int, seq_len: int, negatives: Negatives) -> Configuration:
-        """Return one configuration of this space."""
+        """Return one configuration of this space, its whole batch in one pass."""
         kind = LOSSES[loss]
-        return Configuration(
+        found = Configuration(
             loss=loss,
             catalog=self.catalog,
             batch_size=batch_size,
@@ -56,28 +87,29 @@ class Space:
             negatives=negatives,
             tokens_per_set=kind.default_tokens_per_set,
             sampler=self.sampler if self.sampler in kind.samplers else "uniform",
-            valid_tokens=self.workload.valid_tokens(batch_size, seq_len),
             architecture=self.architecture,
             precision=self.precision,
-            recompute=self.recompute,
+            kernel=self.kernel if kind.chunked else "chunked",
+            recompute=bool(self.recompute),
         )
+        return with_whole_pass(found, self.workload)
 
     def candidates(self, loss: str) -> list[Configuration]:
         """Return every combination of the knobs on the grid, for one loss."""
         return self._combined(loss, self._batch_sizes(), self.workload.seq_lens(), self._negatives(loss))
 
     def between(self, base: Configuration, longer: bool) -> list[Configuration]:
-        """Return configurations between `base` and the next ones of the grid, and all larger batches of the grid.
+        """Return configurations between `base` and the next ones of the grid, their whole batches in one pass.
 
         Sequence lengths stay as they are unless `longer` ones are wanted.
         """
         longest = max(self.workload.seq_lens()) if longer else base.seq_len
-        batch_sizes = {*_between(base.batch_size, self.largest_batch)}
-        batch_sizes |= {size for size in self._batch_sizes() if size > base.batch_size}
+        batch_sizes = _between(base.batch_size, self.largest_batch)
         return self._combined(base.loss, batch_sizes, _between(base.seq_len, longest), self._more_negatives(base))
 
     def _batch_sizes(self) -> list[int]:
-        return [size for size in BATCH_SIZES if size <= self.largest_batch]
+        largest = self.largest_batch
+        return [*(size for size in BATCH_SIZES if size < largest), largest]
 
     def _negatives(self, loss: str) -> list[Negatives]:
         kind = LOSSES[loss]

@@ -14,10 +14,10 @@ from sequences import on_cpu
 from torch import Tensor
 
 from srsplan.kernels import Sampling, eager
-from srsplan.kernels.dispatch import FUNCTIONS, TRITON, Implementation, LossCall, LossOptions, choose
+from srsplan.kernels.dispatch import FUNCTIONS, Implementation, LossCall, LossOptions, choose
 from srsplan.kernels.full_softmax import api as full
 from srsplan.kernels.full_softmax import operators as full_operators
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import LOSSES, TRITON
 from srsplan.kernels.sampled_softmax import api as sampled
 from srsplan.kernels.sampled_softmax import operators as sampled_operators
 from srsplan.models.config import Architecture, Configuration

@@ -18,10 +18,37 @@ SIZES = ("--catalog", "300K", "--batch-size", 64, "--seq-len", 50)
 def test_the_figures_are_those_of_the_plan(run: Run) -> None:
     choice = run("recommend", "--catalog", "300K", "--gpu", "a100-40gb", "--loss", "ce-", "--json").json["choices"][0]
     sizes = ["--batch-size", choice["batch_size"], "--seq-len", choice["seq_len"], "--negatives", choice["negatives"]]
+    sizes += ["--pass-tokens", choice["pass_tokens"], *["--recompute"] * choice["recompute"]]
     estimate = run("estimate", "--loss", "ce-", "--catalog", "300K", "--gpu", "a100-40gb", *sizes, "--json").json
-    for key in ("memory", "breakdown_bytes", "step_ms", "headroom_bytes"):
+    for key in ("memory", "breakdown_bytes", "step_ms", "headroom_bytes", "pass_sequences", "passes"):
         assert estimate[key] == choice[key]
     assert estimate["fits"]
+
+
+def test_memory_is_that_of_a_pass(run: Run) -> None:
+    """Batches of any size and length in the same passes differ by the position table alone; time does not stay."""
+    arguments = ("estimate", "--loss", "cce", "--catalog", "300K", "--pass-tokens", 8192, "--json")
+    small, large = (
+        run(*arguments, "--batch-size", size, "--seq-len", length).json for size, length in ((512, 64), (4096, 512))
+    )
+    assert (small["pass_tokens"], large["passes"]) == (8192, 256)
+    assert large["memory"]["allocated_bytes"] == pytest.approx(small["memory"]["allocated_bytes"], rel=0.01)
+    assert large["step_ms"] > 30 * small["step_ms"]
+    screen = " ".join(run(*arguments[:-1], "--batch-size", 512, "--seq-len", 64).out.split())
+    assert "loss runs in chunked PyTorch" in screen
+    assert "in 4 passes of at most 8,192 tokens" in screen
+    whole = run(*arguments, "--batch-size", 64, "--seq-len", 64).json
+    assert (whole["pass_tokens"], whole["passes"]) == (64 * 64, 1)
+
+
+def test_a_kernel_has_its_own_memory(run: Run) -> None:
+    chunked, triton = (
+        run("estimate", "--loss", "cce", *SIZES, "--kernel", kernel, "--json").json for kernel in ("chunked", "triton")
+    )
+    assert chunked["memory"]["allocated_bytes"] != triton["memory"]["allocated_bytes"]
+    assert (chunked["kernel"], triton["kernel"]) == ("chunked", "triton")
+    documents = run("estimate", *SIZES, "--kernel", "triton", "--precision", "fp16", "--json").json["estimates"]
+    assert [each["kernel"] for each in documents] == ["chunked", "chunked", "triton", "triton", "chunked"]
 
 
 def test_the_function_gives_what_the_command_prints(run: Run) -> None:
@@ -104,6 +131,16 @@ def test_a_tight_budget_and_a_safe_cap_are_no_contradiction(run: Run) -> None:
         (["--loss", "ce-", "--catalog", 300, "--batch-size", 8, "--seq-len", 8, "--negatives", 512], "512"),
         (["--loss", "ce-", "--catalog", 300, "--batch-size", 8, "--seq-len", 0, "--negatives", 8], "seq_len 0"),
         (["--loss", "ce-", "--catalog", 300, "--batch-size", 8, "--seq-len", 8], "--negatives 512"),
+        (
+            ["--loss", "ce", "--catalog", 300, "--batch-size", 8, "--seq-len", 64, "--pass-tokens", 63],
+            "pass_tokens 63 is smaller than one sequence of seq_len 64",
+        ),
+        (["--loss", "ce", "--catalog", 300, "--batch-size", 8, "--seq-len", 8, "--pass-tokens", 0], "pass_tokens 0"),
+        (["--loss", "ce", "--catalog", 300, "--batch-size", 8, "--seq-len", 8, "--kernel", "triton"], "no Triton"),
+        (
+            ["--loss", "ce", "--catalog", 300, "--batch-size", 8, "--seq-len", 8, "--micro-batches", 2],
+            "--micro-batches is no option any more",
+        ),
         (["--loss", "ce", "--catalog", 300, "--batch-size", 8, "--seq-len", 8, "--negatives", 8], "negatives 8"),
         (["--loss", "ce", "--catalog", 300, "--batch-size", "many", "--seq-len", 8], "--batch-size"),
         (["--loss", "ce", "--catalog", 300, "--batch-size", "1,024", "--seq-len", 8], "'024'"),

@@ -28,7 +28,8 @@ Run = Callable[..., Ended]
 ML_100K = SHARED / "data" / "ml-100k.inter"
 PLAN = "srsplan.plan.yaml"
 CHOICE_KEYS = {"rank", "loss", "batch_size", "seq_len", "negatives", "tokens_per_set", "memory", "step_ms", "why"}
-CHOICE_KEYS |= {"breakdown_bytes"}
+CHOICE_KEYS |= {"breakdown_bytes", "pass_tokens", "pass_sequences", "passes", "kernel", "recompute", "step_tokens"}
+CHOICE_KEYS |= {"seconds_per_million_tokens"}
 MEMORY_KEYS = {"allocated_bytes", "reserved_bytes", "evaluation_bytes", "upper_bytes", "basis"}
 
 
@@ -81,24 +82,32 @@ def test_the_json_has_what_is_promised(run: Run) -> None:
         assert sum(choice["breakdown_bytes"].values()) == choice["memory"]["allocated_bytes"]
     for miss in document["near_misses"]:
         assert miss["upper_bytes"] == document["budget"]["usable_bytes"] + miss["over_bytes"]
-    assert {(knob["name"], knob["change"]) for knob in document["knobs"]} >= {("batch_size", "x 2"), ("seq_len", "/ 2")}
-    assert "activations" in document["binds"]
-    assert "1,024" in document["inputs"]["quality"]
+    assert document["version"] == 2
+    steps = {(knob["name"], knob["change"]) for knob in document["knobs"]}
+    assert steps >= {("pass_tokens", "/ 2"), ("negatives", "x 2")}
+    first, passes = document["choices"][0], document["passes"]
+    assert first["pass_tokens"] == first["batch_size"] * first["seq_len"] == passes[0]["pass_tokens"]
+    assert [each["passes"] for each in passes] == [1, 2, 8]
+    assert [each["upper_bytes"] for each in passes] == sorted((each["upper_bytes"] for each in passes), reverse=True)
+    assert [each["step_ms"] for each in passes] == sorted(each["step_ms"] for each in passes)
+    assert "not the budget: a whole batch runs in one pass. Batches end at 1,024 sequences" in document["binds"]
 
 
 def test_the_screen_is_one_screen(run: Run, narrow: None) -> None:
-    """Three rows, every symbol explained, no reason twice, 80 columns; where the evidence ends is said."""
+    """Three rows, every symbol explained, no reason twice, 80 columns; what a smaller pass costs, and what limits."""
     done = run("recommend", "--catalog", "1.6M", "--budget", "40GB")
     lines = done.out.rstrip().splitlines()
-    assert len(lines) <= 28
+    assert len(lines) <= 31
     assert max(map(len, lines)) <= 80
     rows = [line for line in lines if re.match(r"[1-9]  \w", line)]
     assert [row.split()[:2] for row in rows] == [["1", "cce-"], ["2", "cce-"], ["3", "cce-"]]
     text = " ".join(done.out.split())
     for phrase in (
-        "1.6M items (1,600,000), D 256", "no padding (worst case)", "4 S =", "what binds", "bs batch size",
-        "sl sequence length", "ns negatives", "D hidden size", "S table in fp32", "cce- sampled softmax in chunks",
-        "end at bs 1,024 and ns 2,048", "--all adds", f"plan written to {PLAN}",
+        "1.6M items (1,600,000), D 256", "every sequence full (worst case)", "4 S =", "what binds", "bs batch size",
+        "sl sequence length", "ns negatives", "D hidden size", "S table in fp32",
+        "cce- sampled softmax in chunks (chunked PyTorch)",
+        "What a smaller pass costs #1", "262,144 in 2 at most", "Batches end at 1,024 sequences", "--max-batch-size",
+        "pass tokens at a time", "s/M seconds a million tokens", "--all adds", f"plan written to {PLAN}",
     ):  # fmt: skip
         assert phrase in text
     assert text.count("shorter sequences") == 1
@@ -110,7 +119,8 @@ def test_all_adds_the_rest(run: Run, narrow: None) -> None:
     assert max(map(len, done.out.splitlines())) <= 80
     text = " ".join(done.out.split())
     for phrase in (
-        "one step of a knob: bs x 2: +", "nearest misses", "Where the memory of #1 goes", "cce full softmax in chunks",
+        "one step of a knob: pass / 2: -",
+        "cce full softmax in chunks (chunked PyTorch)", "Where the memory of #1 goes",
         "less CUDA context 640.0 MiB (assumed)", "1,024 users ranked at once", "best of binary, one negative",
     ):  # fmt: skip
         assert phrase in text
@@ -120,14 +130,93 @@ def test_the_evidence_is_not_exceeded_by_small_choices(run: Run) -> None:
     done = run("recommend", "--catalog", "1M", "--budget", "12GB", "--users", "1K", "--json")
     assert max(choice["batch_size"] for choice in done.json["choices"]) <= 1024
     assert "beyond all evidence" not in done.json["inputs"]["quality"]
+    more = ("--max-batch-size", 3000, "--no-plan")
+    larger = run("recommend", "--catalog", "1M", "--budget", "12GB", *more, "--json").json
+    assert larger["choices"][0]["batch_size"] == 3000
+    assert "larger ones are beyond all evidence" in larger["inputs"]["quality"]
+
+
+def test_a_small_card_trains_the_same_batch_in_smaller_passes(run: Run, narrow: None) -> None:
+    """What used to be impossible on 12 GB: the choice of 40 GB, in passes, and what they cost in time."""
+    large, small = (
+        run("recommend", "--catalog", "1.6M", "--budget", size, "--no-plan", "--json").json for size in ("40GB", "12GB")
+    )
+    first, cut = large["choices"][0], small["choices"][0]
+    for key in ("loss", "batch_size", "seq_len", "negatives"):
+        assert cut[key] == first[key]
+    assert cut["pass_tokens"] < first["pass_tokens"]
+    usable = small["budget"]["usable_bytes"]
+    assert 0.95 * usable <= cut["memory"]["reserved_bytes"] <= cut["memory"]["upper_bytes"] <= usable
+    assert "memory limits a pass, not the batch" in small["binds"]
+    whole, own, *_ = small["passes"]
+    assert (whole["fits"], own["fits"], own["pass_tokens"]) == (False, True, cut["pass_tokens"])
+    assert whole["upper_bytes"] > usable
+    screen = " ".join(run("recommend", "--catalog", "1.6M", "--budget", "12GB").out.split())
+    assert "in 1 at most 14" in screen
+    assert "does not fit" in screen
+
+
+def test_a_budget_of_time_shortens_what_is_chosen(run: Run) -> None:
+    """An epoch of the first choice takes too long: the next is within it, and time is what binds."""
+    arguments = ("recommend", "--catalog", "1M", "--budget", "24GB", "--users", "1M", "--no-plan")
+    free = run(*arguments, "--json").json
+    limit = free["choices"][0]["epoch_seconds"] * 0.6
+    for option in ((f"--epoch-time={limit:.0f}s",), (f"--total-time={10 * limit:.0f}s", "--epochs", 10)):
+        timed = run(*arguments, *option, "--json").json
+        assert all(choice["epoch_seconds"] <= limit + 1 for choice in timed["choices"])
+        assert timed["choices"][0]["batch_size"] <= free["choices"][0]["batch_size"]
+        assert timed["choices"][0] != free["choices"][0]
+        assert "rank higher take longer" in timed["binds"]
+    assert "where there are 10 epochs (--epochs)" in timed["inputs"]["time"]
+    screen = " ".join(run(*arguments, *option).out.split())
+    assert "in all (--total-time): an epoch within" in screen
+
+
+def test_nothing_is_fast_enough_and_the_ways_out_work(run: Run) -> None:
+    """The fastest that fits is named with how much is missing; each hint leads to a plan."""
+    arguments = ("recommend", "--catalog", "1M", "--budget", "24GB", "--gpu", "rtx-4090", "--users", "2M", "--no-plan")
+    for option in (("--epoch-time", "5s"), ("--total-time", "4min", "--epochs", 50)):
+        done = run(*arguments, *option)
+        assert (done.code, done.out) == (3, "")
+        assert "nothing fits the time" in done.message
+        assert "the fastest that fits memory" in done.message
+        assert "too long" in done.message
+        hint = re.search(r"--(epoch|total)-time (\S+?),?\s", done.err.split("try:")[1] + " ")
+        assert hint is not None
+        followed = run(*arguments, *option[2:], f"--{hint[1]}-time", hint[2], "--json")
+        assert followed.code == 0, followed.err
+
+
+def test_a_kernel_is_named_wherever_memory_is(run: Run) -> None:
+    """Another kernel, another memory: the plan says which, and the losses with one form only have that."""
+    asked = ("recommend", "--catalog", "300K", "--budget", "8GB", "--kernel", "triton")
+    choices = {choice["loss"]: choice for choice in run(*asked, "--json").json["choices"]}
+    assert {loss: choice["kernel"] for loss, choice in choices.items()} == {
+        loss: "triton" if kind.chunked else "chunked" for loss, kind in LOSSES.items()
+    }
+    assert "cce- sampled softmax in chunks (Triton)" in " ".join(run(*asked, "--overwrite").out.split())
+    assert next_command(run(*asked, "--no-plan")).endswith("--kernel triton")
+    assert read_plan(Path(PLAN)).configuration().kernel == "triton"
+
+
+def test_recomputation_is_chosen_where_it_makes_a_step_faster(run: Run) -> None:
+    """Of the three answers the one that was left to the search is never slower than the others."""
+    arguments = ("recommend", "--catalog", "1.6M", "--budget", "12GB", "--loss", "bce", "--no-plan", "--json")
+    auto, plain, lighter = (run(*arguments, *more).json for more in ((), ("--no-recompute",), ("--recompute",)))
+    times = [document["choices"][0]["step_ms"] for document in (auto, plain, lighter)]
+    assert times[0] == pytest.approx(min(times), rel=0.06)
+    assert [document["choices"][0]["recompute"] for document in (plain, lighter)] == [False, True]
 
 
 def test_users_give_epochs_and_bound_the_batch(run: Run) -> None:
-    """50,000 users: an epoch of the largest batch still has 20 steps."""
+    """5,000 users: an epoch of the largest batch still has 20 steps, and that is what binds."""
+    few = run("recommend", "--catalog", "100K", "--budget", "12GB", "--users", "5K", "--no-plan", "--json").json
+    assert few["choices"][0]["batch_size"] == 248
+    assert "Batches end at 248 sequences: an epoch keeps 20 steps" in few["binds"]
     document = run("recommend", "--catalog", "1M", "--budget", "12GB", "--users", "50K", "--json").json
     assert document["inputs"]["users"] == 50_000
     for choice in document["choices"]:
-        assert choice["batch_size"] <= 2500
+        assert choice["batch_size"] <= 1024
         steps = -(-50_000 // choice["batch_size"])
         assert choice["epoch_seconds"] == pytest.approx(steps * choice["step_ms"] / 1e3, abs=0.06)
     assert "epoch" in run("recommend", "--catalog", "1M", "--budget", "12GB", "--users", "50K").out
@@ -157,13 +246,14 @@ def test_data_gives_catalog_users_and_real_lengths(run: Run, narrow: None) -> No
     document = run("recommend", "--data", ML_100K, "--budget", "2GB", "--json").json
     assert document["inputs"]["catalog"] == 1682
     assert document["inputs"]["users"] == 823
-    assert "823 training sequences" in document["inputs"]["padding"]
+    assert "823 training sequences" in document["inputs"]["lengths"]
     assert document["inputs"]["notes"]["data"]
     screen = run("recommend", "--data", ML_100K, "--budget", "2GB").out
-    assert len(screen.splitlines()) <= 30
+    assert len(screen.splitlines()) <= 34
     assert "user column 'user_id:token'" in " ".join(screen.split())
     for choice in document["choices"]:
-        assert choice["valid_tokens"] < choice["batch_size"] * choice["seq_len"]
+        assert choice["step_tokens"] <= choice["pass_tokens"] <= choice["batch_size"] * choice["seq_len"]
+        assert choice["passes"] == 1
         assert choice["epoch_seconds"] is not None
         assert choice["memory"]["reserved_bytes"] <= choice["memory"]["upper_bytes"]
 
@@ -245,6 +335,7 @@ def test_without_a_plan_the_command_says_everything(run: Run, loss: str) -> None
     assert given.get("negatives") == first["negatives"]
     assert given.get("tokens_per_set", 1) == first["tokens_per_set"]
     assert given.get("sampler", "uniform") == first["sampler"]
+    assert (given["pass_tokens"], given["pass_sequences"]) == (first["pass_tokens"], first["pass_sequences"])
 
 
 def test_control_characters_do_not_reach_the_terminal(run: Run, tmp_path: Path) -> None:
@@ -309,6 +400,12 @@ BAD = [
     (["--catalog", "1.6M", "--budget", "40GB", "--mean-length", "1e308"], "--mean-length 1e+308"),
     (["--catalog", "1.6M", "--budget", "40GB", "--mean-length", "nan"], "--mean-length nan"),
     (["--catalog", "1.6M", "--budget", "40GB", "--users", "none"], "--users 'none'"),
+    (["--catalog", "1.6M", "--budget", "40GB", "--epoch-time", "1h"], "--epoch-time needs the number of users"),
+    (["--catalog", "1.6M", "--budget", "40GB", "--users", "5K", "--epoch-time", "5m"], "--epoch-time '5m'"),
+    (["--catalog", "1.6M", "--budget", "40GB", "--users", "5K", "--total-time", "-1h"], "--total-time '-1h'"),
+    (["--catalog", "1.6M", "--budget", "40GB", "--users", "5K", "--total-time", "1h", "--epochs", "0"], "epochs 0"),
+    (["--catalog", "1.6M", "--budget", "40GB", "--max-batch-size", "0"], "max_batch_size 0"),
+    (["--catalog", "1.6M", "--budget", "40GB", "--kernel", "fast"], "unknown kernel 'fast'"),
     (["--catalog", "1.6M", "--budget", "40GB", "--gpus", "0"], "--gpus 0"),
     (["--data", "missing.csv", "--budget", "40GB"], "missing.csv"),
     (["--data", "missing.csv", "--budget", "40GB", "--users", "5K"], "--users"),

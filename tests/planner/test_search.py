@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
-from srsplan.planner.confirm import confirm_first
+from srsplan.planner.confirm import confirm, confirm_first
+from srsplan.planner.passes import SMALL_PASS, with_pass
 from srsplan.planner.search import Prices, Recommendation, Space, recommend
 from srsplan.planner.search.space import BATCH_SIZES
+from srsplan.planner.time_limit import TimeLimit
 from srsplan.planner.workload import FromData, MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.catalogue import find_gpu, load_gpus
@@ -73,9 +75,10 @@ def test_whatever_is_recommended_fits(
         memory = choice.memory
         assert memory.allocated_bytes <= memory.reserved_bytes <= memory.upper_bytes <= budget.usable_bytes
         assert memory.evaluation_bytes <= memory.upper_bytes
-        assert choice.configuration.fullest_tokens <= choice.configuration.tokens
+        assert choice.configuration.tokens >= choice.configuration.seq_len
+        assert choice.passes >= 1
         assert (choice.epoch_seconds is None) == (users is None)
-        assert users is None or choice.configuration.batch_size <= max(16, users // 20)
+        assert choice.configuration.batch_size <= (1024 if users is None else min(1024, max(16, users // 20)))
     if found.choices:
         same = [
             each.configuration
@@ -91,13 +94,27 @@ def test_whatever_is_recommended_fits(
     assert found.choices or found.near_misses
 
 
-@pytest.mark.parametrize("gigabytes", [8, 8.2])
-def test_growth_comes_before_the_order(gigabytes: float) -> None:
-    """With 8.2 GB the second of the coarse grid overtakes the first when both are grown."""
-    found = found_for(space_of(1_600_000, ("cce-",)), gigabytes)
+@pytest.mark.parametrize("gigabytes", [12, 13.3])
+def test_negatives_of_eager_forms_grow_between_the_grid(gigabytes: float) -> None:
+    """They alone still take memory, whatever the pass: what fits between powers of two is found, and then ordered."""
+    found = found_for(space_of(1_600_000, ("ce-",)), gigabytes)
     same = [choice.configuration for choice in found.choices]
-    assert len({each.balance for each in same}) == len(same) == 3
     assert in_stated_order(same)
+    assert all(each.balance <= 1024 for each in same)
+
+
+def test_sizes_between_the_grid_are_found_where_time_binds() -> None:
+    """An epoch may take what a batch of 700 needs: between 512 and 768 there is something that ranks above 512."""
+    space = space_of(300_000, ("cce",), workload=MeanLength(50.0, 500_000))
+    free = prices_of(space, 24)
+    seconds = free.epoch_seconds(space.configuration("cce", 1024, 100, None))
+    assert seconds is not None
+    limit = TimeLimit(epoch_seconds=seconds, option="--epoch-time", epochs=1)
+    timed = Prices(space.workload, free.budget, A100, MODEL, time=limit)
+    first = recommend(space, timed).choices[0]
+    assert first.epoch_seconds is not None
+    assert first.epoch_seconds <= seconds
+    assert 64 < first.configuration.seq_len < 128
 
 
 @pytest.mark.parametrize(("catalog", "gigabytes"), [(300_000, 24), (1_600_000, 40), (5_000, 4)])
@@ -142,7 +159,10 @@ def test_the_mean_length_bounds_random_batches_of_any_size(batch_size: int, seq_
     """Against batches drawn from the assumed distribution: not exceeded, and not far above for large batches."""
     mean, random = 54.9, np.random.default_rng(0)
     drawn = np.minimum(np.ceil(random.exponential(mean, (20, batch_size))), seq_len).sum(axis=1)
-    bound = MeanLength(mean).valid_tokens(batch_size, seq_len)
+    workload = MeanLength(mean)
+    bound = workload.fullest_batch(batch_size, seq_len)
+    assert workload.mean_tokens(seq_len) * batch_size == pytest.approx(drawn.mean(), rel=0.1)
+    assert workload.pass_sequences(bound, batch_size, seq_len) == batch_size
     assert drawn.max() <= bound
     assert bound <= drawn.mean() * (1 + 8 / np.sqrt(min(batch_size, 16_384))) + 1
 
@@ -161,35 +181,65 @@ def test_a_search_that_gives_up_early_still_finds_what_fits(
     assert all(choice.memory.upper_bytes <= prices.budget.usable_bytes for choice in found.choices)
 
 
+@pytest.mark.parametrize(
+    ("catalog", "gigabytes", "loss"),
+    [
+        (1_600_000, 12, "cce-"), (300_000, 6, "cce-"), (300_000, 8, "cce"), (30_000, 4, "ce"), (1_600_000, 16, "ce-"),
+        (300_000, 4, "bce"),
+    ],
+)  # fmt: skip
+def test_plans_run_under_a_cap_of_their_budget_and_use_it(catalog: int, gigabytes: int, loss: str) -> None:
+    """Where memory binds a pass takes 95% of what it may; eager forms, whose passes differ more, nine tenths.
+
+    Simulated under a hard cap: the ledger's own trace.
+    """
+    space = space_of(catalog, (loss,))
+    prices = prices_of(space, gigabytes)
+    first = recommend(space, prices).choices[0]
+    assert first.passes > 1
+    least = 0.95 if LOSSES[loss].chunked else 0.9
+    assert least * prices.limit <= first.memory.upper_bytes <= prices.limit
+    found = confirm(first, prices.budget, A100)
+    assert found.fits
+    assert found.retries == 0 or not LOSSES[loss].chunked
+    assert found.reserved_bytes <= prices.limit
+
+
 def test_batch_sizes_of_the_grid_are_half_a_power_of_two_apart() -> None:
     assert BATCH_SIZES == [
         16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192,
     ]  # fmt: skip
-    assert {each.batch_size for each in space_of(1000, ("ce",)).candidates("ce")} == set(BATCH_SIZES)
+    found = {each.batch_size for each in space_of(1000, ("ce",)).candidates("ce")}
+    assert found == {size for size in BATCH_SIZES if size <= 1024}, "public runs end there"
+    larger = space_of(1000, ("ce",), max_batch_size=5000).candidates("ce")
+    assert {each.batch_size for each in larger} == {*(size for size in BATCH_SIZES if size < 5000), 5000}
 
 
 def test_near_misses_are_the_nearest() -> None:
-    """Of the first choice's loss and rank: those of the smallest allocated peaks, of all that do not fit."""
-    space = space_of(100_000, ("ce",))
-    prices = prices_of(space, 10)
+    """Of the first choice's loss and above it: those that take least in the smallest passes, of all that do not fit."""
+    space = space_of(1_600_000, ("ce-",))
+    prices = prices_of(space, 12)
     found = recommend(space, prices)
-    pool = [each for each in space.candidates("ce") if each.balance >= found.choices[0].configuration.balance]
-    pool.sort(key=lambda each: (prices.allocated([each])[0], -each.balance))
-    nearest = [each for each in pool if not prices.fits(each)][:3]
-    assert {miss.configuration for miss in found.near_misses} == set(nearest)
-    assert len(nearest) == 3
+    first = found.choices[0].configuration
+    above = [each for each in space.candidates("ce-") if (each.balance, each.seq_len) > (first.balance, first.seq_len)]
+    assert above
+    assert len(found.near_misses) == 3
+    for miss in found.near_misses:
+        assert (miss.configuration.balance, miss.configuration.seq_len) > (first.balance, first.seq_len)
+        assert not prices.fits(miss.configuration)
+    nearest = min(prices.choice(each).memory.upper_bytes for each in prices.lightest(above, SMALL_PASS)[0])
+    assert found.near_misses[0].memory.upper_bytes <= nearest
 
 
 def test_knob_costs_are_differences_of_the_model() -> None:
-    """Doubling the batch of the first choice costs what the model says of the doubled configuration."""
+    """A half of the first choice's pass costs what the model says of the configuration in such passes."""
     space = space_of(300_000)
     found = found_for(space, 24)
     first = found.choices[0]
     costs = {(knob.name, knob.change): knob.bytes for knob in found.knobs}
-    base = first.configuration
-    doubled = space.configuration(base.loss, 2 * base.batch_size, base.seq_len, base.negatives)
-    assert costs["batch_size", "x 2"] == int(MODEL.allocated([doubled])[0]) - first.memory.allocated_bytes > 0
-    assert costs["seq_len", "/ 2"] < 0
+    halved = with_pass(first.configuration, first.configuration.tokens // 2, space.workload)
+    assert costs["pass_tokens", "/ 2"] == int(MODEL.allocated([halved])[0]) - first.memory.allocated_bytes < 0
+    assert ("negatives", "x 2") in costs
 
 
 def test_a_choice_that_does_not_run_is_left_out() -> None:

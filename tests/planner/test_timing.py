@@ -19,10 +19,10 @@ from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.training.step import TrainingStep
 from srsplan.planner.calibration import model_of
-from srsplan.planner.step_time import Rates, cost_ms, step_cost, step_ms
+from srsplan.planner.step_time import MeanPass, Rates, cost_ms, mean_pass, step_cost, step_ms
 from srsplan.planner.step_time_fit import FEWEST, Timed, fit_rates
 from srsplan.profiler.probes.catalogue import find_gpu
-from srsplan.profiler.probes.cuda_child import random_batch
+from srsplan.profiler.probes.cuda_child import random_pass
 from srsplan.profiler.probes.records import ProbeRecord
 
 H200, A100 = find_gpu("h200"), find_gpu("a100-40gb")
@@ -70,15 +70,46 @@ def test_probes_give_constants_and_say_what_they_are_worth(tmp_path: Path) -> No
     assert "fitted to probes on h200, other cards transferred; each of 9 measured steps held out" in fit.step_basis
 
 
-def test_recomputing_and_parts_take_time() -> None:
+def test_recomputing_and_passes_take_time() -> None:
     base = Configuration(loss="cce-", catalog=1_000_000, batch_size=512, seq_len=128, negatives=512, tokens_per_set=32)
     plain = step_ms(base, A100)
     assert 1.05 * plain < step_ms(replace(base, recompute=True), A100) < 1.4 * plain
-    assert plain < step_ms(replace(base, micro_batches=4), A100) < 2 * plain
+    halves, quarters = (step_ms(replace(base, pass_tokens=base.batch_tokens // count), A100) for count in (2, 4))
+    assert plain < halves < quarters < 2 * plain
+
+
+def test_passes_hold_whole_sequences_of_the_mean_batch() -> None:
+    """Counted by hand: 5 full sequences of 24 in 128 tokens, 32 of 4 tokens; a whole batch that may be cut is one."""
+    base = Configuration(loss="cce", catalog=900, batch_size=64, seq_len=24, pass_tokens=128)
+    assert mean_pass(base) == MeanPass(count=13, tokens=118, length=24.0)
+    assert mean_pass(base, 4.0) == MeanPass(count=2, tokens=128, length=4.0)
+    assert mean_pass(replace(base, pass_sequences=8), 4.0).count == 8
+    assert mean_pass(replace(base, pass_tokens=300), 4.6).count == 1
+
+
+def test_the_mean_batch_takes_the_time_and_not_the_fullest() -> None:
+    """A tenth of the tokens: a tenth of the work beside the optimizer's."""
+    base = Configuration(loss="cce-", catalog=1000, batch_size=512, seq_len=100, negatives=512, tokens_per_set=32)
+    full, tenth = step_cost(base), step_cost(base, 10.0)
+    optimizer = 9 * base.table_bytes
+    assert tenth.moved_bytes - optimizer == pytest.approx(0.1 * (full.moved_bytes - optimizer), rel=0.01)
+    assert tenth.product_flops < 0.1 * full.product_flops
+    assert tenth.launches <= full.launches
+
+
+@pytest.mark.parametrize(("loss", "tables"), [("cce", 0), ("ce", 5)])
+def test_every_later_pass_adds_its_gradient_to_the_table(loss: str, tables: int) -> None:
+    """Of eager losses: filled, written, read, and added to the first. Chunks add where it lies, in any pass."""
+    base = Configuration(loss=loss, catalog=500_000, batch_size=64, seq_len=64)
+    cut = replace(base, pass_tokens=base.batch_tokens // 4)
+    alone = replace(base, batch_size=16)
+    optimizer = 9 * base.table_bytes
+    added = step_cost(cut).moved_bytes - optimizer - 4 * (step_cost(alone).moved_bytes - optimizer)
+    assert added == pytest.approx(3 * tables * base.table_bytes, abs=1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("changes", [{}, {"valid_tokens": 96}, {"recompute": True}, {"micro_batches": 2}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"recompute": True}, {"pass_tokens": 96, "pass_sequences": 4}], ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_flops_are_those_that_torch_counts(loss: str, changes: dict[str, Any], precision: Precision) -> None:
     """Every matrix product of a real step on a CPU, forward and backward, of model and loss: equal to the last flop."""
@@ -89,12 +120,12 @@ def test_flops_are_those_that_torch_counts(loss: str, changes: dict[str, Any], p
         tokens_per_set=4 if LOSSES[loss].shares_negatives else 1, **changes,
     )  # fmt: skip
     step = TrainingStep(configuration, torch.device("cpu"))
-    parts = [random_batch(configuration, step.device)] * configuration.micro_batches
+    passes = [random_pass(configuration, step.device)] * mean_pass(configuration).count
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flops}) as counter:
-        step.run_parts(parts, sum(len(part.targets) for part in parts))
+        step.run_passes(passes, sum(len(each.targets) for each in passes))
     # scores of negatives of one's own: counted by the bytes of their rows, which take longer
-    tokens, rows = configuration.fullest_tokens, (configuration.negatives or 0) + 1
-    by_bytes = 6 * configuration.micro_batches * tokens * rows * architecture.dim if loss == "ce-" else 0
+    rows = (configuration.negatives or 0) + 1
+    by_bytes = 6 * configuration.batch_tokens * rows * architecture.dim if loss == "ce-" else 0
     assert step_cost(configuration).product_flops == counter.get_total_flops() - by_bytes
 
 

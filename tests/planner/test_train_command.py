@@ -166,13 +166,15 @@ def test_out_of_memory_in_the_test_is_no_traceback(train_on: Run, monkeypatch: p
     assert "the GPU ran out of memory" in done.message
 
 
-@pytest.mark.parametrize(("blocks", "phrase"), [(2, "predicted, without padding"), (9, "not predicted: blocks 9")])
+@pytest.mark.parametrize(
+    ("blocks", "phrase"), [(2, "predicted for chunked PyTorch, a full pass"), (9, "not predicted: blocks 9")]
+)
 def test_a_missing_prediction_does_not_end_a_good_run(blocks: int, phrase: str) -> None:
     configuration = replace(SAMPLED, architecture=Architecture(dim=16, blocks=blocks))
     settings = SimpleNamespace(evaluation_batch=8)
     order: Any = SimpleNamespace(settings=settings, configuration=configuration, folder=Path("runs"))
     memory = {"allocated_bytes": 1 << 30, "reserved_bytes": 2 << 30}
-    document = {"memory": memory, "micro_batches": 1}
+    document = {"memory": memory, "pass_tokens": configuration.tokens}
     said = " ".join(train_screens.memory_lines(order, "chunked PyTorch", document))
     assert phrase in said
     assert ("predicted at most; please report it" in said) == (blocks == 2)
@@ -196,7 +198,7 @@ def test_a_kernel_that_cannot_run_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize(
     "option",
-    ["epochs", "patience", "seq-len", "batch-size", "tokens-per-set", "validation-users", "min-item", "micro-batches"],
+    ["epochs", "patience", "seq-len", "batch-size", "tokens-per-set", "validation-users", "min-item", "pass-tokens"],
 )
 def test_numbers_beyond_any_machine_are_refused(train_on: Run, tmp_path: Path, option: str) -> None:
     done = train_on(*TINY, f"--{option}", "9" * 400, "-o", "out")

@@ -21,6 +21,7 @@ from srsplan.planner import pricing, smaller_run
 from srsplan.planner.cli import train_runs
 from srsplan.planner.cli.options import words_of
 from srsplan.planner.cli.train_options import TrainOptions
+from srsplan.planner.passes import with_pass
 from srsplan.planner.train_configuration import parse_ranks
 from srsplan.planner.workload import FromData
 from srsplan.profiler.memory.model import MemoryModel
@@ -57,14 +58,16 @@ def workload(users: int = 100_000, length: int = 200) -> FromData:
 
 
 def test_a_configuration_above_its_budget_is_refused_on_a_gpu() -> None:
-    """With both figures, that of the memory model, and a number of micro-batches that does fit."""
+    """With both figures, that of the memory model, and the largest pass that does fit."""
     needed = MemoryModel().predict(FULL, 64, 64 * 200).upper_bytes
     limits = pricing.Limits(budget_bytes=needed // 3, device_bytes=8 << 40)
     with pytest.raises(NothingFits, match=rf"takes up to {needed / 2**30:.2f} GiB, the plan's budget") as caught:
         pricing.check_memory(FULL, 64, workload(), limits)
-    parts = int(caught.value.hint.split()[1])
-    cut = replace(FULL, micro_batches=parts)
-    assert MemoryModel().predict(cut, 64, 64 * 200).upper_bytes <= needed // 3
+    tokens = int(caught.value.hint.split()[1])
+    cut = with_pass(FULL, tokens, workload())
+    assert MemoryModel().predict(cut, 64, 64 * 200, needed // 3).upper_bytes <= needed // 3
+    larger = with_pass(FULL, tokens * 17 // 16, workload())
+    assert MemoryModel().predict(larger, 64, 64 * 200, needed // 3).upper_bytes > needed // 3
     assert pricing.check_memory(FULL, 64, workload(), replace(limits, budget_bytes=needed)) == ()
 
 
@@ -89,7 +92,7 @@ def test_an_edited_plan_is_priced_again(run: Run, planned: Path, data: Path) -> 
 
 
 def test_a_model_larger_than_the_machine_is_refused() -> None:
-    wide = Architecture(dim=4096)
+    wide = Architecture(dim=4096, heads=16)
     with pytest.raises(
         InputError, match=r"a model of 100,000,000 items, seq_len \d+, dim 4096 and 2 blocks takes 5\.96 TiB"
     ):
@@ -188,3 +191,82 @@ def test_options_as_words() -> None:
         "srsplan", "train", "--data", "my data.csv", "--output", "out", "--no-recompute", "--learning-rate", "0.5",
         "--keep-seen",
     ]  # fmt: skip
+
+
+def configuration_of(folder: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(Path(folder, "config.json").read_text())["configuration"]
+    return found
+
+
+def test_a_plans_passes_are_those_that_are_trained(run: Run, planned: Path, data: Path) -> None:
+    """Edited ones as well; what the command line says stands above both, and sequences follow from the data."""
+    edited(planned, batch_size=16, seq_len=8, pass_tokens=24, pass_sequences=5)
+    arguments = ("train", "--data", data, "--split", "leave-one-out", "--epochs", 1)
+    done = run(*arguments, "-o", "out")
+    assert done.code == 0, done.err
+    assert "in passes of 24 tokens" in done.message
+    found = configuration_of("out")
+    assert (found["pass_tokens"], found["pass_sequences"]) == (24, 5)
+    assert run(*arguments, "--pass-tokens", 16, "-o", "given").code == 0
+    given = configuration_of("given")
+    assert (given["pass_tokens"], given["pass_sequences"]) == (16, 12)  # 1.25 times those of 5 tokens, and 8
+
+
+def test_without_a_plan_a_batch_is_one_pass_or_the_usual_one(run: Run, data: Path) -> None:
+    few = ("train", "--data", data, "--loss", "cce", *SMALL, "--epochs", 1)
+    assert run(*few, "-o", "whole").code == 0
+    assert configuration_of("whole")["pass_tokens"] == 16 * 8
+    assert run(*few, "--pass-tokens", 9, "--pass-sequences", 2, "-o", "cut").code == 0
+    cut = configuration_of("cut")
+    assert (cut["pass_tokens"], cut["pass_sequences"]) == (9, 2)
+
+
+def test_the_step_is_the_same_however_it_is_cut(run: Run, data: Path) -> None:
+    """Without dropout: the losses of epochs in one pass and in many agree to rounding."""
+    few = ("train", "--data", data, "--loss", "cce", *SMALL, "--dropout", 0, "--epochs", 2)
+    losses = []
+    for name, passes in (("one", ()), ("many", ("--pass-tokens", 8))):
+        assert run(*few, *passes, "-o", name).code == 0
+        losses.append([json.loads(line)["loss"] for line in Path(name, "epochs.jsonl").read_text().splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_another_kernel_than_the_plans_is_planned_again_and_said(run: Run, data: Path) -> None:
+    """A plan for Triton, on a machine that has no GPU: the chunked form runs, in passes of its own."""
+    asked = ("--catalog", "2K", "--budget", "2GB", "--dim", 16, "--blocks", 1, "--kernel", "triton", "--loss", "cce")
+    assert run("recommend", *asked).code == 0
+    edited(Path("srsplan.plan.yaml"), seq_len=8, pass_tokens=24, pass_sequences=5)
+    done = run("train", "--data", data, "--split", "leave-one-out", "--epochs", 1, "-o", "out")
+    assert done.code == 0, done.err
+    assert "the plan's kernel does not run here: Triton kernels run on CUDA, not on cpu" in done.message
+    assert "the plan is for another kernel: planned again for chunked PyTorch, a pass has" in done.message
+    assert "instead of 24" in done.message
+    found = configuration_of("out")
+    assert (found["kernel"], found["pass_tokens"] != 24) == ("chunked", True)
+    refused = run("train", "--data", data, "--split", "leave-one-out", "--kernel", "triton", "-o", "refused")
+    assert refused.code == 2
+    assert "Triton kernels run on CUDA" in refused.message
+
+
+def test_a_kernel_of_another_loss_is_refused(run: Run, data: Path) -> None:
+    done = run("train", "--data", data, "--loss", "ce", *SMALL, "--kernel", "chunked", "--epochs", 1, "-o", "out")
+    assert done.code == 2
+    assert "ce has no chunked form" in done.message
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "phrase"),
+    [
+        (("--micro-batches", 2), "--micro-batches is no option any more"),
+        (("--pass-tokens", 7), "pass_tokens 7 is smaller than one sequence of seq_len 8"),
+        (("--pass-tokens", 0), "pass_tokens 0"),
+        (("--pass-sequences", -1), "pass_sequences -1"),
+    ],
+)
+def test_impossible_passes_are_one_clear_message(run: Run, data: Path, given: tuple[object, ...], phrase: str) -> None:
+    done = run("train", "--data", data, "--loss", "cce", *SMALL, *given, "--epochs", 1, "-o", "out")
+    assert done.code == 2
+    assert phrase in done.message
+    assert "try:" in done.err
+    assert not Path("out").exists()

@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from small_runs import walks
 
+from srsplan.kernels.attention import Packing
 from srsplan.kernels.samplers.alias_table import popularity
+from srsplan.models.data.batches import Packed
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Holdout, split
 from srsplan.models.sasrec import Block, SASRec
+from srsplan.models.sequence_model import PackedItems
+from srsplan.models.training.inputs import packed_items
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.step import StepInputs, TrainingStep
 
@@ -50,10 +54,11 @@ def ndcg(weights: dict[str, torch.Tensor], holdout: Holdout, ks: int = 10) -> fl
     gains = []
     for user, target in enumerate(holdout.targets):
         bounds = holdout.histories.offsets[user : user + 2]
-        history = torch.from_numpy(holdout.histories.values[bounds[0] : bounds[1]].astype(np.int64)) - 1
+        items = holdout.histories.values[bounds[0] : bounds[1]].astype(np.int64)
+        last = Packed(items[-8:], np.array([0, len(items[-8:])]))
         with torch.no_grad():
-            scores = model.item_table @ model(history[None, -8:])[0, -1]
-        scores[history] = -torch.inf
+            scores = model.item_table @ model(packed_items(last, torch.device("cpu")))[-1]
+        scores[torch.from_numpy(items) - 1] = -torch.inf
         place = int((scores > scores[int(target) - 1]).sum())
         gains.append(1 / np.log2(place + 2) if place < ks else 0.0)
     return float(np.mean(gains))
@@ -91,17 +96,17 @@ def test_the_best_weights_are_tested_not_the_last(train: Run, data: Path, tmp_pa
 
 def test_every_epoch_is_shuffled_anew(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three epochs hold the same sequences in three orders."""
-    seen, parts = list[NDArray[np.int64]](), TrainingStep.run_parts
+    seen, passes = list[NDArray[np.int64]](), TrainingStep.run_passes
     inside = Trainer._train_epoch
 
     def listening(self: TrainingStep, inputs: Any, targets: int, *rest: Any) -> torch.Tensor:
         batches = list(inputs)
         seen.extend(batch.targets.numpy() for batch in batches)
-        return parts(self, batches, targets, *rest)
+        return passes(self, batches, targets, *rest)
 
     def epoch(self: Trainer, callbacks: Any) -> float:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TrainingStep, "run_parts", listening)
+            patch.setattr(TrainingStep, "run_passes", listening)
             return inside(self, callbacks)
 
     monkeypatch.setattr(Trainer, "_train_epoch", epoch)
@@ -128,10 +133,10 @@ def test_a_plans_evaluation_batch_is_used(run: Run, train: Run, monkeypatch: pyt
     planned(run, eval_batch_size=7)
     sizes, forward = set(), SASRec.forward
 
-    def listening(self: SASRec, items: torch.Tensor) -> torch.Tensor:
+    def listening(self: SASRec, sequences: PackedItems) -> torch.Tensor:
         if not self.training:
-            sizes.add(len(items))
-        return forward(self, items)
+            sizes.add(len(sequences.packing.cu_seqlens) - 1)
+        return forward(self, sequences)
 
     monkeypatch.setattr(SASRec, "forward", listening)
     assert train("--plan", "srsplan.plan.yaml", "--epochs", 1).code == 0
@@ -147,18 +152,18 @@ def test_a_plans_recomputation_is_done(
 ) -> None:
     """A block runs forward twice for every training batch where it is recomputed, once where it is not."""
     planned(run, recompute=recompute)
-    calls, forward, loss = Counter[str](), Block.forward, TrainingStep.loss
+    calls, forward, loss = Counter[str](), Block.forward, TrainingStep._mean_loss
 
-    def block(self: Block, x: torch.Tensor) -> torch.Tensor:
+    def block(self: Block, x: torch.Tensor, packing: Packing) -> torch.Tensor:
         calls["block"] += self.training
-        return forward(self, x)
+        return forward(self, x, packing)
 
     def batch(self: TrainingStep, batch: StepInputs, *rest: Any, **options: Any) -> torch.Tensor:
         calls["batch"] += 1
         return loss(self, batch, *rest, **options)
 
     monkeypatch.setattr(Block, "forward", block)
-    monkeypatch.setattr(TrainingStep, "loss", batch)
+    monkeypatch.setattr(TrainingStep, "_mean_loss", batch)
     assert train("--plan", "srsplan.plan.yaml", "--epochs", 1, *flags).code == 0
     assert calls["block"] == times * calls["batch"] > 0
 

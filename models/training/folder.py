@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
 from srsplan.models.errors import InputError
 from srsplan.models.files import locked, read_limited
-from srsplan.models.schema import Document, explained
+from srsplan.models.schema import Document, explained, shown
 
 CONFIG, ITEMS, METRICS, ROW = "config.json", "items.parquet", "metrics.json", "runs.csv"
 STATE, BEST, NEXT_BEST, EPOCHS = "state.json", "best.safetensors", "best-next.safetensors", "epochs.jsonl"
@@ -49,19 +49,38 @@ D = TypeVar("D", bound=Document)
 def read_document(path: Path, kind: type[D], what: str) -> D:
     """Read a JSON file of the run as a checked document; InputError where it is absent, no JSON, or of another form."""
     content = read_limited(path, what, START_ANEW)
+    _check_version(content, kind, f"the {what} {path}")
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise InputError(f"the {what} {path} is damaged: {first['msg']}", START_ANEW) from None
-        if first["loc"] == ("version",):
-            raise InputError(
-                f"the {what} {path} is of another version of srsplan", "start anew with --overwrite"
-            ) from None
         raise explained(error, f"the {what} {path}", kind.model_fields, START_ANEW) from None
     except InputError as error:  # a value that the configuration itself refuses
         raise InputError(f"the {what} {path}: {error.message}", START_ANEW) from None
+
+
+class _Versioned(BaseModel):
+    """Version of a file's form, whatever else the file holds."""
+
+    version: JsonValue = None
+    srsplan: JsonValue = None
+
+
+def _check_version(content: bytes, kind: type[Document], which: str) -> None:
+    """Raise InputError where the file is of another version: before all else, whose names and types differ with it."""
+    known = kind.model_fields["version"].default
+    try:
+        found = _Versioned.model_validate_json(content)
+    except ValidationError:  # no JSON, or no object: told by whoever reads it
+        return
+    if found.version not in (None, known):
+        writer = f", {found.srsplan[:40]}" if isinstance(found.srsplan, str) else ""
+        raise InputError(
+            f"{which} is of another version of srsplan{writer}: its form is {shown(found.version)}, this reads {known}",
+            "train again, with --overwrite or into another folder, or use the srsplan that wrote it",
+        )
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,7 @@ def rank(
     """Return the `best` items of every user, best first: int64 [E, K], 0-based, as `rank_hidden` says.
 
     The state of a history's last token ranks. The model runs in `autocast` and without gradients; scores are fp32 all
-    the same.
-    Memory: hidden states [M, D] and their temporaries first, then that of `rank_hidden`.
+    the same. Memory: hidden states [M, D] and their temporaries first, then that of `rank_hidden`.
     """
     with torch.no_grad(), autocast():
         hidden = model(histories)

@@ -32,27 +32,21 @@ def train_batch(step: TrainingStep, batch: Batch, progress: Progress, callbacks:
     """Take one optimizer step on the batch, in smaller passes where the GPU's memory runs out; return the mean loss."""
     configuration, device = step.configuration, step.device
     while True:
+        tokens = max(progress.pass_tokens, batch.longest)  # passes may have become smaller than this batch's longest
+        cut = list(passes(batch, tokens, configuration.sequences))
         targets = targets_of(batch, device) if configuration.sampler == "in-batch" else None
-        cut = passes(batch, progress.pass_tokens, sequences_of(configuration, progress.pass_tokens))
         try:
             return step.run_passes((step_inputs(each, device) for each in cut), len(batch.items), targets)
         except torch.cuda.OutOfMemoryError:
-            tokens = min(progress.pass_tokens, len(batch.items))
-            if tokens <= batch.longest:
+            fullest = max(len(each.items) for each in cut)
+            if fullest <= batch.longest:
                 raise
         release(step.optimizer)
-        progress.pass_tokens = max(batch.longest, tokens // 2)
+        progress.pass_tokens = max(batch.longest, fullest // 2)
         callbacks.on_out_of_memory(
             f"the GPU ran out of memory: from here on a pass has {progress.pass_tokens:,} tokens at most, at the same "
             f"batch size {configuration.batch_size:,}: gradients accumulate"
         )
-
-
-def sequences_of(configuration: Configuration, tokens: int) -> int:
-    """Return the sequences of a pass at most, fewer in proportion where it has fewer tokens than configured."""
-    if tokens >= configuration.tokens:
-        return configuration.sequences
-    return max(1, configuration.sequences * tokens // configuration.tokens)
 
 
 def with_fewer_users(work: Callable[[int], T], progress: Progress, callbacks: Callbacks) -> T:
@@ -100,5 +94,5 @@ def out_of_memory_explained(configuration: Configuration) -> Iterator[None]:
             f"the GPU ran out of memory: {allocated:,} bytes allocated and {reserved:,} reserved at the peak, with "
             f"batch size {configuration.batch_size}, sequence length {configuration.seq_len} and negatives "
             f"{configuration.negatives}",
-            "plan again with a smaller --budget, or take a smaller --batch-size, and start anew with --overwrite",
+            "plan again with a smaller --budget, or take a smaller --seq-len or --dim, and start anew with --overwrite",
         ) from error

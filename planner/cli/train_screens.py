@@ -11,7 +11,6 @@ from rich.table import Table
 
 from srsplan.models.errors import InputError
 from srsplan.models.training.epochs_log import EpochRecord
-from srsplan.models.training.retries import sequences_of
 from srsplan.models.training.run import Order, Prepared
 from srsplan.planner.cli import console
 from srsplan.planner.units import format_duration, format_gib
@@ -209,8 +208,7 @@ def memory_lines(order: Order, implementation: str, document: Mapping[str, Any])
         f"{format_gib(measured['reserved_bytes'])} reserved"
     )
     users, tokens = order.settings.evaluation_batch, min(order.configuration.tokens, document["pass_tokens"])
-    sequences = sequences_of(order.configuration, tokens)
-    configuration = replace(order.configuration, pass_tokens=tokens, pass_sequences=sequences)
+    configuration = replace(order.configuration, pass_tokens=max(tokens, order.configuration.seq_len))
     try:
         predicted = MemoryModel().predict(configuration, users, users * configuration.seq_len)
     except InputError as error:  # the run is over and good: a prediction that does not exist is no reason to fail

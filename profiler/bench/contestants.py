@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srsplan.kernels import eager
 from srsplan.kernels.full_softmax import api as full_softmax
-from srsplan.kernels.launches.limits import refused_size
+from srsplan.kernels.launches.sizes import refused_size
 from srsplan.kernels.losses import CE, CE_NEG, Loss
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
 from srsplan.kernels.samplers.sampling import Sampling
@@ -48,7 +48,7 @@ class Contestant:
 
     def absence(self, shape: Shape, dtype: torch.dtype) -> str:
         """Return the reason why it does not run on a shape in a type; "" where it does."""
-        return self.absent or (refused_size(shape.dim, dtype) if self.on_triton else "")
+        return self.absent or (refused_size(shape.dim, dtype == torch.float32) if self.on_triton else "")
 
 
 def contestants(device: torch.device) -> list[Contestant]:

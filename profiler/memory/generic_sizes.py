@@ -89,8 +89,9 @@ def told_apart(kind: Kind, many_chunks: bool) -> Iterator[None]:
     The full softmax's Triton kernel splits the catalog. Windows of one set let every pass of a batch touch as many sets
     as a pass that begins with a window, though it begins in the middle of one.
     """
-    splits = patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS)
-    with patch.object(chunking, "SETS_PER_WINDOW", 1), splits if kind.kernel == "triton" and many_chunks else nullcontext():
+    several = kind.kernel == "triton" and many_chunks
+    splits = patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS) if several else nullcontext()
+    with patch.object(chunking, "SETS_PER_WINDOW", 1), splits:
         yield
 
 

@@ -133,12 +133,11 @@ class Ledger(TorchDispatchMode):
             self._temporaries(enumerate(sizes), "attention_backward/{}")
         if func is aten._flash_attention_backward.default:
             (tokens, heads, head_dim), sequences = args[1].shape, args[6].numel() - 1
-            self._temporaries(
-                enumerate(scratch.flash_backward(tokens, sequences, heads, head_dim)), "flash_backward/{}"
-            )
+            packed: Iterable[int] = scratch.flash_backward(tokens, sequences, heads, head_dim)
+            self._temporaries(enumerate(packed), "flash_backward/{}")
         if func is aten._efficient_attention_backward.default:
-            sizes = scratch.efficient_backward(*args[1].shape[1:])
-            self._temporaries(enumerate(sizes), "efficient_backward/{}")
+            packed = scratch.efficient_backward(*args[1].shape[1:])
+            self._temporaries(enumerate(packed), "efficient_backward/{}")
         return result
 
     def _allocate(self, size: int, operator: str, shape: Iterable[int] = (), dtype: str = "") -> int:

@@ -40,6 +40,8 @@ def some_step(loss: str) -> Configuration:
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "recomputed": {"recompute": True},
+    "in passes": {"pass_tokens": 1500},
+    "in passes of few sequences": {"pass_sequences": 20},
     "on Triton": {"kernel": "triton"},
 }
 

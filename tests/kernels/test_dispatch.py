@@ -6,9 +6,11 @@ import triton_interpreter  # noqa: F401 - first, so that triton interprets
 
 # isort: split
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from sequences import on_cpu
 from torch import Tensor
 
 from srsplan.kernels import Sampling, eager
@@ -19,7 +21,7 @@ from srsplan.kernels.losses import LOSSES, TRITON
 from srsplan.kernels.sampled_softmax import api as sampled
 from srsplan.kernels.sampled_softmax import operators as sampled_operators
 from srsplan.models.config import Architecture, Configuration
-from srsplan.models.training.step import StepInputs, StepSettings, TrainingStep
+from srsplan.models.training.step import StepInputs, TrainingStep
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
 ASKED: tuple[Implementation, ...] = ("auto", "chunked", "triton")
@@ -102,12 +104,16 @@ def test_a_training_step_runs_what_it_says(loss: str, ran: list[tuple[str, str]]
         loss=loss, catalog=60, batch_size=4, seq_len=5, precision="fp32", negatives=options(loss).negatives,
         tokens_per_set=16 if kind.shares_negatives else 1, architecture=Architecture(dim=16, blocks=1, heads=1),
     )  # fmt: skip
-    step = TrainingStep(configuration, CPU, StepSettings(kernel="chunked" if kind.chunked else "auto"))
-    batch = StepInputs(torch.randint(60, (4, 5)), torch.arange(20), torch.randint(60, (20,)))
+    step = TrainingStep(configuration, CPU)
+    batch = StepInputs(on_cpu(torch.randint(60, (4, 5))), torch.randint(60, (20,)))
     step.run(batch)
     assert ran == [(loss, step.loss_call.implementation)]
-    with pytest.raises(ValueError, match=r"Triton kernel|not on cpu"):
-        TrainingStep(configuration, CPU, StepSettings(kernel="triton"))
+    by_triton = replace(configuration, kernel="triton")
+    if kind.chunked:
+        with pytest.raises(ValueError, match="not on cpu"):
+            TrainingStep(by_triton, CPU)
+    else:  # one form, whatever is asked for
+        assert TrainingStep(by_triton, CPU).loss_call.implementation == step.loss_call.implementation
 
 
 @pytest.mark.parametrize(

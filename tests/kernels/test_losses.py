@@ -114,7 +114,7 @@ def test_several_chunks_equal_one(loss: Callable[..., Tensor], monkeypatch: pyte
     case = Case.make((257, 333, 40))
     options = {} if loss is cce else {"negatives": torch.randint(333, (86, 11))}
     whole = case.run(loss, **options)
-    monkeypatch.setattr(chunking, "softmax_chunk_tokens", lambda tokens, catalog: 50)
+    monkeypatch.setattr(chunking, "softmax_chunk_tokens", lambda tokens, catalog, on_cpu: 50)
     monkeypatch.setattr(chunking, "sampled_chunk_sets", lambda *sizes: 13)
     assert_near(case.run(loss, **options), tuple(tensor.double() for tensor in whole), 1e-6)
 

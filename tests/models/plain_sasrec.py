@@ -7,7 +7,7 @@ later one. Dropout is taken to be 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,15 +16,15 @@ Weights = Mapping[str, Tensor]
 EPSILON = 1e-5
 
 
-def plain_sasrec(weights: Weights, items: Tensor, lengths: list[int], blocks: int, heads: int) -> list[Tensor]:
-    """Hidden states [length, D] of every sequence, whose valid items are the first `length` of its row of `items`."""
-    return [_one(weights, row[:length], blocks, heads) for row, length in zip(items, lengths, strict=True)]
+def plain_sasrec(weights: Weights, sequences: Sequence[list[int]], blocks: int, heads: int) -> list[Tensor]:
+    """Hidden states [length, D] of every sequence of items."""
+    return [_one(weights, items, blocks, heads) for items in sequences]
 
 
-def _one(weights: Weights, items: Tensor, blocks: int, heads: int) -> Tensor:
+def _one(weights: Weights, items: list[int], blocks: int, heads: int) -> Tensor:
     table, positions = weights["item_embedding.weight"], weights["position_embedding.weight"]
     dim = table.shape[1]
-    states = [table[item] * math.sqrt(dim) + positions[place] for place, item in enumerate(items.tolist())]
+    states = [table[item] * math.sqrt(dim) + positions[place] for place, item in enumerate(items)]
     for number in range(blocks):
         block = f"blocks.{number}"
         normed = [_norm(weights, f"{block}.attention_norm", x) for x in states]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from paths import SHARED
+from sequences import some_batch
 
-from srsplan.models.data.batches import TrainBatches, cut, fullest_batch_tokens, history_batches, longest_input, padded
+from srsplan.models.data.batches import (
+    Packed,
+    TrainBatches,
+    fullest_batch_tokens,
+    history_batches,
+    last_items,
+    longest_input,
+    passes,
+)
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Sequences, split
 from srsplan.models.errors import InputError
@@ -23,15 +36,21 @@ def expected(row: int, length: int, longest: int) -> list[int]:
     return [1000 * row + place for place in range(1, length + 1)][-longest:]
 
 
+def lists(batch: Packed, values: NDArray[np.int64] | None = None) -> list[list[int]]:
+    """The sequences of a batch, or other values of its tokens."""
+    values = batch.items if values is None else values
+    return [row.tolist() for row in np.split(values, batch.offsets[1:-1])]
+
+
 @pytest.mark.parametrize("longest", [1, 3, 5, 100])
-def test_padded_takes_the_last_items_and_pads_right(longest: int) -> None:
+def test_the_last_items_stand_one_after_another(longest: int) -> None:
     lengths = [4, 1, 7, 2]
     rows = np.array([3, 0, 2])
-    found = padded(sequences(lengths), rows, longest)
-    lists = [expected(row, lengths[row], longest) for row in rows.tolist()]
-    width = max(map(len, lists))
-    assert found.tolist() == [row + [0] * (width - len(row)) for row in lists]
-    assert found.dtype == np.int64
+    found = last_items(sequences(lengths), rows, longest)
+    assert lists(found) == [expected(row, lengths[row], longest) for row in rows.tolist()]
+    assert lists(found, found.positions) == [list(range(min(lengths[row], longest))) for row in rows.tolist()]
+    assert found.items.dtype == found.offsets.dtype == np.int64
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(("batch_size", "seq_len"), [(1, 3), (4, 5), (7, 2), (100, 100)])
@@ -41,39 +60,42 @@ def test_an_epoch_holds_every_sequence_once_shifted_by_one(batch_size: int, seq_
     found = []
     epoch = list(batches.epoch(0))
     for batch in epoch:
-        assert batch.inputs.dtype == batch.targets.dtype == np.int64
-        assert batch.inputs.shape == batch.targets.shape
-        assert ((batch.inputs == 0) == (batch.targets == 0)).all()
-        assert (batch.targets > 0).any(axis=0).all()
-        for inputs, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
-            valid = sum(target > 0 for target in targets)
-            found.append((inputs[:valid], targets[:valid]))
+        assert batch.items.dtype == batch.targets.dtype == np.int64
+        assert batch.longest == max(map(len, lists(batch)))
+        found += list(zip(lists(batch), lists(batch, batch.targets), strict=True))
     wanted = [expected(row, length, seq_len + 1) for row, length in enumerate(lengths) if length > 1]
     assert sorted(found) == sorted((row[:-1], row[1:]) for row in wanted)
     assert len(batches) == len(epoch) == -(-8 // batch_size)
-    assert [len(batch.inputs) for batch in epoch[:-1]] == [batch_size] * (len(epoch) - 1)
+    assert [len(batch) for batch in epoch[:-1]] == [batch_size] * (len(epoch) - 1)
 
 
 def test_epochs_differ_and_repeat() -> None:
     train = sequences([3] * 50)
 
     def order(seed: int, index: int) -> list[int]:
-        return [int(row) for batch in TrainBatches(train, 8, 2, seed).epoch(index) for row in batch.inputs[:, 0]]
+        return [
+            int(row)
+            for batch in TrainBatches(train, 8, 2, seed).epoch(index)
+            for row in batch.items[batch.offsets[:-1]]
+        ]
 
     assert order(0, 5) == order(0, 5)
     assert len({tuple(order(seed, index)) for seed in (0, 1) for index in (0, 1)}) == 4
 
 
-@pytest.mark.parametrize(("batch_size", "seq_len"), [(2, 3), (3, 100)])
-def test_histories_come_in_order_with_their_last_position(batch_size: int, seq_len: int) -> None:
-    lengths = [4, 1, 7, 2, 2]
-    taken = []
-    for rows, inputs, last in history_batches(sequences(lengths), batch_size, seq_len):
-        for row, items, position in zip(range(rows.start, rows.stop), inputs.tolist(), last.tolist(), strict=True):
-            taken.append(row)
-            assert items[: position + 1] == expected(row, lengths[row], seq_len)
-            assert not any(items[position + 1 :])
-    assert taken == list(range(5))
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 8), st.integers(1, 14), st.integers(1, 40))
+def test_histories_come_in_order_and_fill_the_limits(lengths: list[int], users: int, seq_len: int, tokens: int) -> None:
+    """Users in order, each with the last items of its history; no batch could have held one user more."""
+    taken: list[list[int]] = []
+    for rows, histories in history_batches(sequences(lengths), users, seq_len, tokens):
+        assert rows.start == len(taken)
+        assert rows.stop - rows.start == len(histories) <= users
+        assert len(histories.items) <= tokens or len(histories) == 1
+        taken += lists(histories)
+        if rows.stop < len(lengths) and len(histories) < users:
+            assert len(histories.items) + min(lengths[rows.stop], seq_len) > tokens
+    assert taken == [expected(row, length, seq_len) for row, length in enumerate(lengths)]
 
 
 def most_of_epochs(tokens: NDArray[np.int64], batch_size: int, epochs: int) -> int:
@@ -119,20 +141,35 @@ def test_bounds_of_equal_few_and_no_sequences() -> None:
     assert fullest_batch_tokens(np.array([3, 1, 5, 1]), 1, 200).mean == 3.0
 
 
-@pytest.mark.parametrize(("parts", "sizes"), [(1, [7]), (2, [4, 3]), (3, [3, 3, 1]), (7, [1] * 7)])
-def test_micro_batches_are_the_batch_in_order(parts: int, sizes: list[int]) -> None:
-    whole = next(iter(TrainBatches(sequences([5, 2, 3, 9, 4, 2, 6]), 7, 4, 0).epoch(0)))
-    found = list(cut(whole, parts))
-    assert [len(part.inputs) for part in found] == sizes
-    assert np.concatenate([part.inputs for part in found]).tolist() == whole.inputs.tolist()
-    assert np.concatenate([part.targets for part in found]).tolist() == whole.targets.tolist()
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(12, 60), st.integers(1, 20))
+def test_passes_are_the_batch_in_order_and_as_few_as_can_be(lengths: list[int], tokens: int, sequences: int) -> None:
+    """Cut between sequences, within both limits; a pass could not have held the next one's first sequence."""
+    whole = some_batch(lengths, 1000)
+    found = list(passes(whole, tokens, sequences))
+    for each in found:
+        assert len(each.items) == len(each.targets) == each.offsets[-1] <= tokens
+        assert 1 <= len(each) <= sequences
+        assert each.offsets[0] == 0
+    for each, following in pairwise(found):
+        assert len(each) == sequences or len(each.items) + len(lists(following)[0]) > tokens
+    assert [row for each in found for row in lists(each)] == lists(whole)
+    assert [row for each in found for row in lists(each, each.targets)] == lists(whole, whole.targets)
 
 
-def test_longest_input_is_the_widest_batch() -> None:
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_sequence_that_exceeds_a_pass_is_refused(place: int) -> None:
+    lengths = [3, 1, 4, 2, 4]
+    lengths[place] = 6
+    with pytest.raises(ValueError, match="a sequence of 6 does not fit 5 tokens"):
+        list(passes(some_batch(lengths, 10), 5, 9))
+
+
+def test_longest_input_is_the_longest_sequence_of_an_epoch() -> None:
     lengths = [2, 9, 1, 4]
     for seq_len in (3, 8, 50):
-        widest = max(batch.inputs.shape[1] for batch in TrainBatches(sequences(lengths), 2, seq_len, 0).epoch(0))
-        assert longest_input(np.array(lengths), seq_len) == widest
+        longest = max(batch.longest for batch in TrainBatches(sequences(lengths), 2, seq_len, 0).epoch(0))
+        assert longest_input(np.array(lengths), seq_len) == longest
     assert longest_input(np.array([], dtype=np.int64), 5) == 0
 
 

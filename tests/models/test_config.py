@@ -34,9 +34,16 @@ GOOD: dict[str, Any] = {"loss": "cce-", "catalog": 1000, "batch_size": 8, "seq_l
         ({"tokens_per_set": True}, "tokens_per_set True"),
         ({"negatives": "64"}, "negatives '64'"),
         ({"negatives": 10**5000}, "are not fewer than the catalog's 1000"),
-        ({"valid_tokens": True}, "valid_tokens True"),
-        ({"valid_tokens": "9"}, "valid_tokens '9'"),
-        ({"micro_batches": 9}, "micro_batches 9 are more than the batch_size 8"),
+        ({"pass_tokens": True}, "pass_tokens True"),
+        ({"pass_tokens": "99"}, "pass_tokens '99'"),
+        ({"pass_tokens": 0}, "pass_tokens 0"),
+        ({"pass_tokens": 19}, "pass_tokens 19 is smaller than one sequence of seq_len 20"),
+        ({"pass_tokens": 1 << 37}, "pass_tokens 137438953472 is above"),
+        ({"pass_sequences": 0}, "pass_sequences 0"),
+        ({"pass_sequences": 2.0}, "pass_sequences 2.0"),
+        ({"pass_sequences": 1 << 21}, "pass_sequences 2097152 is above"),
+        ({"kernel": "fast"}, "unknown kernel 'fast'"),
+        ({"kernel": "auto"}, "unknown kernel 'auto'"),
         ({"recompute": "no"}, "recompute 'no' is neither true nor false"),
         ({"precision": ["fp16"]}, "unknown precision a list of 1"),
         ({"sampler": {}}, "unknown sampler a dict of 0"),
@@ -51,7 +58,6 @@ GOOD: dict[str, Any] = {"loss": "cce-", "catalog": 1000, "batch_size": 8, "seq_l
         ({"loss": "bce"}, "takes 1 negative, not 64"),
         ({"loss": "ce-", "tokens_per_set": 32}, "tokens_per_set 32 is not possible"),
         ({"tokens_per_set": 0}, "tokens_per_set 0"),
-        ({"valid_tokens": 161}, "outside 1..160"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"sampler": "zipf"}, "unknown sampler 'zipf'"),
         ({"loss": "bce", "negatives": 1, "sampler": "popularity"}, "'bce' does not draw negatives by 'popularity'"),
@@ -144,6 +150,32 @@ def test_planning_from_sizes_imports_no_pydantic() -> None:
 
 def test_sizes_and_the_rule() -> None:
     configuration = Configuration(**GOOD)
-    assert (configuration.tokens, configuration.fullest_tokens, configuration.balance) == (160, 160, 8)
+    assert (configuration.tokens, configuration.batch_tokens, configuration.balance) == (160, 160, 8)
     assert configuration.table_bytes == 4 * 1000 * 256
     assert find_loss("cce-") is LOSSES["cce-"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sequences", "expected"),
+    [
+        (None, None, (160, 8, False)),
+        (160, 8, (160, 8, False)),
+        (1000, 1000, (160, 8, False)),  # more than the batch has
+        (159, None, (159, 8, True)),
+        (20, None, (20, 8, True)),  # one full sequence, or eight short ones
+        (None, 8, (160, 8, False)),
+        (None, 3, (60, 3, True)),
+        (50, 3, (50, 3, True)),
+        (70, 3, (60, 3, True)),  # three sequences have no more
+        (None, 1, (20, 1, True)),
+    ],
+)
+def test_what_no_pass_exceeds(tokens: int | None, sequences: int | None, expected: tuple[int, int, bool]) -> None:
+    """Tokens and sequences of the fullest pass of batches of 8 x 20, and whether there may be several passes."""
+    found = Configuration(**GOOD, pass_tokens=tokens, pass_sequences=sequences)
+    assert (found.tokens, found.sequences, found.several_passes) == expected
+
+
+def test_a_pass_has_no_more_sequences_than_tokens() -> None:
+    short = Configuration(**{**GOOD, "batch_size": 100, "seq_len": 2, "pass_tokens": 7})
+    assert (short.tokens, short.sequences) == (7, 7)

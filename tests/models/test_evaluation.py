@@ -9,10 +9,12 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
+from sequences import on_cpu
 
 from srsplan.kernels import chunking
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.splits import Holdout, Sequences, Split
+from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.evaluation import (
     Evaluation,
     Ranking,
@@ -121,19 +123,21 @@ def test_the_fixture_is_asymmetric() -> None:
 @pytest.mark.parametrize("users", [1, 5, 17, 64])
 @pytest.mark.parametrize("filter_seen", [True, False])
 def test_popularity_is_that_of_interactions(users: int, filter_seen: bool) -> None:
-    ranking = Ranking(users=users, seq_len=5, filter_seen=filter_seen, ks=(1, 5, 10))
+    ranking = Ranking(users=users, tokens=40, seq_len=5, filter_seen=filter_seen, ks=(1, 5, 10))
     assert_same(popularity(SPLIT, SPLIT.test, ranking), expected(by_popularity(filter_seen, 10), (1, 5, 10)))
 
 
-@pytest.mark.parametrize("users", [1, 5, 64])
+@pytest.mark.parametrize(("users", "tokens"), [(1, 1000), (5, 1000), (64, 1000), (64, 1), (64, 5), (3, 9), (64, 23)])
 @pytest.mark.parametrize("filter_seen", [True, False])
-def test_evaluation_equals_a_loop_over_users(users: int, filter_seen: bool) -> None:
+def test_evaluation_equals_a_loop_over_users(users: int, tokens: int, filter_seen: bool) -> None:
+    """However many users and tokens are ranked at once, and where one history alone has more tokens as well."""
     step, rows = some_step(), []
     step.model.train()
-    found = evaluate(step, SPLIT, SPLIT.test, Ranking(users=users, seq_len=5, filter_seen=filter_seen, ks=(1, 10)))
+    ranking = Ranking(users=users, tokens=tokens, seq_len=5, filter_seen=filter_seen, ks=(1, 10))
+    found = evaluate(step, SPLIT, SPLIT.test, ranking)
     for history in HISTORIES:
         with torch.no_grad():
-            hidden = step.model(torch.tensor([history[-5:]]) - 1)[0, -1]
+            hidden = step.model(on_cpu([[item - 1 for item in history[-5:]]]))[-1]
             scores = (step.model.item_table @ hidden).tolist()
         order = sorted(range(1, CATALOG + 1), key=lambda item: -scores[item - 1])
         rows.append([item for item in order if not (filter_seen and item in history)])
@@ -145,8 +149,8 @@ def test_who_has_seen_almost_everything_is_recommended_the_rest_only() -> None:
     seen = [item for item in range(1, 31) if item not in (4, 9, 21)]
     holdout = Holdout(sequences([seen]), np.array([seen[5]], dtype=np.int32))
     for found in (
-        evaluate(some_step(), SPLIT, holdout, Ranking(users=8, seq_len=5, ks=(10,))),
-        popularity(SPLIT, holdout, Ranking(users=8, seq_len=5, ks=(10,))),
+        evaluate(some_step(), SPLIT, holdout, Ranking(users=8, tokens=40, seq_len=5, ks=(10,))),
+        popularity(SPLIT, holdout, Ranking(users=8, tokens=40, seq_len=5, ks=(10,))),
     ):
         assert found.all["HitRate_10"] == 0
         assert found.all["Coverage_10"] == pytest.approx(3 / 27)
@@ -154,14 +158,14 @@ def test_who_has_seen_almost_everything_is_recommended_the_rest_only() -> None:
 
 def test_without_a_warm_target_there_are_no_warm_metrics() -> None:
     holdout = Holdout(sequences([[1, 2]]), np.array([29], dtype=np.int32))
-    found = popularity(SPLIT, holdout, Ranking(users=8, seq_len=5, ks=(30,)))
+    found = popularity(SPLIT, holdout, Ranking(users=8, tokens=40, seq_len=5, ks=(30,)))
     assert (found.warm, found.warm_users) == ({}, 0)
     assert found.all["HitRate_30"] == 1
 
 
 def test_metrics_of_given_ranks() -> None:
     top = np.array([[item, 0] for item in TARGETS])
-    found = measured(top, SPLIT, SPLIT.test, Ranking(users=1, seq_len=5, ks=(2,)))
+    found = measured(top, SPLIT, SPLIT.test, Ranking(users=1, tokens=40, seq_len=5, ks=(2,)))
     assert found.all["NDCG_2"] == found.warm["NDCG_2"] == 1
 
 
@@ -179,17 +183,20 @@ def test_a_subset_keeps_histories_with_their_targets() -> None:
     assert subset(SPLIT.test, 10_000, seed=1) is SPLIT.test
 
 
-@pytest.mark.parametrize("users", [3, 8])
-def test_scores_of_a_chunk_stay_within_what_is_planned(monkeypatch: pytest.MonkeyPatch, users: int) -> None:
+@pytest.mark.parametrize(("users", "tokens"), [(3, 100), (8, 100), (8, 11)])
+def test_scores_of_a_chunk_stay_within_what_is_planned(
+    monkeypatch: pytest.MonkeyPatch, users: int, tokens: int
+) -> None:
     """Every evaluation batch, the last and smaller one too, ranks as many items at once as the memory model says."""
     monkeypatch.setattr(chunking, "RANKING_CHUNK_ELEMENTS", 40)
     chunks = []
 
-    def ranked(inputs: torch.Tensor, last: torch.Tensor, seen: Seen | None) -> torch.Tensor:
+    def ranked(histories: PackedItems, seen: Seen | None) -> torch.Tensor:
         assert seen is not None
-        chunks.append((len(inputs), seen.chunk_items))
-        return torch.zeros(len(inputs), 1, dtype=torch.long)
+        count = len(histories.packing.cu_seqlens) - 1
+        chunks.append((count, seen.chunk_items))
+        return torch.zeros(count, 1, dtype=torch.long)
 
-    rank_holdout(ranked, SPLIT.test, CATALOG, CPU, Ranking(users=users, seq_len=6))
+    rank_holdout(ranked, SPLIT.test, CATALOG, CPU, Ranking(users=users, tokens=tokens, seq_len=6))
     assert sum(count for count, _ in chunks) == len(TARGETS)
     assert all(items == max(1, min(CATALOG, 40 // count)) for count, items in chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from sequences import on_cpu
 
 import srsplan.models
+from srsplan.models.config import Architecture, Configuration
+from srsplan.models.data.options import DataOptions
 from srsplan.models.errors import InputError
 from srsplan.models.loading import TrainedRun
 from srsplan.models.sasrec import SASRec
+from srsplan.models.training.callbacks import NoCallbacks
+from srsplan.models.training.run import Minimums, Order, finish, fitted, opened, read_data
+from srsplan.models.training.settings import Settings
 
 USERS, ITEMS, SEEN = 120, 30, 12
 
@@ -32,25 +39,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("runs")
     data = home / "walks.csv"
     data.write_text("\n".join(["user_id,item_id,timestamp", *(",".join(map(str, row)) for row in rows())]) + "\n")
-    options: tuple[object, ...] = ("--loss", "cce", "--batch-size", 16, "--seq-len", 8, "--dim", 16, "--blocks", 1)
-    options += ("--epochs", 15, "--learning-rate", 0.01, "--split", "leave-one-out")
-    with pytest.MonkeyPatch.context() as patch:
-        ended = main(patch, "train", "--data", data, *options, "-o", home / "out")
-    assert ended == 0
+    configuration = Configuration(
+        loss="cce", catalog=ITEMS, batch_size=16, seq_len=8, precision="fp32",
+        architecture=Architecture(dim=16, blocks=1),
+    )  # fmt: skip
+    order = Order(
+        configuration=configuration, settings=Settings(epochs=15, learning_rate=0.01),
+        data=DataOptions(path=data, strategy="leave-one-out"), minimums=Minimums(), folder=home / "out",
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    found = read_data(order)
+    with opened(fitted(order, found), found) as prepared:
+        finish(prepared, NoCallbacks())
     data.unlink()
     return home / "out"
-
-
-def main(patch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The command line in this process; its exit code."""
-    from srsplan.planner.cli import app
-
-    patch.setattr("sys.argv", ["srsplan", *map(str, arguments)])
-    try:
-        app.main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -86,8 +88,8 @@ def test_scores_are_those_of_a_model_loaded_by_hand(run: TrainedRun, folder: Pat
     model.eval()
     history = [1050, 1060, 1070]
     with torch.no_grad():
-        items = torch.tensor([[(item - 1000) // 10 for item in history]])
-        scores = model.item_table @ model(items)[0, -1]
+        items = [(item - 1000) // 10 for item in history]
+        scores = model.item_table @ model(on_cpu([items]))[-1]
     expected = [1000 + 10 * int(row) for row in scores.argsort(descending=True)]
     assert run.rank([history], k=ITEMS, keep_seen=True)[0] == expected
     assert not run.model.training
@@ -112,15 +114,21 @@ def other_items(folder: Path, index: list[int], column: str = "item_id") -> None
     pq.write_table(pa.table({"index": index, column: np.arange(len(index))}), folder / "items.parquet")
 
 
+def as_version_2(folder: Path) -> None:
+    """With the keys of that version, some of which are unknown by now."""
+    document = json.loads((folder / "config.json").read_text())
+    del document["configuration"]["pass_tokens"], document["configuration"]["pass_sequences"]
+    document["configuration"] |= {"micro_batches": 2, "valid_tokens": None}
+    (folder / "config.json").write_text(json.dumps({**document, "version": 2, "srsplan": "0.1.0"}))
+
+
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no run": (lambda f: shutil.rmtree(f), "not the folder of a run"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "no configuration at"),
-    "half a configuration": (lambda f: (f / "config.json").write_text('{"version": 2'), "is damaged"),
-    "a configuration of version 1": (
-        lambda f: (f / "config.json").write_text(
-            (f / "config.json").read_text().replace('"version": 2', '"version": 1')
-        ),
-        "of another version",
+    "half a configuration": (lambda f: (f / "config.json").write_text('{"version": 3'), "is damaged"),
+    "a configuration of version 2": (
+        lambda f: as_version_2(f),
+        "of another version of srsplan, 0.1.0: its form is 2, this reads 3",
     ),
     "an impossible size": (
         lambda f: reworded(f, '"dim": 16', '"dim": 17'),
@@ -146,8 +154,9 @@ def test_a_damaged_folder_is_refused(folder: Path, tmp_path: Path, case: str) ->
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     damage(copy)
-    with pytest.raises(InputError, match=phrase):
+    with pytest.raises(InputError, match=phrase) as caught:
         srsplan.models.load_run(copy)
+    assert caught.value.hint
 
 
 def test_the_public_surface_of_models() -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sequences import on_cpu, some_lengths
 from torch import Tensor
 
 from srsplan.kernels import chunking
@@ -112,18 +113,19 @@ def test_a_model_in_16_bit_is_ranked_in_fp32(precision: str, inside: bool) -> No
     sizes = Architecture(dim=16, blocks=1, heads=1)
     configuration = Configuration(loss="cce", catalog=20_000, batch_size=4, seq_len=6, architecture=sizes)
     model = TrainingStep(configuration, CPU).model.eval()
-    inputs, last = torch.randint(20_000, (32, 6)), torch.randint(6, (32,))
+    lengths = some_lengths(32, 6)
+    histories, last = on_cpu([torch.randint(20_000, (n,)).tolist() for n in lengths]), np.cumsum(lengths) - 1
 
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", dtype=DTYPES[precision])
 
     if inside:
         with autocast():
-            found = rank(model, inputs, last, None, 10)
+            found = rank(model, histories, None, 10)
     else:
-        found = rank(model, inputs, last, None, 10, autocast)
+        found = rank(model, histories, None, 10, autocast)
     with torch.no_grad(), autocast():
-        hidden = model(inputs)[torch.arange(32), last]
+        hidden = model(histories)[last]
     scores = hidden.double() @ model.item_table.detach().double().t()
     assert torch.equal(found, scores.topk(10, dim=1).indices)
     rounded = hidden.to(DTYPES[precision]) @ model.item_table.detach().to(DTYPES[precision]).t()

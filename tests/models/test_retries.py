@@ -37,6 +37,6 @@ def test_out_of_memory_while_moments_are_allocated(
     monkeypatch.setattr(torch, "zeros_like", at_times)
     retried.run(NoCallbacks())
     assert calls > failing
-    assert retried.progress.micro_batches == 2
+    assert retried.progress.pass_tokens < STILL.tokens
     for name, weight in whole.step.model.state_dict().items():
         assert torch.allclose(weight, retried.step.model.state_dict()[name], atol=2e-4), name

@@ -1,4 +1,4 @@
-"""The model: against a plain one written from the paper, dropout's places, causality, padding, the tied gradient."""
+"""The model: against a plain one written from the paper, dropout's places, who sees whom, the tied gradient."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_sasrec import plain_sasrec
+from sequences import on_cpu
 from torch import Tensor, nn
 
 from srsplan.kernels import cce
@@ -44,14 +45,14 @@ def some_loss(valid: Tensor, table: Tensor) -> Tensor:
     [(8, 1, 1, [1]), (16, 2, 1, [5, 3, 1]), (16, 2, 2, [2, 6]), (32, 4, 3, [4, 1, 7]), (24, 3, 2, [7, 7])],
 )
 def test_equal_to_a_plain_sasrec(dim: int, heads: int, blocks: int, lengths: list[int]) -> None:
-    """Forward and gradients, on copied weights, for padded batches."""
+    """Forward and gradients, on copied weights."""
     sasrec = SASRec(20, 9, Architecture(dim=dim, heads=heads, blocks=blocks, dropout=0.0))
     large_weights(sasrec)
-    items = torch.randint(20, (len(lengths), max(lengths)))
+    sequences = [torch.randint(20, (length,)).tolist() for length in lengths]
     weights = {name: weight.detach().double().requires_grad_() for name, weight in sasrec.named_parameters()}
 
-    hidden = [states[:length] for states, length in zip(sasrec(items), lengths, strict=True)]
-    truth = plain_sasrec(weights, items, lengths, blocks, heads)
+    hidden = sasrec(on_cpu(sequences)).split(lengths)
+    truth = plain_sasrec(weights, sequences, blocks, heads)
     for states, true_states in zip(hidden, truth, strict=True):
         torch.testing.assert_close(states.double(), true_states, rtol=1e-4, atol=1e-4)
 
@@ -71,8 +72,8 @@ def test_in_evaluation_nothing_is_dropped() -> None:
     large_weights(sasrec)
     items, weights = torch.randint(20, (2, 6)), dict(sasrec.named_parameters())
     with torch.no_grad():
-        truth = torch.stack(plain_sasrec(weights, items, [6, 6], 2, 2))
-        torch.testing.assert_close(sasrec(items), truth, rtol=1e-4, atol=1e-4)
+        truth = torch.cat(plain_sasrec(weights, items.tolist(), 2, 2))
+        torch.testing.assert_close(sasrec(on_cpu(items)), truth, rtol=1e-4, atol=1e-4)
 
 
 def constant(layer: nn.Linear, value: float) -> None:
@@ -104,7 +105,7 @@ def block_of(sasrec: SASRec) -> Block:
 
 
 def test_training_drops_out_the_embedding() -> None:
-    sasrec, items = dropping(), torch.randint(20, (4, 40))
+    sasrec, items = dropping(), on_cpu(torch.randint(20, (4, 40)))
     block = block_of(sasrec)
     constant(block.attention.project_out, 0.0)
     constant(block.feed_forward.outer, 0.0)
@@ -113,44 +114,35 @@ def test_training_drops_out_the_embedding() -> None:
 
 @pytest.mark.parametrize("part", ["attention", "feed_forward"])
 def test_training_drops_out_the_output_of_both_sublayers(part: str) -> None:
-    block, x = block_of(dropping()), torch.randn(4, 40, 64)
+    block, x, packing = block_of(dropping()), torch.randn(160, 64), on_cpu([[0] * 40] * 4).packing
     constant(block.attention.project_out, 3.0 if part == "attention" else 0.0)
     constant(block.feed_forward.outer, 3.0 if part == "feed_forward" else 0.0)
-    change = block(x) - x
+    change = block(x, packing) - x
     assert_dropped(torch.where(change.abs() < 1e-5, 0.0, change), torch.tensor(3.0))
 
 
 def test_training_drops_out_attention_weights() -> None:
-    """A first position attends to itself alone: its weight of 1 is dropped in every head by itself, or scaled up."""
+    """A first token attends to itself alone: its weight of 1 is dropped in every head by itself, or scaled up."""
     attention = block_of(dropping()).attention
     constant(attention.project_in, 1.0)
     with torch.no_grad():
         attention.project_out.weight.copy_(torch.eye(64))
-    first = attention(torch.randn(500, 3, 64))[:, 0].view(500, 8, 8)
+    first = attention(torch.randn(1500, 64), on_cpu([[0] * 3] * 500).packing)[::3].view(500, 8, 8)
     assert bool((first == first[:, :, :1]).all())
     assert_dropped(first[:, :, 0], torch.tensor(1.0))
 
 
-def test_a_position_sees_only_what_came_before() -> None:
-    sasrec, items = model(), torch.randint(50, (3, 12))
+@pytest.mark.parametrize("place", [0, 7, 11, 12, 20])
+def test_a_token_changes_itself_and_what_follows_in_its_sequence_alone(place: int) -> None:
+    """The other sequences of the batch and what came before stay the same."""
+    sasrec, lengths = model(), [12, 1, 9]
+    items = torch.randint(50, (22,))
     changed = items.clone()
-    changed[:, 7] = (changed[:, 7] + 1) % 50
-    before, after = sasrec(items), sasrec(changed)
-    assert torch.allclose(before[:, :7], after[:, :7], atol=1e-6)
-    assert not torch.allclose(before[:, 7:], after[:, 7:], atol=1e-3)
-
-
-def test_what_stands_at_padding_changes_nothing_and_gets_no_gradient() -> None:
-    items = torch.randint(40, (1, 12))
-    gradients = []
-    for filler in (41, 47):
-        sasrec = model()
-        items[:, 5:] = filler
-        hidden = sasrec(items)[:, :5].reshape(-1, 32)
-        cce(hidden, sasrec.item_table, torch.tensor([1, 2, 3, 4, 5])).backward()
-        assert sasrec.item_table.grad is not None
-        gradients.append(sasrec.item_table.grad)
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-7)
+    changed[place] = (changed[place] + 1) % 50
+    end = next(end for end in (12, 13, 22) if end > place)
+    before, after = (sasrec(on_cpu([part.tolist() for part in each.split(lengths)])) for each in (items, changed))
+    differing = ((before - after).abs() > 1e-6).any(1).nonzero().flatten().tolist()
+    assert differing == list(range(place, end))
 
 
 def test_the_tied_gradient_is_that_of_two_separate_ones() -> None:
@@ -192,11 +184,10 @@ def test_every_loss_learns_a_cycle(loss: str, negatives: int | None, group: int)
     step = TrainingStep(configuration, CPU, StepSettings(learning_rate=5e-3))
     for _ in range(120):
         sequences = (torch.randint(60, (32, 1)) + torch.arange(11)) % 60
-        batch = StepInputs(sequences[:, :-1], torch.arange(320), sequences[:, 1:].reshape(-1))
-        step.run(batch)
+        step.run(StepInputs(on_cpu(sequences[:, :-1]), sequences[:, 1:].reshape(-1)))
     step.model.eval()
     probe = (torch.arange(40)[:, None] + torch.arange(10)) % 60
-    scores = step.model(probe)[:, -1] @ step.model.item_table.t()
+    scores = step.model(on_cpu(probe))[9::10] @ step.model.item_table.t()
     assert (scores.argmax(1) == (torch.arange(40) + 10) % 60).float().mean() > 0.9
 
 
@@ -216,5 +207,5 @@ def test_equal_seeds_give_equal_steps() -> None:
     for _ in range(2):
         torch.manual_seed(3)
         step = TrainingStep(configuration, CPU, StepSettings(seed=9))
-        losses.append([float(step.run(StepInputs(items, torch.arange(40), items.reshape(-1)))) for _ in range(3)])
+        losses.append([float(step.run(StepInputs(on_cpu(items), items.reshape(-1)))) for _ in range(3)])
     assert losses[0] == losses[1]

@@ -1,15 +1,17 @@
-"""A step in parts, with recomputed blocks, with another optimizer: the same step, at another price in memory."""
+"""A step in passes, with recomputed blocks, with another optimizer: the same step, at another price in memory."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from sequences import on_cpu, some_batch, some_lengths
 from torch import Tensor
 
 from srsplan.kernels import Sampling, cce_neg, ce_neg
@@ -18,9 +20,9 @@ from srsplan.kernels.losses import LOSSES, SAMPLERS, Sampler
 from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.kernels.samplers.in_batch import in_batch
 from srsplan.models.config import Architecture, Configuration
-from srsplan.models.data.batches import Batch, cut
+from srsplan.models.data.batches import Batch, passes
 from srsplan.models.errors import InputError
-from srsplan.models.training.inputs import step_inputs
+from srsplan.models.training.inputs import step_inputs, targets_of
 from srsplan.models.training.step import StepInputs, StepSettings, TrainingStep
 from srsplan.profiler.memory.simulate import simulate_step
 
@@ -29,50 +31,93 @@ SIZES = Architecture(dim=32, blocks=2, heads=2, dropout=0.0)
 FULL = Configuration(loss="cce", catalog=97, batch_size=10, seq_len=7, architecture=SIZES, precision="fp32")
 
 
-def some_batch(configuration: Configuration, seed: int = 3) -> Batch:
-    """Rows of different lengths, items 1 to V."""
-    draw = np.random.default_rng(seed)
-    shape = configuration.batch_size, configuration.seq_len
-    lengths = draw.integers(1, configuration.seq_len + 1, shape[0])[:, None]
-    inputs, targets = (
-        np.where(np.arange(shape[1]) < lengths, draw.integers(1, configuration.catalog + 1, shape), 0) for _ in "ab"
-    )
-    return Batch(inputs, targets)
+COUNTS = np.arange(1, FULL.catalog + 1) ** 2
+
+FORMS: list[Any] = [
+    pytest.param({"loss": "ce"}, id="ce"),
+    pytest.param({"loss": "cce"}, id="cce"),
+    *(
+        pytest.param(
+            {"loss": loss, "sampler": sampler, "negatives": negatives, "tokens_per_set": group},
+            id=f"{loss} {sampler} {group}",
+        )
+        for loss, negatives, group in (("ce-", 20, 1), ("cce-", 20, 1), ("cce-", 20, 4), ("bce", 1, 1))
+        for sampler in LOSSES[loss].samplers
+    ),
+]  # fmt: skip
+"""Every loss, with every sampler that it has."""
 
 
-def gradients(configuration: Configuration, batch: Batch, parts: int) -> tuple[float, dict[str, Tensor]]:
+def batch_of(configuration: Configuration, seed: int = 3) -> Batch:
+    """Sequences of different lengths."""
+    lengths = some_lengths(configuration.batch_size, configuration.seq_len, seed)
+    return some_batch(lengths, configuration.catalog, seed)
+
+
+def inputs_of(configuration: Configuration, seed: int = 3) -> StepInputs:
+    return step_inputs(batch_of(configuration, seed), CPU)
+
+
+def gradients(configuration: Configuration, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the first step, which changes no weight."""
     torch.manual_seed(5)
-    step = TrainingStep(configuration, CPU, StepSettings(learning_rate=0.0))
-    pieces = (step_inputs(part, configuration.catalog, CPU) for part in cut(batch, parts))
-    loss = step.run_parts(pieces, int(np.count_nonzero(batch.targets)))
+    step = TrainingStep(configuration, CPU, StepSettings(learning_rate=0.0), item_counts=COUNTS)
+    cut = (step_inputs(each, CPU) for each in passes(batch, configuration.tokens, configuration.sequences))
+    loss = step.run_passes(cut, len(batch.items), targets_of(batch, CPU))
     return float(loss), {
         name: each.grad.clone() for name, each in step.model.named_parameters() if each.grad is not None
     }
 
 
-@pytest.mark.parametrize(("loss", "parts"), [*product(["ce", "cce"], [2, 3, 7, 10])])
-def test_parts_add_up_to_the_whole_batch(loss: str, parts: int) -> None:
-    configuration = replace(FULL, loss=loss)
-    batch = some_batch(configuration)
-    whole_loss, whole = gradients(configuration, batch, 1)
-    cut_loss, in_parts = gradients(replace(configuration, micro_batches=parts), batch, parts)
+@pytest.mark.parametrize("form", FORMS)
+@settings(deadline=None, max_examples=10, phases=[Phase.explicit, Phase.generate])  # a step is too slow to shrink by
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=10),
+    tokens=st.integers(7, 40),
+    sequences=st.integers(1, 10),
+    seed=st.integers(0, 2**16),
+)
+def test_passes_add_up_to_the_whole_batch(
+    form: dict[str, Any], lengths: list[int], tokens: int, sequences: int, seed: int
+) -> None:
+    """Loss and gradients of a batch are the same, however it is cut."""
+    configuration, batch = replace(FULL, **form), some_batch(lengths, FULL.catalog, seed)
+    whole_loss, whole = gradients(configuration, batch)
+    cut_loss, in_passes = gradients(replace(configuration, pass_tokens=tokens, pass_sequences=sequences), batch)
     assert cut_loss == pytest.approx(whole_loss, rel=1e-5)
+    assert in_passes.keys() == whole.keys()
     for name, gradient in whole.items():
-        assert torch.allclose(in_parts[name], gradient, rtol=1e-4, atol=1e-6), name
+        torch.testing.assert_close(in_passes[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_parts_and_steps_draw_different_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, call = [], LossCall.__call__
+@pytest.mark.parametrize("cuts", [("one pass", 1), ("many passes", 3)])
+def test_the_loss_of_a_step_is_the_mean_over_its_targets(cuts: tuple[str, int]) -> None:
+    """And not the mean over passes, whose sizes differ."""
+    step, batch = TrainingStep(FULL, CPU, StepSettings(learning_rate=0.0)), batch_of(FULL)
+    with torch.no_grad():
+        hidden = step.model(step_inputs(batch, CPU).sequences)
+        expected = torch.nn.functional.cross_entropy(hidden @ step.model.item_table.T, targets_of(batch, CPU))
+    cut = (step_inputs(each, CPU) for each in passes(batch, 1000, -(-len(batch) // cuts[1])))
+    assert float(step.run_passes(cut, len(batch.items))) == pytest.approx(float(expected), rel=1e-5)
 
-    def listening(self: LossCall, *tensors: Tensor) -> Tensor:
-        drawn.append(self.options.sampling.step)
-        return call(self, *tensors)
 
-    monkeypatch.setattr(LossCall, "__call__", listening)
+def test_a_batch_without_passes_is_refused() -> None:
+    with pytest.raises(ValueError, match="without passes"):
+        TrainingStep(FULL, CPU).run_passes([], 3)
+
+
+def test_passes_and_steps_draw_different_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, at = [], LossCall.at
+
+    def listening(self: LossCall, step: int, first: int, *rest: Any, **options: Any) -> LossCall:
+        drawn.append((step, first))
+        return at(self, step, first, *rest, **options)
+
+    monkeypatch.setattr(LossCall, "at", listening)
     configuration = replace(FULL, loss="ce-", negatives=5)
-    step, batch = TrainingStep(configuration, CPU), some_batch(configuration)
+    step, batch = TrainingStep(configuration, CPU), batch_of(configuration)
     for _ in range(2):
-        step.run_parts((step_inputs(part, configuration.catalog, CPU) for part in cut(batch, 3)), 30)
+        step.run_passes((step_inputs(each, CPU) for each in passes(batch, 1000, 4)), len(batch.items))
     assert len(drawn) == len(set(drawn)) == 6
 
 
@@ -84,30 +129,29 @@ def test_a_step_draws_by_its_sampler(loss: str, sampler: Sampler) -> None:
     counts = np.arange(1, configuration.catalog + 1) ** 2
     torch.manual_seed(5)
     step = TrainingStep(configuration, CPU, StepSettings(popularity_exponent=0.5, seed=8), item_counts=counts)
-    batch = step_inputs(some_batch(configuration), configuration.catalog, CPU)
+    batch = inputs_of(configuration)
     drawn_by = {
         "uniform": None,
         "popularity": popularity(counts, 0.5),
         "in-batch": in_batch(batch.targets, configuration.catalog),
     }[sampler]
     with torch.no_grad():
-        hidden = step.model(batch.inputs).view(-1, SIZES.dim)[batch.positions]
+        hidden = step.model(batch.sequences)
         sampling = Sampling(tokens_per_set=1, seed=8)
         form = ce_neg if loss == "ce-" else cce_neg
         expected = form(hidden, step.model.item_table, batch.targets, 40, sampling=sampling, distribution=drawn_by)
     assert float(step.loss(batch).detach()) == pytest.approx(float(expected), rel=1e-6)
 
 
-def one_target(configuration: Configuration) -> StepInputs:
-    """One sequence, of which the third position alone has a target: item 1."""
-    inputs = torch.arange(configuration.seq_len)[None] % configuration.catalog
-    return StepInputs(inputs, torch.tensor([2]), torch.tensor([1]))
+def one_target() -> StepInputs:
+    """One sequence of one item, whose target is item 1."""
+    return StepInputs(on_cpu([[0]]), torch.tensor([1]))
 
 
 def scores(step: TrainingStep, batch: StepInputs) -> Tensor:
     """The scores of every item for that target, float64 [V]."""
     with torch.no_grad():
-        hidden: Tensor = step.model(batch.inputs)[0, 2]
+        hidden: Tensor = step.model(batch.sequences)[0]
         return step.model.item_table.double() @ hidden.double()
 
 
@@ -122,7 +166,7 @@ def test_popularity_draws_by_counts_to_the_power_of_the_exponent(exponent: float
     counts = np.array([1, 4, 16, 64, 256])
     configuration = replace(FULL, loss="ce-", catalog=5, negatives=1, sampler="popularity")
     step = TrainingStep(configuration, CPU, StepSettings(popularity_exponent=exponent), item_counts=counts)
-    batch, shares = one_target(configuration), torch.from_numpy(counts**exponent / (counts**exponent).sum())
+    batch, shares = one_target(), torch.from_numpy(counts**exponent / (counts**exponent).sum())
     score = scores(step, batch)
     worth = torch.log((score.exp() * (1 - shares[1]) / shares) + score[1].exp()) - score[1]
     worth[1] = 0.0  # the target itself is no negative
@@ -142,7 +186,7 @@ def test_bce_skips_a_negative_that_is_the_target() -> None:
     """Of two items half of the negatives are the target: they count for nothing, the other is pushed down."""
     configuration = replace(FULL, loss="bce", catalog=2, negatives=1)
     step = TrainingStep(configuration, CPU)
-    batch = one_target(configuration)
+    batch = one_target()
     other, target = scores(step, batch).tolist()
     alone = math.log1p(math.exp(-target))
     found = sorted(drawn_losses(step, batch, 40))
@@ -156,9 +200,9 @@ def test_bce_skips_a_negative_that_is_the_target() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputed_blocks_give_the_same_bits(dropout: float) -> None:
     configuration = replace(FULL, architecture=replace(SIZES, dropout=dropout))
-    batch = some_batch(configuration)
-    loss, plain = gradients(configuration, batch, 1)
-    again_loss, again = gradients(replace(configuration, recompute=True), batch, 1)
+    batch = batch_of(configuration)
+    loss, plain = gradients(configuration, batch)
+    again_loss, again = gradients(replace(configuration, recompute=True), batch)
     assert again_loss == loss
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
@@ -169,7 +213,7 @@ def test_a_step_recomputes_its_blocks_where_it_is_told_to(recompute: bool) -> No
     step, runs = TrainingStep(configuration, CPU), []
     for block in step.model.get_submodule("blocks").children():
         block.register_forward_pre_hook(lambda *_: runs.append(1))
-    step.run(step_inputs(some_batch(configuration), configuration.catalog, CPU))
+    step.run(inputs_of(configuration))
     assert len(runs) == SIZES.blocks * (2 if recompute else 1)
 
 
@@ -187,24 +231,25 @@ def test_recomputing_takes_less_memory(loss: str) -> None:
 
 def test_adamw_decays() -> None:
     """Beside Adam's step every weight shrinks by learning rate x decay, however large its gradient."""
-    inputs, weights = step_inputs(some_batch(FULL), FULL.catalog, CPU), {}
-    for settings in (
+    inputs, weights = inputs_of(FULL), {}
+    for options in (
         StepSettings(learning_rate=0.1),
         StepSettings(optimizer="adamw", learning_rate=0.1, weight_decay=0.5),
     ):
         torch.manual_seed(1)
-        step = TrainingStep(FULL, CPU, settings)
+        step = TrainingStep(FULL, CPU, options)
         before = step.model.item_table.detach().clone()
         step.run(inputs)
-        weights[settings.optimizer] = step.model.item_table.detach()
+        weights[options.optimizer] = step.model.item_table.detach()
     torch.testing.assert_close(weights["adamw"], weights["adam"] - 0.05 * before, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("changes", "phrase"),
     [
-        ({"micro_batches": 0}, "micro_batches 0"),
-        ({"micro_batches": 11}, "micro_batches 11 are more than"),
+        ({"pass_tokens": 0}, "pass_tokens 0"),
+        ({"pass_tokens": 6}, "pass_tokens 6 is smaller than one sequence of seq_len 7"),
+        ({"pass_sequences": 0}, "pass_sequences 0"),
         ({"recompute": 1}, "recompute 1"),
     ],
 )

@@ -21,13 +21,11 @@ from safetensors.torch import load_file
 from small_runs import contents, resume
 
 from srsplan.models.config import Architecture, Configuration
-from srsplan.models.data.batches import Batch
 from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Split, split
 from srsplan.models.errors import SrsplanError
 from srsplan.models.training import checkpoint
 from srsplan.models.training.callbacks import NoCallbacks
-from srsplan.models.training.inputs import spread_padding, step_inputs
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import TrainingStep
@@ -158,15 +156,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(data: Path, tmp_path: Path, monk
     trainer, _ = trained(folder, data, epochs=3)
     resume(trainer)
     assert trainer.run(NoCallbacks()).epoch == 3
-
-
-def test_padding_is_spread_and_never_scored() -> None:
-    inputs = np.array([[5, 6, 7], [9, 0, 0]])
-    targets = np.array([[6, 7, 8], [3, 0, 0]])
-    assert spread_padding(inputs, 4).tolist() == [[4, 5, 6], [8, 0, 1]]
-    found = step_inputs(Batch(inputs, targets), 10, CPU)
-    assert found.positions.tolist() == [0, 1, 2, 3]
-    assert found.targets.tolist() == [5, 6, 7, 2]
 
 
 SAMPLED = [*TINY, "--loss", "cce-", "--negatives", 20]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from sequences import some_batch
 from small_runs import CPU, ONE, TINY, contents, resume, trainer
 
 from srsplan.models.config import Architecture, Configuration
@@ -17,7 +20,8 @@ from srsplan.models.training.callbacks import NoCallbacks
 from srsplan.models.training.epochs_log import EpochRecord
 from srsplan.models.training.evaluation import Evaluation, evaluate
 from srsplan.models.training.loop import Trainer
-from srsplan.models.training.retries import out_of_memory_explained
+from srsplan.models.training.progress import Progress
+from srsplan.models.training.retries import out_of_memory_explained, train_batch
 from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import StepInputs, TrainingStep
 
@@ -31,14 +35,17 @@ class Told(NoCallbacks):
 
 
 class SmallCard(TrainingStep):
-    """Only so many sequences fit at once: PyTorch's own error beyond."""
+    """Only so many tokens fit at once: PyTorch's own error beyond."""
 
-    fits = 5
+    fits = 30
 
-    def loss(self, batch: StepInputs, *rest: Any, **options: Any) -> torch.Tensor:
-        if len(batch.inputs) > self.fits:
+    def run_passes(self, passes: Iterable[StepInputs], *rest: Any, **options: Any) -> torch.Tensor:
+        return super().run_passes(map(self.fitting, passes), *rest, **options)
+
+    def fitting(self, each: StepInputs) -> StepInputs:
+        if len(each.targets) > self.fits:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return super().loss(batch, *rest, **options)
+        return each
 
 
 OTHERS: list[tuple[str, Configuration, Settings]] = [
@@ -98,22 +105,26 @@ def test_out_of_memory_is_explained_with_bytes() -> None:
     assert isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
 
 
-def on_a_small_card(folder: Path, settings: Settings = ONE) -> Trainer:
-    whole = trainer(folder, replace(TINY, architecture=replace(TINY.architecture, dropout=0.0)), settings)
+STILL = replace(TINY, architecture=replace(TINY.architecture, dropout=0.0))
+"""Without dropout the weights do not depend on how a batch is cut."""
+
+
+def on_a_small_card(folder: Path, settings: Settings = ONE, configuration: Configuration = STILL) -> Trainer:
+    whole = trainer(folder, configuration, settings)
     step = SmallCard(whole.step.configuration, CPU, settings)
     step.model.load_state_dict(whole.step.model.state_dict())
     return Trainer(step, whole.split, settings, folder)
 
 
 def test_out_of_memory_cuts_the_batch_and_trains_the_same_model(tmp_path: Path) -> None:
-    """16 sequences do not fit, nor do 8; four parts of 4 do, and give the weights of a card that holds them all."""
+    """16 sequences of 5 tokens do not fit, nor do 8; passes of 20 tokens do, and the weights are those of one pass."""
     told, small = Told(), on_a_small_card(tmp_path / "small")
     whole = trainer(tmp_path / "whole", small.step.configuration)
     whole.step.model.load_state_dict(small.step.model.state_dict())
     small.run(told)
     whole.run(NoCallbacks())
-    assert small.progress.micro_batches == 4
-    assert [phrase in told.sentences[at] for at, phrase in enumerate(("into 2 parts", "into 4 parts"))] == [True] * 2
+    assert small.progress.pass_tokens == 20
+    assert [phrase in told.sentences[at] for at, phrase in enumerate(("has 40 tokens", "has 20 tokens"))] == [True] * 2
     assert "same batch size 16" in told.sentences[1]
     for name, weight in whole.step.model.state_dict().items():
         assert torch.allclose(weight, small.step.model.state_dict()[name], atol=2e-4), name
@@ -124,14 +135,70 @@ def test_a_resumed_run_remembers_that_it_was_cut(tmp_path: Path) -> None:
     told, again = Told(), on_a_small_card(tmp_path / "small", Settings(epochs=2))
     resume(again)
     again.run(told)
-    assert again.progress.micro_batches == 4
+    assert again.progress.pass_tokens == 20
     assert not told.sentences
+
+
+def test_a_run_goes_on_in_passes_of_another_size(tmp_path: Path) -> None:
+    """They decide the memory, not what is computed: the weights are those of a run that nobody stopped."""
+    whole = trainer(tmp_path / "whole", STILL, replace(ONE, epochs=3))
+    whole.run(NoCallbacks())
+    trainer(tmp_path / "parts", STILL, replace(ONE, epochs=1)).run(NoCallbacks())
+    for epochs, cut in ((2, replace(STILL, pass_tokens=24)), (3, replace(STILL, pass_sequences=5, recompute=True))):
+        more = trainer(tmp_path / "parts", cut, replace(ONE, epochs=epochs))
+        resume(more)
+        assert more.changes == ()
+        assert more.run(NoCallbacks()).epoch == epochs
+    for name, weight in load_file(tmp_path / "whole" / "weights-3.safetensors").items():
+        if name.startswith("model."):
+            found = load_file(tmp_path / "parts" / "weights-3.safetensors")[name]
+            assert torch.allclose(found, weight, atol=2e-4), name
+
+
+def sizes_of_passes(lengths: list[int], fits: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[str]]:
+    """Tokens of the passes that were tried for one batch on a card, the last attempt's being the step; what is told."""
+    monkeypatch.setattr(SmallCard, "fits", fits)
+    configuration = replace(STILL, batch_size=len(lengths))
+    step, told, tried = SmallCard(configuration, CPU), Told(), list[int]()
+    fitting = SmallCard.fitting
+
+    def listening(self: SmallCard, each: StepInputs) -> StepInputs:
+        tried.append(len(each.targets))
+        return fitting(self, each)
+
+    monkeypatch.setattr(SmallCard, "fitting", listening)
+    train_batch(step, some_batch(lengths, 40), Progress(pass_tokens=configuration.tokens), told)
+    return tried, told.sentences
+
+
+def test_a_half_empty_batch_is_halved_by_the_tokens_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by those that it could have: 16 sequences of one token, of which 9 fit, take two passes."""
+    tried, told = sizes_of_passes([1] * 16, 9, monkeypatch)
+    assert tried == [16, 8, 8]
+    assert len(told) == 1
+
+
+def test_passes_shrink_to_the_longest_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, told = sizes_of_passes([2, 7, 1, 1], 7, monkeypatch)
+    assert tried == [11, 2, 7, 2]
+    assert "has 7 tokens at most" in told[-1]
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        sizes_of_passes([2, 7, 1, 1], 6, monkeypatch)
+
+
+def test_a_later_batch_may_have_longer_sequences_than_passes_had_tokens() -> None:
+    """Memory ran out where all sequences were short; the next batch's longest exceeds the passes that were left."""
+    step, progress = SmallCard(STILL, CPU), Progress(pass_tokens=3)
+    train_batch(step, some_batch([8, 1, 2], 40), progress, Told())
+    assert progress.pass_tokens == 3
+    assert step.steps_done == 1
 
 
 def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SmallCard, "fits", 0)
-    with pytest.raises(DeviceOutOfMemory, match="the GPU ran out of memory"):
+    with pytest.raises(DeviceOutOfMemory, match="the GPU ran out of memory") as caught:
         on_a_small_card(tmp_path / "small").run(Told())
+    assert "--seq-len" in caught.value.hint
 
 
 def test_out_of_memory_in_evaluation_ranks_fewer_users_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,14 +235,14 @@ def test_validation_has_no_gradients_beside_it_and_reports_the_usual_ranks(
 
 
 def test_the_logged_loss_is_the_mean_over_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, run_parts = list[float](), TrainingStep.run_parts
+    losses, run_passes = list[float](), TrainingStep.run_passes
 
     def listening(self: TrainingStep, *inputs: Any) -> torch.Tensor:
-        loss = run_parts(self, *inputs)
+        loss = run_passes(self, *inputs)
         losses.append(float(loss))
         return loss
 
-    monkeypatch.setattr(TrainingStep, "run_parts", listening)
+    monkeypatch.setattr(TrainingStep, "run_passes", listening)
     trainer(tmp_path / "run").run(NoCallbacks())
     (line,) = (tmp_path / "run" / "epochs.jsonl").read_text().splitlines()
     assert len(losses) > 1

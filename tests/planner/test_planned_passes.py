@@ -141,6 +141,9 @@ def test_the_usual_pass_is_a_batch_or_65536_tokens_or_what_the_gpu_holds() -> No
     long, short = replace(FULL, batch_size=4096), replace(FULL, batch_size=16)
     assert pricing.usual_pass(long, 64, DATA, NO_LIMITS).tokens == 65_536
     assert pricing.usual_pass(short, 64, DATA, NO_LIMITS).tokens == 16 * 128
+    brief = FromData(Path("data"), np.array([3] * 9990 + [200] * 10), np.full(10, 200))
+    sure = pricing.usual_pass(short, 64, brief, NO_LIMITS)
+    assert not sure.several_passes, "a second pass cannot be, and no second gradient of the table"
     small = pricing.Limits(budget_bytes=None, device_bytes=1 << 30)
     found = pricing.usual_pass(long, 64, DATA, small)
     assert 128 <= found.tokens < 65_536

@@ -14,7 +14,7 @@ from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm, confirm_first
-from srsplan.planner.passes import SMALL_PASS, with_pass
+from srsplan.planner.passes import SMALL_PASS, with_pass, with_whole_pass
 from srsplan.planner.search import Prices, Recommendation, Space, recommend
 from srsplan.planner.search.space import BATCH_SIZES
 from srsplan.planner.time_limit import TimeLimit
@@ -179,6 +179,22 @@ def test_a_search_that_gives_up_early_still_finds_what_fits(
     found = recommend(space, prices)
     assert {choice.configuration.loss for choice in found.choices} == set(LOSSES)
     assert all(choice.memory.upper_bytes <= prices.budget.usable_bytes for choice in found.choices)
+
+
+def test_the_time_that_counts_is_that_of_the_passes_that_fit() -> None:
+    """A whole batch would be fast enough, and does not fit; in its passes an epoch takes too long."""
+    space = space_of(1_600_000, ("cce-",), workload=WorstCase(users=1_000_000))
+    free = prices_of(space, 12)
+    first = recommend(space, free).choices[0]
+    whole = with_whole_pass(first.configuration, space.workload)
+    seconds, least = free.epoch_seconds(first.configuration), free.epoch_seconds(whole)
+    assert seconds is not None
+    assert least is not None
+    assert least < seconds
+    limit = TimeLimit(epoch_seconds=(seconds + least) / 2, option="--epoch-time", epochs=1)
+    timed = recommend(space, Prices(space.workload, free.budget, A100, MODEL, time=limit))
+    assert all((each.epoch_seconds or 0) <= limit.epoch_seconds for each in timed.choices)
+    assert timed.choices[0].configuration != first.configuration
 
 
 @pytest.mark.parametrize(

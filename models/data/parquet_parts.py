@@ -47,7 +47,7 @@ def read(parts: Parts, columns: Columns) -> Table:
     rows = sum(file.metadata.num_rows for file in files)
     require_rows(parts.path, rows, PARQUET_BYTES_PER_INTERACTION)
     require_unpacked(parts.path, sum(_uncompressed_bytes(file.metadata, set(chosen.values())) for file in files))
-    many = (f"{parts.path.name}: {len(files):,} parts",) if parts.files != (parts.path,) else ()
+    many = (f"{parts.name}: {len(files):,} parts",) if parts.files != (parts.path,) else ()
     return Table(
         rows=rows,
         timed="timestamp" in chosen,

@@ -7,6 +7,7 @@ with `_` (Spark's `_SUCCESS`) is passed over in silence, the rest is named in a 
 from __future__ import annotations
 
 import csv
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,11 @@ class Parts:
     """What the user named."""
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the name for sentences: that of the folder where `.` was given."""
+        return Path(os.path.abspath(self.path)).name
 
     @property
     def size_bytes(self) -> int:
@@ -116,7 +122,7 @@ def _parts_of_folder(folder: Path) -> Parts:
         _require_file(file)
     others = [entry.name for entry in found if entry not in files]
     named = ", ".join(others[:SHOWN_NAMES]) + (", ..." if len(others) > SHOWN_NAMES else "")
-    left = (f"{folder.name}: {len(others):,} other than parquet left aside: {named}",) if others else ()
+    left = (f"{folder}: {len(others):,} other than parquet left aside: {named}",) if others else ()
     return Parts(folder, files, left)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srsplan.models.data import progress
-from srsplan.models.data.blocks import BLOCK_ROWS, counts, offsets_of
+from srsplan.models.data.blocks import BLOCK_ROWS, counts, in_threads, offsets_of
 from srsplan.models.data.interactions import Interactions
 from srsplan.models.errors import InputError
 
@@ -108,10 +108,8 @@ class Split:
         if self.counted:
             return self.counted.users
         found = np.zeros(self.catalog + 1, dtype=np.int64)
-        for _, piece in self.train.pieces():  # no user stands in two of them
-            pairs = piece.rows * (self.catalog + 1) + piece.values
-            pairs.sort()  # np.unique takes ten times as long
-            found += counts(pairs[np.diff(pairs, prepend=-1) > 0] % (self.catalog + 1), self.catalog + 1)
+        for items in in_threads(_distinct, [piece for _, piece in self.train.pieces()]):
+            np.add.at(found, items, 1)  # counting by np.bincount would make an array of V for every piece
         return found
 
 
@@ -294,6 +292,14 @@ def _unreachable(train: Sequences, test: Holdout, catalog: int) -> tuple[str, ..
     if unseen:
         notes.append(f"{unseen:,} of {catalog:,} items never occur in train")
     return tuple(notes)
+
+
+def _distinct(sequences: Sequences) -> NDArray[np.int64]:
+    """Return every item of each sequence once, in no order that means anything."""
+    size = int(sequences.values.max(initial=0)) + 1
+    pairs = sequences.rows * size + sequences.values
+    pairs.sort()  # np.unique takes ten times as long
+    return pairs[np.diff(pairs, prepend=-1) > 0] % size
 
 
 def _repeated(histories: Sequences, targets: NDArray[np.int32]) -> int:

@@ -64,7 +64,7 @@ def _opened(path: Path) -> _File:
 
 
 def _require_same(first: _File, other: _File) -> None:
-    """Raise InputError where two parts have other columns, or other types of them; dictionaries are what they hold."""
+    """Raise InputError where two parts have other columns, or other types of them."""
     ours, theirs = _types(first.schema), _types(other.schema)
     for name in (*ours, *theirs):
         if ours.get(name) != theirs.get(name):
@@ -76,10 +76,11 @@ def _require_same(first: _File, other: _File) -> None:
 
 
 def _types(schema: pa.Schema) -> dict[str, str]:
+    """Return the types as far as they matter: text is text, in dictionaries or not."""
     from pyarrow import types
 
-    kinds = {field.name: field.type for field in schema}
-    return {name: str(kind.value_type if types.is_dictionary(kind) else kind) for name, kind in kinds.items()}
+    values = {field.name: field.type.value_type if types.is_dictionary(field.type) else field.type for field in schema}
+    return {field.name: "text" if is_text(values[field.name]) else str(field.type) for field in schema}
 
 
 def _is_nested(kind: pa.DataType) -> bool:
@@ -102,8 +103,11 @@ def _column(files: list[_File], name: str, role: str) -> pa.ChunkedArray:
     for done, column in enumerate(in_threads(lambda task: _groups(*task, name), tasks), start=1):
         chunks += column.chunks
         progress.tell(f"reading {role}s", done / len(tasks))
-    kind = chunks[0].type if chunks else files[0].schema.field(name).type
-    return pa.chunked_array(chunks, type=kind)
+    kinds = {chunk.type for chunk in chunks} or {files[0].schema.field(name).type}
+    if len(kinds) == 1:
+        return pa.chunked_array(chunks, type=kinds.pop())
+    text = pa.dictionary(pa.int32(), pa.large_string())  # only the dictionaries of text may differ between parts
+    return pa.chunked_array([chunk.cast(text) for chunk in chunks])
 
 
 def _tasks(metadata: Any) -> Iterator[list[int]]:

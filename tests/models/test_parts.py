@@ -19,7 +19,8 @@ from srsplan.models.errors import InputError
 def table(rows: int = 300, seed: int = 0) -> pd.DataFrame:
     draw = np.random.default_rng(seed)
     columns = {"user_id": (0, 20), "item_id": (100, 140), "timestamp": (0, 9)}
-    return pd.DataFrame({name: draw.integers(*bounds, rows) for name, bounds in columns.items()})
+    frame: pd.DataFrame = pd.DataFrame({name: draw.integers(*bounds, rows) for name, bounds in columns.items()})
+    return frame
 
 
 def parts(folder: Path, *frames: pd.DataFrame) -> Path:

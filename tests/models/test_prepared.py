@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def table(rows: int = 400, seed: int = 0, *, text: bool = False) -> pd.DataFrame:
     draw = np.random.default_rng(seed)
     columns = {"user_id": (0, 30), "item_id": (100, 140), "timestamp": (0, 40)}
-    frame = pd.DataFrame({name: draw.integers(*bounds, rows) for name, bounds in columns.items()})
+    frame: pd.DataFrame = pd.DataFrame({name: draw.integers(*bounds, rows) for name, bounds in columns.items()})
     if text:
         frame["item_id"] = [f"ä{number}" for number in frame["item_id"]]
     return frame

@@ -38,9 +38,9 @@ def put_in_order(rows: Rows) -> None:
         assert users is not None
         assert values is not None
         order = row_order(users - np.int32(partition.first_user), moments)
-        items[partition.place] = values[order]
+        np.take(values, order, out=items[partition.place], mode="clip")  # any other mode makes a copy first
         if times is not None and moments is not None:
-            times[partition.place] = moments[order]
+            np.take(moments, order, out=times[partition.place], mode="clip")
 
     for done, _ in enumerate(in_threads(sort, partitions), start=1):
         progress.tell("ordering", (1 + done / len(partitions)) / 2)
@@ -58,7 +58,8 @@ def row_order(users: NDArray[np.int32], times: Times | None) -> NDArray[np.integ
         if times.dtype.kind != "i" or span * size >= 2**63:
             return np.lexsort((times, users))
         key *= span
-        key += (times - first).astype(np.int64)
+        key += times
+        key -= first
         size *= span
     bits = len(users).bit_length()
     if size << bits >= 2**63:

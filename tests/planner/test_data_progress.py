@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_plan_from_a_folder_of_parts_needs_no_torch(folder: Path) -> None:
     code = "import sys; from srsplan.planner.cli.app import main; sys.modules['torch'] = None; main()"
-    words = ["recommend", "--data", folder, "--budget", "2GB", "--no-plan", "--json"]
+    words = ["recommend", "--data", str(folder), "--budget", "2GB", "--no-plan", "--json"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert "clicks: 3 parts" in done.stdout
 

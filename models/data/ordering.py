@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,7 @@ def row_order(users: NDArray[np.int32], times: Times | None) -> NDArray[np.integ
         if times.dtype.kind != "i" or span * size >= 2**63:
             return np.lexsort((times, users))
         key *= span
-        key += times
+        key += cast("NDArray[np.int64]", times)
         key -= first
         size *= span
     bits = len(users).bit_length()

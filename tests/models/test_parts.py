@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from srsplan.models.data import encoding, parquet_parts
+from srsplan.models.data import parts as parts_module
 from srsplan.models.data.interactions import Columns, Interactions, read_interactions
 from srsplan.models.data.parts import parts_of, twins
 from srsplan.models.errors import InputError
@@ -104,7 +105,8 @@ def test_broken_folders_and_parts_are_refused_by_name(tmp_path: Path) -> None:
         read_interactions(folder, columns=Columns(user="nobody"))
 
 
-def test_a_part_that_is_there_twice_is_said(tmp_path: Path) -> None:
+def test_a_part_that_is_there_twice_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "TAIL_BYTES", 100)
     folder = parts(tmp_path / "clicks", table(), table(seed=1))
     assert "warning" not in " ".join(read_interactions(folder).notes)
     shutil.copy(folder / "part-000.parquet", folder / "part-007.parquet")

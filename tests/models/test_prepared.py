@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srsplan.models.data import prepared, progress, reading, shelf
+from srsplan.models.data import prepared, progress, reading, shelf, splits
 from srsplan.models.data.interactions import Columns, read_interactions
 from srsplan.models.data.options import DataOptions, Minimums
 from srsplan.models.data.prepared import SplitData
@@ -146,6 +146,16 @@ def outcome(reader: Callable[..., SplitData], path: Path, **chosen: Any) -> tupl
         return reader(path, **chosen), ""
     except InputError as refused:
         return None, refused.message
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 64])
+def test_counts_and_notes_are_the_same_piece_by_piece(
+    clicks: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int
+) -> None:
+    expected = directly(clicks)
+    assert expected.split.users_per_item.sum() < len(expected.split.train.values)  # somebody has an item twice
+    monkeypatch.setattr(splits, "BLOCK_ROWS", block_rows)
+    assert_same(directly(clicks), expected)
 
 
 def test_the_second_command_reads_nothing(clicks: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,14 +183,15 @@ def _permissions(target: Path) -> int:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, for one process at a time; InputError where another has it. A kill releases it.
 
-    A lock file is empty. One that holds anything is the user's own, and is left alone.
+    Another process is waited for up to `wait_seconds`. A lock file is empty. One that holds anything is the user's own,
+    and is left alone.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=wait_seconds)
     try:
         if os.path.lexists(path) and (not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size):
             raise OSError(errno.EEXIST, f"{_shown(path)} is there, and is no lock")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.options import DataOptions
-from srsplan.models.data.splits import split
+from srsplan.models.data.reading import read_split
 from srsplan.planner.workload import FromData
 
 
 def workload_of(options: DataOptions) -> tuple[int, FromData, tuple[str, ...]]:
     """Return the catalog, the workload of the training part, and what was done to the data, in sentences."""
-    interactions = read_interactions(options.path, columns=options.columns)
-    parts = split(interactions, options.strategy)
+    found = read_split(options)
+    parts = found.split
     histories = np.concatenate([parts.validation.histories.lengths, parts.test.histories.lengths])
     workload = FromData(options.path, parts.train.lengths, histories)
-    return interactions.catalog, workload, (*interactions.notes, *parts.notes)
+    return parts.catalog, workload, found.notes

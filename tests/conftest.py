@@ -17,6 +17,9 @@ from paths import SHARED
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Two workers with two threads each would wait for each other. Set before torch is imported, for children as well."""
 
+os.environ["SRSPLAN_CACHE"] = "off"
+"""Tests of prepared data have folders of their own; the others leave no traces in the user's."""
+
 EVIDENCE_FIXTURES = {"public", "public_table"}
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BYTES_PER_INTERACTION = 100
-"""Memory at the peak of reading, for ids that are numbers; text ids come on top."""
+"""Memory at the peak of reading text, for ids that are numbers; text ids come on top."""
+PARQUET_BYTES_PER_INTERACTION = 50
+"""The same for parquet, whose columns are read one after another."""
 
 ROWS_PER_BYTE = 2
 ALWAYS_ALLOWED_ROWS = 10_000_000
@@ -28,15 +30,15 @@ LONGEST_HEADER = 1 << 20
 BLOCK_BYTES = 1 << 20
 
 
-def require_rows(path: Path, rows: int) -> None:
+def require_rows(path: Path, rows: int, bytes_per_row: int = BYTES_PER_INTERACTION) -> None:
     """Raise InputError where a file has more interactions than its size can hold, or than fit into memory."""
-    size_bytes = path.stat().st_size
+    size_bytes = _size_bytes(path)
     if rows > max(ALWAYS_ALLOWED_ROWS, ROWS_PER_BYTE * size_bytes):
         raise InputError(
             f"{path} unpacks to {rows:,} rows or more from {size_bytes:,} bytes: no interactions do that",
             "is it the right file?",
         )
-    needed_bytes, memory_bytes = rows * BYTES_PER_INTERACTION, machine_memory_bytes()
+    needed_bytes, memory_bytes = rows * bytes_per_row, machine_memory_bytes()
     if needed_bytes > memory_bytes:
         raise InputError(
             f"{path} has at least {rows:,} interactions: reading them takes {needed_bytes / 1e9:.0f} GB of memory, "
@@ -47,7 +49,7 @@ def require_rows(path: Path, rows: int) -> None:
 
 def require_unpacked(path: Path, unpacked_bytes: int) -> None:
     """Raise InputError where a file unpacks to far more bytes than tables of interactions do."""
-    size_bytes = path.stat().st_size
+    size_bytes = _size_bytes(path)
     most = max(ALWAYS_ALLOWED_BYTES, UNPACKED_PER_BYTE * size_bytes)
     if unpacked_bytes > most:
         raise InputError(
@@ -68,6 +70,13 @@ def require_text(path: Path) -> None:
             unpacked_bytes += len(block)
             require_rows(path, rows)
             require_unpacked(path, unpacked_bytes)
+
+
+def _size_bytes(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder of parts."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())
 
 
 def decoded_bytes(column: pa.ChunkedArray) -> int:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from srsplan.models.data.formats import Columns
+from srsplan.models.data.column_names import Columns
 from srsplan.models.data.splits import Strategy
+
+DEFAULT_SEED = 42
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimums:
+    """k-core filters of the data: users and items with fewer interactions are left out."""
+
+    user: int = 0
+    item: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """A file of interactions, its columns, and how it is split."""
+    """A file of interactions or a folder of parquet parts, its columns, and how it is split."""
 
     path: Path
     columns: Columns = field(default_factory=Columns)

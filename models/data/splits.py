@@ -5,6 +5,7 @@ Letters: R interactions, U users, V items, H users held out. Items are 1 to V, 0
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -12,6 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from srsplan.models.data import progress
+from srsplan.models.data.blocks import BLOCK_ROWS, counts, in_threads, offsets_of
 from srsplan.models.data.interactions import Interactions
 from srsplan.models.errors import InputError
 
@@ -42,6 +45,15 @@ class Sequences:
         """Return the number of the sequence that each value stands in, [offsets[n]]."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def pieces(self) -> Iterator[tuple[slice, Sequences]]:
+        """Yield which sequences, and these sequences as views: about a block of items each, or one longer sequence."""
+        first = 0
+        while first < len(self):
+            last = max(first + 1, int(np.searchsorted(self.offsets, self.offsets[first] + BLOCK_ROWS, "right")) - 1)
+            offsets = self.offsets[first : last + 1]
+            yield slice(first, last), Sequences(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
+            first = last
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -58,6 +70,16 @@ class Holdout:
         return len(self.targets)
 
 
+@dataclass(frozen=True, eq=False)
+class ItemCounts:
+    """What train says of each item, int64 [V + 1]; the first is that of padding and 0."""
+
+    items: NDArray[np.int64]
+    """Interactions of train."""
+    users: NDArray[np.int64]
+    """Distinct users of train."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """Three parts of one file, and what was done to get them."""
@@ -72,17 +94,23 @@ class Split:
     notes: tuple[str, ...]
     """Sentences for the user: the cut, what was dropped, which targets cannot be hit."""
 
+    counted: ItemCounts | None = None
+    """What prepared data hold already; None where it is counted when somebody asks."""
+
     @cached_property
     def item_counts(self) -> NDArray[np.int64]:
         """Return how many interactions of train each item has, int64 [V + 1]."""
-        return np.bincount(self.train.values, minlength=self.catalog + 1)
+        return self.counted.items if self.counted else counts(self.train.values, self.catalog + 1)
 
     @cached_property
     def users_per_item(self) -> NDArray[np.int64]:
         """Return how many distinct users of train each item has, int64 [V + 1]."""
-        pairs = np.sort(self.train.rows * (self.catalog + 1) + self.train.values)  # np.unique takes ten times as long
-        distinct = pairs[np.diff(pairs, prepend=-1) > 0]
-        return np.bincount(distinct % (self.catalog + 1), minlength=self.catalog + 1)
+        if self.counted:
+            return self.counted.users
+        found = np.zeros(self.catalog + 1, dtype=np.int64)
+        for items in in_threads(_distinct, [piece for _, piece in self.train.pieces()]):
+            np.add.at(found, items, 1)  # counting by np.bincount would make an array of V for every piece
+        return found
 
 
 def split(
@@ -125,9 +153,10 @@ def split_global_time(
         if not 0 < share < 1:
             raise InputError(f"{name} {share} is outside (0, 1)", "0.9 and 0.05 are usual")
     cut = _quantile(interactions.timestamps, time_quantile)
-    bounds = _bounds(interactions)
+    bounds = interactions.bounds
     past = interactions.timestamps <= cut
-    early = np.bincount(interactions.users[past], minlength=interactions.user_count)
+    early = counts(interactions.users, interactions.user_count, past)
+    progress.tell("splitting", 0.2)
     test, test_notes = _hold_out(interactions, np.flatnonzero(early < np.diff(bounds)), bounds[1:] - 1)
 
     eligible = np.flatnonzero(early >= 2)
@@ -167,7 +196,7 @@ def split_leave_one_out(
     """
     if validation_users is not None and validation_users < 1:
         raise InputError(f"validation_users {validation_users} is below one", "leave it out to validate on all")
-    bounds = _bounds(interactions)
+    bounds = interactions.bounds
     kept = np.diff(bounds)
     tested = np.flatnonzero(kept >= 3)
     test, test_notes = _hold_out(interactions, tested, bounds[1:] - 1)
@@ -198,20 +227,12 @@ def _finished(draft: Split, single: int, hint: str) -> Split:
     for part, size in (("train", len(draft.train)), ("validation", len(draft.validation)), ("test", len(draft.test))):
         if not size:
             raise InputError(f"the {draft.strategy} split leaves no user for {part}", hint)
+    progress.tell("splitting", 0.8)
     notes = draft.notes
     if single:
         total = single + len(draft.train)
         notes += (f"{single:,} of {total:,} users are left out of train: nothing follows their one interaction",)
     return replace(draft, notes=(*notes, *_unreachable(draft.train, draft.test, draft.catalog)))
-
-
-def _bounds(interactions: Interactions) -> NDArray[np.int64]:
-    """Return int64 [U + 1]: user u has the interactions bounds[u] to bounds[u + 1]."""
-    return _offsets(np.bincount(interactions.users, minlength=interactions.user_count))
-
-
-def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
 
 
 def _quantile(times: NDArray[np.int64] | NDArray[np.float64], quantile: float) -> int | float:
@@ -230,7 +251,7 @@ def _hold_out(
     interactions: Interactions, users: NDArray[np.intp], targets: NDArray[np.int64]
 ) -> tuple[Holdout, tuple[str, ...]]:
     """Hold out the interaction targets[u] of each user, with what the user did before; drop users who did nothing."""
-    starts = _bounds(interactions)[users]
+    starts = interactions.bounds[users]
     ends = targets[users]
     seen = ends > starts
     starts, ends = starts[seen], ends[seen]
@@ -242,7 +263,7 @@ def _hold_out(
 def _train(interactions: Interactions, kept: NDArray[np.int64]) -> tuple[Sequences, int]:
     """Return the first kept[u] items of each user that keeps two or more, and how many users keep only one."""
     users = np.flatnonzero(kept >= 2)
-    starts = _bounds(interactions)[users]
+    starts = interactions.bounds[users]
     return _ranges(interactions.items, starts, starts + kept[users]), int((kept == 1).sum())
 
 
@@ -251,15 +272,14 @@ def _ranges(items: NDArray[np.int32], starts: NDArray[np.int64], ends: NDArray[n
     edges = np.zeros(len(items) + 1, dtype=np.int8)
     edges[starts] = 1
     edges[ends] -= 1  # a range may start where another ends
-    return Sequences(_offsets(ends - starts), items[np.cumsum(edges[:-1], dtype=np.int8).view(bool)])
+    return Sequences(offsets_of(ends - starts), items[np.cumsum(edges[:-1], dtype=np.int8).view(bool)])
 
 
 def _unreachable(train: Sequences, test: Holdout, catalog: int) -> tuple[str, ...]:
     """Say in sentences which part of the test no model can hit."""
-    known = np.bincount(train.values, minlength=catalog + 1) > 0
+    known = counts(train.values, catalog + 1) > 0
     cold = int((~known[test.targets]).sum())
-    rows = test.histories.rows
-    repeated = len(np.unique(rows[test.histories.values == test.targets[rows]]))
+    repeated = sum(_repeated(piece, test.targets[which]) for which, piece in test.histories.pieces())
     notes = []
     if cold:
         notes.append(f"{cold:,} of {len(test):,} test targets never occur in train: they can hardly be hit")
@@ -272,3 +292,17 @@ def _unreachable(train: Sequences, test: Holdout, catalog: int) -> tuple[str, ..
     if unseen:
         notes.append(f"{unseen:,} of {catalog:,} items never occur in train")
     return tuple(notes)
+
+
+def _distinct(sequences: Sequences) -> NDArray[np.int64]:
+    """Return every item of each sequence once, in no order that means anything."""
+    size = int(sequences.values.max(initial=0)) + 1
+    pairs = sequences.rows * size + sequences.values
+    pairs.sort()  # np.unique takes ten times as long
+    return pairs[np.diff(pairs, prepend=-1) > 0] % size
+
+
+def _repeated(histories: Sequences, targets: NDArray[np.int32]) -> int:
+    """Return how many targets stand in their user's history."""
+    rows = histories.rows
+    return len(np.unique(rows[histories.values == targets[rows]]))

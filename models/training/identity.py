@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from srsplan.models.config import Configuration
 from srsplan.models.data.splits import Split
 from srsplan.models.errors import InputError
@@ -53,5 +55,5 @@ def _checksum(split: Split) -> str:
     """Return a CRC-32 of the sequences of train and of the test: equal for the same data split the same way."""
     found = 0
     for part in (split.train.offsets, split.train.values, split.validation.targets, split.test.targets):
-        found = zlib.crc32(part.tobytes(), found)
+        found = zlib.crc32(np.ascontiguousarray(part).data, found)
     return f"{found:08x}"

@@ -25,9 +25,9 @@ from pydantic import field_validator
 
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
 from srsplan.models.config import Configuration, reject_unknown_keys
-from srsplan.models.data.interactions import read_interactions
-from srsplan.models.data.options import DataOptions
-from srsplan.models.data.splits import Split, split
+from srsplan.models.data.options import DataOptions, Minimums
+from srsplan.models.data.reading import read_split
+from srsplan.models.data.splits import Split
 from srsplan.models.errors import InputError
 from srsplan.models.files import write_atomically
 from srsplan.models.registry import DEFAULT_MODEL
@@ -43,14 +43,6 @@ from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import DTYPES, TrainingStep
 
 GIB = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Minimums:
-    """k-core filters of the data: users and items with fewer interactions are left out."""
-
-    user: int = 0
-    item: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +109,9 @@ class RunConfig(Document):
 
 
 def read_data(order: Order) -> RunData:
-    """Read and split the interactions; InputError where they cannot be."""
-    interactions = read_interactions(
-        order.data.path,
-        columns=order.data.columns,
-        min_user_interactions=order.minimums.user,
-        min_item_interactions=order.minimums.item,
-    )
-    parts = split(interactions, order.data.strategy, seed=order.settings.seed)
-    return RunData(split=parts, item_ids=interactions.item_ids, notes=(*interactions.notes, *parts.notes))
+    """Read and split the interactions, or open what is prepared of them; InputError where they cannot be read."""
+    found = read_split(order.data, minimums=order.minimums, seed=order.settings.seed)
+    return RunData(split=found.split, item_ids=found.item_ids, notes=found.notes)
 
 
 def fitted(order: Order, data: RunData) -> Order:

@@ -23,7 +23,10 @@ MOST_SHARING = 2**16
 class TrainOptions:
     """The options of the command line as they were given; None and defaults where they were not."""
 
-    data: Annotated[Path, typer.Option("--data", help="Interactions: csv(.gz), parquet, .inter or `user item` text.")]
+    data: Annotated[
+        Path,
+        typer.Option("--data", help="Interactions: csv(.gz), parquet or a folder of it, .inter, `user item` text."),
+    ]
     plan: Annotated[Path | None, typer.Option("--plan", help=f"A plan of recommend; else {DEFAULT_PATH}.")] = None
     rank: Annotated[
         str, typer.Option("--rank", help="Which choice of the plan; 1-3 or 1,3 trains several and compares them.")

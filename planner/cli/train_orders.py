@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast, get_args
@@ -12,12 +13,12 @@ from srsplan.kernels.dispatch import Implementation, refuse_triton
 from srsplan.kernels.losses import LOSSES, Kernel
 from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.data.formats import Columns
-from srsplan.models.data.options import DataOptions
+from srsplan.models.data.options import DataOptions, Minimums
 from srsplan.models.data.splits import Strategy
 from srsplan.models.errors import InputError
 from srsplan.models.training.device import find_device
 from srsplan.models.training.folder import RunFolder
-from srsplan.models.training.run import Minimums, Order, RunData, fitted, use_expandable_segments
+from srsplan.models.training.run import Order, RunData, fitted, use_expandable_segments
 from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import DTYPES, OPTIMIZERS
 from srsplan.planner.budget import CONTEXT_BYTES
@@ -180,7 +181,7 @@ def _settings(options: TrainOptions, evaluation_batch: int) -> Settings:
 
 
 def _folder(options: TrainOptions, configuration: Configuration, rank: int, several: bool) -> Path:
-    stem = options.data.name.split(".")[0]
+    stem = Path(os.path.abspath(options.data)).name.split(".")[0]
     if several:
         return (options.output or Path("runs") / stem) / f"rank-{rank}"
     return options.output or Path("runs") / f"{stem}-{configuration.loss}"

@@ -11,7 +11,7 @@ from srsplan.models.training import pace
 from srsplan.models.training.progress import Progress
 from srsplan.models.training.retries import out_of_memory_explained
 from srsplan.models.training.run import Order, Prepared, RunData, finish, opened, read_data
-from srsplan.planner.cli import console
+from srsplan.planner.cli import console, data_progress
 from srsplan.planner.cli.options import words_of
 from srsplan.planner.cli.train_options import TrainOptions
 from srsplan.planner.cli.train_orders import RankedOrder, checked, orders_of
@@ -26,7 +26,8 @@ def train_all(options: TrainOptions) -> list[dict[str, Any]]:
     """Train every rank that was asked for, one after another; return their documents."""
     orders = orders_of(options)
     try:
-        data = read_data(orders[0].order)
+        with data_progress.shown():
+            data = read_data(orders[0].order)
         ready = [checked(each, data) for each in orders]
         return [_train(options, each, data, notes) for each, notes in ready]
     except KeyboardInterrupt:

@@ -322,8 +322,9 @@ def test_more_rows_than_a_file_can_hold_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_rows_than_the_memory_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "machine_memory_bytes", lambda: 499)
     for name in ("a.csv", "a.csv.gz", "a.parquet"):
+        rows_bytes = limits.PARQUET_BYTES_PER_INTERACTION if name == "a.parquet" else limits.BYTES_PER_INTERACTION
+        monkeypatch.setattr(limits, "machine_memory_bytes", lambda most=5 * rows_bytes - 1: most)
         if name == "a.parquet":
             pd.read_csv(tmp_path / "a.csv").to_parquet(tmp_path / name)
         else:

@@ -64,23 +64,14 @@ def recommend_command(
     """Which loss, batch size, sequence length and negatives fit a budget, which to try first, and why."""
     from srsplan.planner import api
 
-<<<<<<< HEAD
-    plan = api.plan(
-        catalog=catalog, budget=budget, gpu=gpu, data=data, mean_length=mean_length, users=users, dim=dim,
-        blocks=blocks, heads=heads, precision=precision, sampler=sampler, recompute=recompute, kernel=kernel, gpus=gpus,
-        losses=loss, margin=margin, max_batch_size=max_batch_size, epoch_time=epoch_time, total_time=total_time,
-        epochs=epochs, user_column=user_column, item_column=item_column, timestamp_column=timestamp_column,
-        split=split, runs=runs, profile=profile, check=check,
-    )  # fmt: skip
-=======
     with data_progress.shown():
         plan = api.plan(
             catalog=catalog, budget=budget, gpu=gpu, data=data, mean_length=mean_length, users=users, dim=dim,
-            blocks=blocks, heads=heads, precision=precision, sampler=sampler, recompute=recompute, gpus=gpus,
-            losses=loss, margin=margin, user_column=user_column, item_column=item_column,
+            blocks=blocks, heads=heads, precision=precision, sampler=sampler, recompute=recompute, kernel=kernel,
+            gpus=gpus, losses=loss, margin=margin, max_batch_size=max_batch_size, epoch_time=epoch_time,
+            total_time=total_time, epochs=epochs, user_column=user_column, item_column=item_column,
             timestamp_column=timestamp_column, split=split, runs=runs, profile=profile, check=check,
         )  # fmt: skip
->>>>>>> data
     _tell(plan, None if no_plan else output, overwrite, everything=everything, json=json)
 
 

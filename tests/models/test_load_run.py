@@ -17,12 +17,12 @@ from sequences import on_cpu
 
 import srsplan.models
 from srsplan.models.config import Architecture, Configuration
-from srsplan.models.data.options import DataOptions
+from srsplan.models.data.options import DataOptions, Minimums
 from srsplan.models.errors import InputError
 from srsplan.models.loading import TrainedRun
 from srsplan.models.sasrec import SASRec
 from srsplan.models.training.callbacks import NoCallbacks
-from srsplan.models.training.run import Minimums, Order, finish, fitted, opened, read_data
+from srsplan.models.training.run import Order, finish, fitted, opened, read_data
 from srsplan.models.training.settings import Settings
 
 USERS, ITEMS, SEEN = 120, 30, 12

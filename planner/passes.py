@@ -24,8 +24,9 @@ SMALL_PASS = 1024
 
 SIZES_PER_DOUBLING = 32
 
-USUAL_SHARE = {True: 0.93, False: 0.8}
-"""Share of what is reserved that tensors hold, about, of chunked and of other losses: where a search begins."""
+USUAL_SHARE = {True: 0.85, False: 0.6}
+"""Share of the memory above that of the smallest pass that tensors can take, about, by whether the loss is chunked:
+where a search begins."""
 
 SURE_SHARE = 0.65
 """Tensors of less than this share of a limit always fit it."""
@@ -99,7 +100,7 @@ def largest_pass(
     """Return a configuration, given with its whole batch in a pass, in the largest passes that fit; None where none do.
 
     The next larger size does not fit: its tensors alone do not, or not what the allocator reserves for them. The search
-    begins where tensors take a `share` of the limit, which changes how long it takes.
+    begins where tensors take a `share` of what the smallest pass leaves: a guess, which changes how long it takes.
     """
     share = USUAL_SHARE[LOSSES[whole.loss].chunked] if share is None else share
     one = in_one_pass(whole, memory)
@@ -109,7 +110,7 @@ def largest_pass(
     peaks = memory.allocated(cut)
     if not cut or (peaks[0] > SURE_SHARE * memory.limit and not memory.fits(cut[0])):
         return None
-    start = sum(peak <= share * memory.limit for peak in peaks) - 1
+    start = sum(peak <= peaks[0] + share * (memory.limit - peaks[0]) for peak in peaks) - 1
     return _largest_fitting(cut, memory, max(0, start))
 
 

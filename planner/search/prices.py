@@ -60,7 +60,7 @@ class Prices:
         self.time, self.may_recompute = time, may_recompute
         self._peaks: dict[Configuration, int] = {}
         self._users: dict[Configuration, int] = {}
-        self._shares: dict[tuple[str, bool], float] = {}
+        self._shares: dict[str, float] = {}
         self._fitted: dict[tuple[Configuration, int], Configuration | None] = {}
 
     @property
@@ -122,10 +122,10 @@ class Prices:
 
     def _largest(self, whole: Configuration, least: int) -> Configuration | None:
         """Return a configuration in the largest passes; the search begins where that of the last of its kind ended."""
-        kind = whole.loss, whole.recompute
-        found = largest_pass(whole, self.workload, self, least, self._shares.get(kind))
+        found = largest_pass(whole, self.workload, self, least, self._shares.get(whole.loss))
         if found is not None and found.tokens < whole.tokens:
-            self._shares[kind] = self.allocated([found])[0] / self.limit
+            smallest, taken = self.allocated([smallest_pass(whole, self.workload, least), found])
+            self._shares[whole.loss] = (taken - smallest) / max(1, self.limit - smallest)
         return found
 
     def first_fitting(

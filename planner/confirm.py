@@ -7,15 +7,12 @@ from dataclasses import replace
 from srsplan.planner.budget import Budget
 from srsplan.planner.search.recommendation import Choice, Confirmed, Recommendation
 from srsplan.planner.words import knobs_of
-from srsplan.profiler.memory import expressions
 from srsplan.profiler.probes.catalogue import Gpu
 
 SIMULATED_STEPS = 6
 SETTLED_STEPS = 2
 """Steps at the end that count: before them, a cap may force memory to be given back until blocks find their places."""
 
-MOST_CHUNKS = 100
-"""Most chunks that are traced, which takes a second or two."""
 
 
 def confirm_first(found: Recommendation, budget: Budget, card: Gpu) -> tuple[Recommendation, list[str]]:
@@ -57,35 +54,22 @@ def _measured(choice: Choice, budget: Budget, card: Gpu, steps: int) -> Confirme
 
 
 def _simulated(choice: Choice, budget: Budget, steps: int) -> Confirmed:
-    """Play traced training, an evaluation in its middle, through the allocator under a cap of what the plan may use.
-
-    A chunked loss with thousands of chunks is traced with a few of them; what its other tokens hold is predicted, and
-    taken from the cap beforehand.
-    """
+    """Play traced training, an evaluation in its middle, through the allocator under a cap of what the plan may use."""
     from srsplan.profiler.memory.allocator import replay
-    from srsplan.profiler.memory.simulate import (
-        EvaluationSizes,
-        few_chunks,
-        simulate_evaluation,
-        simulate_step,
-        with_evaluation,
-    )
+    from srsplan.profiler.memory.simulate import EvaluationSizes, simulate_evaluation, simulate_step, with_evaluation
 
     configuration, users = choice.configuration, choice.evaluation_users
     passes = 1 + configuration.several_passes
-    if expressions.chunks(expressions.step_row(configuration)) > MOST_CHUNKS:
-        configuration = few_chunks(configuration)
     training = simulate_step(configuration, steps=steps, passes=passes)
     pairs = EvaluationSizes(users=users, seen_pairs=users * configuration.seq_len)
     sizes, events = with_evaluation(training, simulate_evaluation(configuration, pairs), steps // 2 * passes)
     settled = training.trace.start_of("forward", (steps - SETTLED_STEPS) * passes)
     settled += len(events) - len(training.trace.events)
-    untraced = max(0, choice.memory.allocated_bytes - training.allocated_bytes)
-    found = replay(sizes, events, cap_bytes=budget.usable_bytes - untraced, first_event=settled)
+    found = replay(sizes, events, cap_bytes=budget.usable_bytes, first_event=settled)
     return Confirmed(
         basis="simulated: the ledger's trace through the allocator's model",
         fits=found.fits,
-        allocated_bytes=found.allocated_bytes + untraced,
-        reserved_bytes=found.reserved_bytes + untraced,
+        allocated_bytes=found.allocated_bytes,
+        reserved_bytes=found.reserved_bytes,
         retries=found.retries,
     )

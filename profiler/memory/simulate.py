@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from srsplan.kernels import chunking
 from srsplan.kernels.attention import Packing
-from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
 from srsplan.models.sequence_model import PackedItems
@@ -21,10 +20,6 @@ from srsplan.profiler.memory.simulated_cuda import SimulatedCuda, fused_optimize
 META = torch.device("meta")
 BEST_ITEMS = 100
 """Items that evaluation ranks: the largest k of the metrics."""
-
-FEW_CHUNKS = 5
-"""Chunks that a shortened loss runs: a first, a last, and some between them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSizes:
@@ -110,19 +105,6 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
             ledger.phase("idle")
         del moments
     return Simulated(ledger.trace, ledger.trace.start_of("evaluation"))
-
-
-def few_chunks(configuration: Configuration) -> Configuration:
-    """Take fewer tokens where a chunked loss would run thousands of chunks: the peak is that of any chunk."""
-    loss, tokens = LOSSES[configuration.loss], configuration.tokens
-    if not loss.chunked:
-        return configuration
-    if loss.sampled:
-        negatives, group = configuration.negatives or 1, configuration.tokens_per_set
-        chunk = group * chunking.sampled_chunk_sets(tokens, negatives, configuration.architecture.dim, group)
-    else:
-        chunk = chunking.softmax_chunk_tokens(tokens, configuration.catalog)
-    return replace(configuration, pass_tokens=max(configuration.seq_len, min(tokens, FEW_CHUNKS * chunk + 3)))
 
 
 def _pass(configuration: Configuration) -> StepInputs:

@@ -14,7 +14,6 @@ SETTLED_STEPS = 2
 """Steps at the end that count: before them, a cap may force memory to be given back until blocks find their places."""
 
 
-
 def confirm_first(found: Recommendation, budget: Budget, card: Gpu) -> tuple[Recommendation, list[str]]:
     """Check the first choice; choices that do not run are dropped from the recommendation, each with a sentence."""
     dropped: list[str] = []

@@ -21,6 +21,7 @@ META = torch.device("meta")
 BEST_ITEMS = 100
 """Items that evaluation ranks: the largest k of the metrics."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSizes:
     """An evaluation batch."""

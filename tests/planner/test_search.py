@@ -153,6 +153,16 @@ def test_seen_pairs_are_those_of_the_longest_histories(tmp_path: Path) -> None:
     assert [workload.seen_pairs(users) for users in (1, 2, 5, 64)] == [50, 57, 63, 63]
 
 
+@pytest.mark.parametrize("gigabytes", [8.2, 9.3])
+def test_growth_comes_before_the_order(gigabytes: float) -> None:
+    """An eager loss has room for some negatives more: one of the coarse grid overtakes another when both are grown."""
+    found = found_for(space_of(1_600_000, ("ce-",)), gigabytes)
+    same = [choice.configuration for choice in found.choices]
+    keys = [(each.balance, each.seq_len) for each in same]
+    assert len(same) == 3
+    assert keys == sorted(keys, reverse=True)
+
+
 @pytest.mark.parametrize("batch_size", [64, 1024, 1999, 2048, 8192, 100_000])
 @pytest.mark.parametrize("seq_len", [50, 512])
 def test_the_mean_length_bounds_random_batches_of_any_size(batch_size: int, seq_len: int) -> None:

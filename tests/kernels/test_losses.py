@@ -257,3 +257,19 @@ def test_bce_equals_its_definition() -> None:
 def test_an_unknown_reduction_is_refused(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="'avg' is none of"):
         loss(torch.randn(2, 8), torch.randn(3, 8), torch.tensor([0, 1]), reduction="avg")
+
+
+def test_a_target_whose_share_is_nothing_has_its_loss_all_the_same() -> None:
+    """On a CPU the loss is read off the target's share, which fp32 cannot hold beside an item 120 nats above it."""
+    table = torch.eye(4).repeat(1, 2).requires_grad_()
+    hidden = torch.tensor([[120.0, 0, 0, 0, 0, 0, 0, 0], [1.0, 2, 3, 4, 0, 0, 0, 0]], requires_grad=True)
+    targets = torch.tensor([1, 2])
+    losses = cce(hidden, table, targets, reduction="none")
+    scores = hidden.detach().double() @ table.detach().double().T
+    truth = scores.logsumexp(1) - scores.gather(1, targets[:, None])[:, 0]
+    assert losses.tolist() == pytest.approx(truth.tolist(), rel=1e-6)
+    assert float(losses[0]) == pytest.approx(120.0)
+    losses.sum().backward()
+    assert hidden.grad is not None
+    shares = torch.softmax(scores, 1) - torch.nn.functional.one_hot(targets, 4)
+    torch.testing.assert_close(hidden.grad.double(), shares @ table.detach().double(), rtol=1e-5, atol=1e-6)

@@ -2,8 +2,8 @@
 
 Shape letters: M tokens, V items, D hidden size, T tokens of a chunk.
 
-Memory contract. Above the inputs: two [T, V] buffers in the compute type (on a CPU in fp32 one), one [V, D] gradient in fp32, the gradient of
-hidden, and in 16 bit a [V, D] copy of the table and one [65536, D] block. Never [M, V].
+Memory contract. Above the inputs: two [T, V] buffers in the compute type (on a CPU in fp32 one), one [V, D] gradient in
+fp32, the gradient of hidden, and in 16 bit a [V, D] copy of the table and one [65536, D] block. Never [M, V].
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor
 from srsplan.kernels import chunking
 from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, Tokens, Wanted
 
-
 SMALLEST_SHARE = 1e-30
 """Shares of fp32 that are far from its smallest number: their logarithm is exact to rounding."""
 
@@ -22,7 +21,6 @@ SMALLEST_SHARE = 1e-30
 def softmax_chunks(tokens: Tokens, table: Tensor, wanted: Wanted | None, dtype: torch.dtype) -> LossesAndGradients:
     """Return losses [M], and the gradients that are wanted; products run in `dtype`."""
     count, chunk = tokens.hidden.shape[0], tokens.chunk
-    catalog = table.shape[0]
     scored = table.to(dtype)
     losses = torch.empty(count, dtype=torch.float32, device=table.device)
     buffers = _buffers(min(chunk, count), scored)

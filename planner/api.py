@@ -57,6 +57,7 @@ def plan(
     kernel: str = "chunked",
     gpus: int = 1,
     losses: Sequence[str] | None = None,
+    every_loss: bool = True,
     margin: float = DEFAULT_MARGIN,
     max_batch_size: int | None = None,
     epoch_time: Size | float | None = None,
@@ -75,7 +76,8 @@ def plan(
     One of `catalog` (number of items) and `data` (a file of interactions) must be given, and one of `budget` (bytes)
     and `gpu` (a name of `srsplan gpus`). `mean_length` (interactions per user) and `users` say what is known of the
     data without a file. `dim`, `blocks`, `heads` and `precision` (fp32, fp16, bf16) are the model's; `recompute` keeps
-    no activations of blocks, None leaves it to the search. `losses` limits the search, `sampler` (uniform, popularity,
+    no activations of blocks, None leaves it to the search. `losses` limits the search, and without `every_loss`
+    only the preferred one of them has choices; `sampler` (uniform, popularity,
     in-batch) is that of the losses that have it, `kernel` (chunked, triton) the implementation of chunked losses.
     Batches end at `max_batch_size` sequences, without it where published evidence does. `epoch_time` and `total_time`
     (seconds, or "30min") are a second budget, the latter for so many `epochs`; both need the number of users. `margin`
@@ -121,6 +123,7 @@ def plan(
         trust=trust,
         data=file,
         gpus=gpus,
+        every_loss=every_loss,
         notes={**({"data": "\n".join(data_notes)} if data_notes else {}), **_profile_note(fit.sentence)},
     )
     return _answer(asked, check)
@@ -132,7 +135,7 @@ def _profile_note(sentence: str) -> dict[str, str]:
 
 def _answer(asked: Question, check: bool) -> Plan:
     advice.check_floor(asked)
-    found = recommend(asked.space, asked.prices, asked.order)
+    found = recommend(asked.space, asked.prices, asked.order, every_loss=asked.every_loss)
     notes = dict(asked.notes)
     if check and found.choices:
         found, notes["checked"] = _checked(found, asked)

@@ -68,6 +68,8 @@ class Question:
     """Sentence on how far to trust an order that was learned from runs."""
     data: DataFile | None = None
     gpus: int = 1
+    every_loss: bool = True
+    """The best of every loss is wanted, beside the choices of the preferred one."""
     notes: dict[str, str] = field(default_factory=dict)
     """Sentences by label: what was done to the data, what a profile and a check found."""
 

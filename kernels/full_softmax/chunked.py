@@ -40,8 +40,11 @@ def _softmax_chunk(
     target = tokens.safe_targets[rows, None]
     torch.mm(hidden, scored.t(), out=scores)
     torch.softmax(scores, 1, out=share)
-    in_place = buffers[0] is buffers[1]
-    losses = _losses_of_shares(hidden, scored, share, target) if in_place else _losses(scores, share, target)
+    if buffers[0] is buffers[1]:
+        losses = _losses_of_shares(hidden, scored, share, target)
+    else:  # log-sum-exp from the largest entry: its share is at least 1 / V, so that its logarithm is safe in 16 bit
+        lse = scores.amax(1, keepdim=True).float() - share.amax(1, keepdim=True).float().log()
+        losses = lse - scores.gather(1, target).float()
     if sums is not None:
         share.scatter_add_(1, target, torch.full_like(target, -1, dtype=scored.dtype))
         _add_gradients(sums, rows, share, hidden, scored)
@@ -55,17 +58,11 @@ def _buffers(rows: int, scored: Tensor) -> tuple[Tensor, Tensor]:
     return scores, scores if in_place else torch.empty_like(scores)
 
 
-def _losses(scores: Tensor, share: Tensor, target: Tensor) -> Tensor:
-    """Return losses fp32 [T, 1] from scores and shares [T, V].
-
-    The log-sum-exp is that of the largest entry: its share is at least 1 / V, so that its logarithm is safe in 16 bit.
-    """
-    lse = scores.amax(1, keepdim=True).float() - share.amax(1, keepdim=True).float().log()
-    return lse - scores.gather(1, target).float()
-
-
 def _losses_of_shares(hidden: Tensor, scored: Tensor, share: Tensor, target: Tensor) -> Tensor:
-    """Return the same from fp32 shares alone; scores are computed once more where the target's share is next to 0."""
+    """Return losses fp32 [T, 1] from fp32 shares [T, V] alone.
+
+    Scores are computed once more where the target's share is next to 0.
+    """
     shares = share.gather(1, target)
     losses = -shares.log()
     rare = (shares < SMALLEST_SHARE).squeeze(1).nonzero().squeeze(1)

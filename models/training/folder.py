@@ -140,7 +140,7 @@ class RunFolder:
 
     def _check_own_names(self, names: set[str]) -> None:
         """Raise InputError where something that is no regular file has a name that the run will write."""
-        for path in (self.path / name for name in sorted(names & OWN_NAMES)):
+        for path in (self.path / name for name in sorted(names) if is_own(name)):
             if path.is_symlink() or not path.is_file():
                 raise InputError(f"{path} is no regular file", "remove it, or give another folder with -o")
 

@@ -68,9 +68,10 @@ def recommend_command(
         plan = api.plan(
             catalog=catalog, budget=budget, gpu=gpu, data=data, mean_length=mean_length, users=users, dim=dim,
             blocks=blocks, heads=heads, precision=precision, sampler=sampler, recompute=recompute, kernel=kernel,
-            gpus=gpus, losses=loss, margin=margin, max_batch_size=max_batch_size, epoch_time=epoch_time,
-            total_time=total_time, epochs=epochs, user_column=user_column, item_column=item_column,
-            timestamp_column=timestamp_column, split=split, runs=runs, profile=profile, check=check,
+            gpus=gpus, losses=loss, every_loss=everything or json, margin=margin, max_batch_size=max_batch_size,
+            epoch_time=epoch_time, total_time=total_time, epochs=epochs, user_column=user_column,
+            item_column=item_column, timestamp_column=timestamp_column, split=split, runs=runs, profile=profile,
+            check=check,
         )  # fmt: skip
     _tell(plan, None if no_plan else output, overwrite, everything=everything, json=json)
 

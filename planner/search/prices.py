@@ -31,7 +31,7 @@ LESS = 0.99
 RECOMPUTE_GAIN = 0.95
 """Blocks are recomputed where a step takes at most so much of the time: the calculation is not better than that."""
 
-BLOCK = 64
+BLOCK = 16
 """Configurations whose tensors are priced together: nearly always one of the first fits."""
 
 LEAST_SHARE = 0.65
@@ -146,6 +146,15 @@ class Prices:
                 picked += [fitted] if fitted is not None and self.in_time(fitted) else []
                 limit = limit if fitted is not None else LESS * peak
         return picked
+
+    def guess(self, ordered: Sequence[Configuration], least: int = SMALL_PASS) -> Configuration | None:
+        """Return the first of an order whose tensors alone fit, in the largest passes of which that is so."""
+        fitting = (each for floor in (least, 1) for each, peak in self.priced(ordered, floor) if peak <= self.limit)
+        first = next(fitting, None)
+        if first is None or self.within([first]):
+            return first
+        cut = passes_within(first, self.workload, self, 1)
+        return cut[-1] if cut else first
 
     def priced(self, ordered: Sequence[Configuration], least: int) -> Iterator[tuple[Configuration, int]]:
         """Yield configurations with the bytes of tensors that they take at least."""

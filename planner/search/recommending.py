@@ -18,12 +18,14 @@ CHOICES = 3
 """Choices of the preferred loss; every other loss has one."""
 
 
-def recommend(space: Space, prices: Prices, order: Order = BALANCE) -> Recommendation:
-    """Order what fits memory and time; a recommendation without choices names the nearest misses."""
+def recommend(space: Space, prices: Prices, order: Order = BALANCE, *, every_loss: bool = True) -> Recommendation:
+    """Order what fits memory and time; a recommendation without choices names the nearest misses.
+
+    The choices are those of the preferred loss, and with `every_loss` the best of every other one.
+    """
     everything = {loss: order.sort(space.candidates(loss)) for loss in space.losses}
     ordered = {loss: [each for each in all_of if prices.in_time(each)] for loss, all_of in everything.items()}
-    tops = {loss: top for loss, each in ordered.items() for top in _top(each, prices)}
-    choices = _choices(ordered, tops, space, prices, order) if tops else ()
+    choices = _choices(ordered, space, prices, order, every_loss)
     first = choices[0] if choices else None
     pool = [each for all_of in everything.values() for each in all_of]
     return Recommendation(
@@ -34,6 +36,20 @@ def recommend(space: Space, prices: Prices, order: Order = BALANCE) -> Recommend
         considered=len(pool),
         too_slow=_too_slow(everything[first.configuration.loss], first.configuration, prices) if first else 0,
     )
+
+
+def _preferred(ordered: dict[str, list[Configuration]], prices: Prices) -> tuple[str | None, list[Configuration]]:
+    """Return the loss to try first and the first of its configurations that fit; none where nothing does.
+
+    Losses are compared by what their tensors alone allow, which takes no replay.
+    """
+    guesses = {loss: guess for loss, each in ordered.items() if (guess := prices.guess(each)) is not None}
+    while guesses:
+        best = preferred_loss(guesses, prices)
+        if picked := prices.first_fitting(ordered[best], CHOICES) or _top(ordered[best], prices):
+            return best, picked
+        del guesses[best]
+    return None, []
 
 
 def _top(ordered: list[Configuration], prices: Prices) -> list[Configuration]:
@@ -57,26 +73,25 @@ def _too_slow(ordered: list[Configuration], first: Configuration, prices: Prices
 
 
 def _choices(
-    ordered: dict[str, list[Configuration]],
-    tops: dict[str, Configuration],
-    space: Space,
-    prices: Prices,
-    order: Order,
+    ordered: dict[str, list[Configuration]], space: Space, prices: Prices, order: Order, every_loss: bool
 ) -> tuple[Choice, ...]:
-    """Return three of the preferred loss, then the best of every other loss.
+    """Return three of the preferred loss, then the best of every other loss; none where nothing fits.
 
     Each is grown between the points of the grid, and ordered only then: growth changes what the rule looks at.
     """
-    best = preferred_loss(tops, prices)
-    first, *others = prices.first_fitting(ordered[best], CHOICES) or [tops[best]]
+    best, picked = _preferred(ordered, prices)
+    if best is None:
+        return ()
+    first, *others = picked
     larger = [grown(first, space, prices), *(grown(each, space, prices, longer=False) for each in others)]
     first, *others = order.sort(larger, among=ordered[best])
-    rest = [grown(top, space, prices) for loss, top in tops.items() if loss != best]
+    rest = [loss for loss in ordered if loss != best] if every_loss else []
+    tops = [grown(top, space, prices) for loss in rest for top in _top(ordered[loss], prices)]
     return (
         prices.choice(first, order.rule),
         *(prices.choice(each, order.why(each, first)) for each in others),
         *(
             prices.choice(each, f"best of {LOSSES[each.loss].title}")
-            for each in sorted(rest, key=lambda each: (balance(each), each.seq_len), reverse=True)
+            for each in sorted(tops, key=lambda each: (balance(each), each.seq_len), reverse=True)
         ),
     )

@@ -158,7 +158,7 @@ def _last(total: int, chunk: int) -> int:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
-    return {name: _integers([row[name] for row in rows]) for name in rows[0]}
+    return {name: integers([row[name] for row in rows]) for name in rows[0]}
 
 
 def step_row(configuration: Configuration) -> dict[str, int]:
@@ -215,7 +215,8 @@ def _triton_variant(configuration: Configuration, row: Mapping[str, int]) -> dic
     return {"chunks": 1 + (grid.splits > 1), "X": grid.splits, "Y": grid.blocks, "Z": grid.spans, "W": grid.padded}
 
 
-def _integers(numbers: Sequence[int]) -> NDArray[np.int64]:
+def integers(numbers: Sequence[int]) -> NDArray[np.int64]:
+    """Return numbers as 64-bit integers, or as Python's own where one of them is larger."""
     try:
         return np.array(numbers, dtype=np.int64)
     except OverflowError:

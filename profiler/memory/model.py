@@ -94,8 +94,10 @@ class MemoryModel:
 
     def allocated(self, configurations: Sequence[Configuration]) -> Bytes:
         """Return the allocated training peaks of configurations that share loss, precision, depth and options."""
-        values = expressions.step_values(configurations)
-        return self._peaks(configurations[0].loss, configurations[0], values)
+        first = configurations[0]
+        if len(configurations) == 1:
+            return expressions.integers([self._peak(first.loss, first, expressions.step_row(first))])
+        return self._peaks(first.loss, first, expressions.step_values(configurations))
 
     def allocated_sizes(self, configurations: Sequence[Configuration]) -> list[int]:
         """Return the same as whole numbers."""
@@ -111,9 +113,14 @@ class MemoryModel:
             seen_pairs,
         )  # nothing else of a configuration is in the programs of an evaluation
         if key not in self._evaluated:
-            values = expressions.evaluation_values(configuration, users, seen_pairs)
-            self._evaluated[key] = int(self._peaks(expressions.EVALUATION, configuration, values)[0])
+            row = expressions.evaluation_row(configuration, users, seen_pairs)
+            self._evaluated[key] = self._peak(expressions.EVALUATION, configuration, row)
         return self._evaluated[key]
+
+    def _peak(self, loss: str, configuration: Configuration, row: expressions.Row) -> int:
+        """Return the peak of one configuration; a loop's is that of one round."""
+        count = min(expressions.chunks(row), 3)
+        return self.program(loss, configuration, count > 1).peak(row, max(0, count - 2))
 
     def _peaks(self, loss: str, configuration: Configuration, values: expressions.Values) -> Bytes:
         """Walk once for what fits one chunk, for two chunks, and for more: a loop's peak is that of one round."""

@@ -91,6 +91,11 @@ class Program:
             np.maximum(peak, current, out=peak)
         return peak
 
+    def peak(self, row: expressions.Row, repeats: int) -> int:
+        """Return the same for one configuration, which takes a tenth of the time in plain numbers."""
+        sizes = [_rounded(size) for size in self.numbers(row)]
+        return max(current for _, current in self._walk(sizes, 0, repeats))
+
     def breakdown(self, row: expressions.Row, repeats: int) -> dict[str, int]:
         """Return the bytes by tag at the peak of one configuration, largest first; they add up to it."""
         sizes = [_rounded(size) for size in self.numbers(row)]

@@ -56,14 +56,14 @@ def test_overwrite_deletes_only_what_srsplan_wrote(train: Run, out: Path) -> Non
     mine = {"thesis.txt": "years", "weights-final.safetensors": "mine", "notes.jsonl": "{}", ".hidden.part": "half"}
     for name, text in mine.items():
         (out / name).write_text(text)
-    (out / "weights-7.safetensors").mkdir()
+    (out / "weights-old.safetensors").mkdir()
     done = train()
     assert done.code == 2
     assert "--resume goes on with it, --overwrite starts anew" in done.message
     done = train("--seed", 7, "--overwrite")
     assert done.code == 0, done.err
     assert {name: (out / name).read_text() for name in mine} == mine
-    assert (out / "weights-7.safetensors").is_dir()
+    assert (out / "weights-old.safetensors").is_dir()
     assert json.loads((out / "config.json").read_text())["settings"]["seed"] == 7
 
 
@@ -189,4 +189,15 @@ def test_a_pipe_in_the_place_of_a_file_never_costs_the_run(train: Run, out: Path
     assert done.code == 2
     assert "items.parquet" in done.message
     assert "is no regular file" in done.message
+    assert {path.name for path in out.iterdir()} == before
+
+
+def test_a_link_in_the_place_of_weights_is_refused_before_the_run_goes(train: Run, out: Path) -> None:
+    assert train().code == 0
+    (out / "weights-1.safetensors").unlink(missing_ok=True)
+    (out / "weights-1.safetensors").symlink_to("not-there/at-all")
+    before = {path.name for path in out.iterdir()}
+    done = train("--overwrite")
+    assert done.code == 2
+    assert "weights-1.safetensors is no regular file" in done.message
     assert {path.name for path in out.iterdir()} == before

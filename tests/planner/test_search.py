@@ -15,7 +15,7 @@ from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm, confirm_first
 from srsplan.planner.passes import SMALL_PASS, with_pass, with_whole_pass
-from srsplan.planner.search import Prices, Recommendation, Space, recommend
+from srsplan.planner.search import BALANCE, Prices, Recommendation, Space, recommend
 from srsplan.planner.search.space import BATCH_SIZES
 from srsplan.planner.time_limit import TimeLimit
 from srsplan.planner.workload import FromData, MeanLength, Workload, WorstCase
@@ -300,3 +300,17 @@ def test_remembered_evaluations_are_those_of_a_fresh_model() -> None:
             for users, pairs in ((64, 640), (256, 640), (256, 90_000)):
                 fresh = MemoryModel().evaluation(configuration, users, pairs)
                 assert shared.evaluation(configuration, users, pairs) == fresh
+
+
+@pytest.mark.parametrize("loss", ["ce", "ce-", "cce", "cce-"])
+@pytest.mark.parametrize("gigabytes", [8, 12, 40])
+def test_a_guess_is_one_whose_tensors_fit(loss: str, gigabytes: float) -> None:
+    """Losses are compared by it: one that no memory holds would be preferred for its balance or its speed."""
+    space = space_of(1_600_000, (loss,))
+    prices = prices_of(space, gigabytes)
+    ordered = BALANCE.sort(space.candidates(loss))
+    found = prices.guess(ordered)
+    fitting = any(peak <= prices.limit for _, peak in prices.priced(ordered, 1))
+    assert (found is not None) == fitting
+    if found is not None:
+        assert prices.allocated([found])[0] <= prices.limit

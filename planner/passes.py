@@ -114,6 +114,18 @@ def largest_pass(
     return _largest_fitting(cut, memory, max(0, start))
 
 
+def larger_pass(found: Configuration, workload: Workload, memory: Memory) -> Configuration:
+    """Return a configuration in the largest passes that fit, not below those that `largest_pass` found for it.
+
+    That search takes what fits to be monotone. Of eager losses it is not: under a cap some sizes find a lasting place
+    for their blocks, and smaller ones make the allocator give memory back at every pass. Here every larger size of
+    which the tensors fit is tried, the largest first: for the few configurations that are shown.
+    """
+    within = passes_within(with_whole_pass(found, workload), workload, memory, found.tokens)
+    larger = (each for each in reversed(within) if each.tokens > found.tokens)
+    return next(filter(memory.fits, larger), found)
+
+
 def passes_within(
     whole: Configuration, workload: Workload, memory: Memory, least: int = SMALL_PASS
 ) -> list[Configuration]:

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ HEAVY = ("torch", "pandas", "scipy.stats", "sklearn.ensemble", "pyarrow.parquet"
 
 LEFT_OUT = (".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "build", "dist", "runs")
 PYTEST = ("-q", "-n", "0", "--no-header", "-p", "no:cacheprovider")
-FAILED = 1
-"""pytest's exit code where tests ran and some of them failed."""
+FAILED, NOT_STARTED = 1, 70
+"""Exit codes: pytest's where tests ran and some of them failed; the child's own where pytest never began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +121,14 @@ def _start(case: Case[T]) -> _Running[T]:
     return _Running(case=case, folder=folder, pid=pid, began=time.perf_counter())
 
 
+def _is_this_tree(path: Path) -> bool:
+    """Whether a path belongs to the tree that is copied; a virtual environment inside it does not."""
+    return ROOT in (path, *path.parents) and Path(sys.prefix) not in path.parents
+
+
 def _run_tests(tree: Path, case: Case[T]) -> NoReturn:
     """In the child: pytest on the tree, and nothing of this one's modules or paths."""
-    code = 70
+    code = NOT_STARTED
     try:
         os.setsid()
         log = os.open(tree.parent / "log", os.O_WRONLY | os.O_CREAT)
@@ -132,7 +138,7 @@ def _run_tests(tree: Path, case: Case[T]) -> NoReturn:
         typing = str(tree / ".typing")
         os.environ |= {"PYTHONPATH": typing, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         sys.dont_write_bytecode = True
-        sys.path[:] = [typing, *(path for path in sys.path if ROOT not in (Path(path), *Path(path).parents))]
+        sys.path[:] = [typing, *(path for path in sys.path if not _is_this_tree(Path(path)))]
         for name in ("seeded_defects", "mutation", "changed_tree"):
             sys.modules.pop(name, None)
         import pytest
@@ -141,7 +147,10 @@ def _run_tests(tree: Path, case: Case[T]) -> NoReturn:
         torch.set_num_threads(1)  # tests are small: threads would only wait for each other
         code = int(pytest.main([*PYTEST, *(["-x"] if case.stop_at_first else []), *case.tests]))
         sys.stdout.flush()
+    except Exception:
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -158,6 +167,8 @@ def _ended(running: _Running[T]) -> Ended | None:
     lines = log.strip().splitlines()
     failures = [line for line in lines if line.startswith(("FAILED ", "ERROR "))] or lines[-1:]
     code = os.waitstatus_to_exitcode(status)
+    if code == NOT_STARTED:
+        raise RuntimeError(f"the tests of a copy could not be started: {log}")
     return Ended(code=FAILED if code < 0 else code, failures=tuple(failures), seconds=seconds)
 
 

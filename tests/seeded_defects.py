@@ -68,7 +68,7 @@ def fitting(defects: Sequence[Defect]) -> list[Defect]:
 def tell(defect: Defect, ended: Ended) -> bool:
     """Print what became of a defect; whether it was caught."""
     word = "caught" if ended.caught else "NOT CAUGHT"
-    print(f"{word:10}  {ended.seconds:5.1f} s  {defect.name}: {ended.failures[0][:200]}", flush=True)
+    print(f"{word:10}  {ended.seconds:5.1f} s  {defect.name}: {', '.join(ended.failures)[:200]}", flush=True)
     return ended.caught
 
 

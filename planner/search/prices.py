@@ -8,7 +8,7 @@ from dataclasses import replace
 from srsplan.models.config import Configuration
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import Budget
-from srsplan.planner.passes import SMALL_PASS, largest_pass, passes_within, smallest_pass, with_pass
+from srsplan.planner.passes import SMALL_PASS, larger_pass, largest_pass, passes_within, smallest_pass, with_pass
 from srsplan.planner.search.recommendation import Choice
 from srsplan.planner.several_gpus import Layout, layouts
 from srsplan.planner.step_time import ASSUMED, Rates
@@ -127,6 +127,10 @@ class Prices:
             smallest, taken = self.allocated([smallest_pass(whole, self.workload, least), found])
             self._shares[whole.loss] = (taken - smallest) / max(1, self.limit - smallest)
         return found
+
+    def settled(self, fitted: Configuration) -> Configuration:
+        """Return what is to be shown of a configuration that fits: in passes of which no larger ones fit."""
+        return larger_pass(fitted, self.workload, self)
 
     def first_fitting(
         self, ordered: Sequence[Configuration], count: int = 1, *, least: int = SMALL_PASS, share: float = 1.0

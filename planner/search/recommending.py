@@ -84,9 +84,9 @@ def _choices(
         return ()
     first, *others = picked
     larger = [grown(first, space, prices), *(grown(each, space, prices, longer=False) for each in others)]
-    first, *others = order.sort(larger, among=ordered[best])
+    first, *others = order.sort([*map(prices.settled, larger)], among=ordered[best])
     rest = [loss for loss in ordered if loss != best] if every_loss else []
-    tops = [grown(top, space, prices) for loss in rest for top in _top(ordered[loss], prices)]
+    tops = [prices.settled(grown(top, space, prices)) for loss in rest for top in _top(ordered[loss], prices)]
     return (
         prices.choice(first, order.rule),
         *(prices.choice(each, order.why(each, first)) for each in others),

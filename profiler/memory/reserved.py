@@ -11,7 +11,8 @@ so that all of that runs without a retry. That is the larger of two figures, and
   part of it is mapped already: that can be more than what is held afterwards.
 
 Where a budget is less, the same is played under it as a hard cap: often a few retries at the beginning are all it
-takes, and the upper bound is what is held then. Forty random batches instead of these reserved at most 4% more, and
+takes, and the upper bound is what is held then. Where blocks find their places depends on the way there, so a process
+whose passes are all full has to settle as well. Forty random batches instead of these reserved at most 4% more, and
 such an excess costs a retry, not the run.
 """
 
@@ -28,6 +29,9 @@ from srsplan.profiler.memory.program import Code, Process, Program
 
 FILL_PERCENT = (93, 100, 81, 97, 100, 88, 100)
 """Tokens of later passes, in percent of the fullest's."""
+
+ALIKE = (6, 4)
+"""Full passes in a row, before an evaluation and after it."""
 
 LATE_RETRIES = 1
 """Retries in the later steps: more, and training would be slowed down again and again."""
@@ -73,6 +77,8 @@ def reserved_under(
     capped = _life(configuration, users, seen_pairs, programs).play(cap)
     if not capped.runs_under(cap):
         return None
+    if capped.retries and not _uniform_life(configuration, users, seen_pairs, programs).play(cap).runs_under(cap):
+        return None
     # as long as the cap gives nothing back, a process lives as it does without one
     return Reserved(capped.expected, capped.held if capped.retries else capped.needed)
 
@@ -82,11 +88,10 @@ def smallest_cap(configuration: Configuration, users: int, seen_pairs: int, prog
 
     Found from above, in steps of half a percent: what fits is not monotone in the cap.
     """
-    life = _life(configuration, users, seen_pairs, programs)
-    safe = life.play(inf).needed
+    safe = reserved(configuration, users, seen_pairs, programs).upper
     while True:
         cap = safe - int(safe * CAP_STEP)
-        if not life.play(cap).runs_under(cap):
+        if reserved_under(cap, configuration, users, seen_pairs, programs) is None:
             return safe
         safe = cap
 
@@ -178,6 +183,14 @@ def _life(configuration: Configuration, users: int, seen_pairs: int, programs: P
     early = [(full, full.program.setup), (full, full.program.first)]
     early += [(part, part.program.step) for part in (full, ranking, full)]
     return _Life(early, [(part, part.program.step) for part in (*others, full, ranking, full)])
+
+
+def _uniform_life(configuration: Configuration, users: int, seen_pairs: int, programs: Programs) -> _Life:
+    """Return a life whose passes are all full."""
+    full, ranking = _steps(configuration, programs)[0], _ranking(configuration, users, seen_pairs, programs)
+    early = [(full, full.program.setup), (full, full.program.first)]
+    before, after = ([(full, full.program.step)] * count for count in ALIKE)
+    return _Life([*early, *before, (ranking, ranking.program.step)], after)
 
 
 def _steps(configuration: Configuration, programs: Programs) -> list[Part]:

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from srsplan.models.config import Architecture, Configuration
 from srsplan.planner import pricing
 from srsplan.planner.budget import make_budget
-from srsplan.planner.passes import largest_pass, pass_sizes, smallest_pass, whole_pass, with_pass, with_whole_pass
+from srsplan.planner.passes import (
+    SMALL_PASS,
+    larger_pass,
+    largest_pass,
+    pass_sizes,
+    smallest_pass,
+    whole_pass,
+    with_pass,
+    with_whole_pass,
+)
 from srsplan.planner.search import Prices
 from srsplan.planner.workload import FromData, MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
@@ -79,6 +88,26 @@ def test_the_pass_fits_and_the_next_larger_does_not(
     larger = [size for size in pass_sizes(smallest_pass(whole, workload).tokens, whole.tokens) if size > found.tokens]
     assert not larger or not memory.fits(with_pass(whole, larger[0], workload))
     assert asked <= 20
+
+
+class Islands(Linear):
+    """Memory under which some sizes below the limit do not fit, as eager losses have it."""
+
+    def fits(self, configuration: Configuration) -> bool:
+        return super().fits(configuration) and not 0.5 < self.allocated([configuration])[0] / self.limit < 0.8
+
+
+def test_no_larger_pass_fits_than_the_one_that_is_shown() -> None:
+    workload, memory = WorstCase(), Islands(10**8, spread=1.03)
+    whole = with_whole_pass(BASE, workload)
+    halved = largest_pass(whole, workload, memory, share=0.3)
+    assert halved is not None
+    assert memory.allocated([halved])[0] <= 0.5 * memory.limit
+    found = larger_pass(halved, workload, memory)
+    sizes = [size for size in pass_sizes(SMALL_PASS, whole.tokens) if memory.fits(with_pass(whole, size, workload))]
+    assert found == with_pass(whole, sizes[-1], workload)
+    assert memory.allocated([found])[0] > 0.94 * memory.limit
+    assert larger_pass(found, workload, memory) == found, "nothing larger fits"
 
 
 @settings(deadline=None, max_examples=10)

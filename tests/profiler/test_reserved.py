@@ -276,8 +276,8 @@ def test_under_the_smallest_cap_settled_training_hardly_ever_gives_back() -> Non
 def test_a_cap_with_one_late_retry_is_small_enough() -> None:
     """One is what a cap may cost later on: refused, plans would ask for more than training needs."""
     full = Configuration(
-        loss="ce", catalog=193_024, batch_size=105, seq_len=99, pass_tokens=467,
-        architecture=Architecture(dim=32, heads=4),
+        loss="ce", catalog=54_631, batch_size=254, seq_len=95, pass_tokens=6894,
+        architecture=Architecture(dim=64, heads=4),
     )  # fmt: skip
     cap = smallest_cap(full, 64, 64 * full.seq_len, MODEL.program)
     assert lived(full, 64, cap)[2] == 1

@@ -43,6 +43,21 @@ SAMPLED_BACKWARD = {
     1024: Launch(16, 16, 16, 1),
 }
 
+BLOCKS_FORWARD = {
+    64: Launch(32, 64, 4, 3),
+    128: Launch(32, 64, 4, 3),
+    256: Launch(32, 64, 4, 3),
+    512: Launch(32, 32, 8, 2),
+    1024: Launch(16, 32, 8, 1),
+}
+BLOCKS_BACKWARD = {
+    64: Launch(32, 32, 4, 3),
+    128: Launch(32, 32, 4, 3),
+    256: Launch(32, 32, 4, 3),
+    512: Launch(32, 32, 8, 2),
+    1024: Launch(16, 32, 8, 1),
+}
+
 ASSUMED_CAPABILITY = 90
 """The capability that is assumed without a card: in the interpreter, and on the ledger's meta tensors."""
 Table = dict[int, Launch]

@@ -22,6 +22,7 @@ from srsplan.kernels.reduction import IGNORE_INDEX, Reduction, reduce_losses
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.sampled_softmax.chunked import Draw, sampled_chunks
 from srsplan.kernels.samplers.alias_table import Distribution
+from srsplan.kernels.samplers.blocks import draws_blocks
 from srsplan.kernels.samplers.draw import kind_of
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.sampling import Sampling
@@ -91,17 +92,21 @@ def cce_neg_triton(
     ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
     not go together.
     """
-    from srsplan.kernels.sampled_softmax.operators import Numbers, sampled_softmax, source_of  # needs Triton
+    from srsplan.kernels.sampled_softmax import blocks_operators, operators  # Triton is not installed everywhere
 
     check_inputs(hidden, item_table, targets)
     sampler = kind_of(negatives, distribution)
     sets = CallSets.of(negatives, sampling, len(hidden))
-    numbers = Numbers.of(sets, sampling, ignore_index)
-    group = sets.windows.tokens_per_set
-    pays = chunking.table_copy_pays(len(hidden), group, numbers.negatives, len(item_table))
-    pays = pays and item_table.dtype != hidden.dtype
-    losses, _ = sampled_softmax(
-        hidden.contiguous(), item_table.contiguous(), targets.contiguous(), int(sampler),
-        source_of(sampler, negatives, distribution), list(numbers), sampling.log_q, copy_table and pays, deterministic,
-    )  # fmt: skip
+    pays = chunking.table_copy_pays(len(hidden), sets.windows.tokens_per_set, sets.negatives, len(item_table))
+    copied = copy_table and pays and item_table.dtype != hidden.dtype
+    tensors = hidden.contiguous(), item_table.contiguous(), targets.contiguous()
+    if draws_blocks(negatives, len(item_table), sampling, distribution):
+        numbers = blocks_operators.Numbers.of(sets, sampling, ignore_index)
+        with_grad = torch.is_grad_enabled() and hidden.requires_grad
+        losses, *_ = blocks_operators.block_softmax(*tensors, list(numbers), sampling.log_q, copied, with_grad)
+    else:
+        losses, _ = operators.sampled_softmax(
+            *tensors, int(sampler), operators.source_of(sampler, negatives, distribution),
+            list(operators.Numbers.of(sets, sampling, ignore_index)), sampling.log_q, copied, deterministic,
+        )  # fmt: skip
     return reduce_losses(losses, targets != ignore_index, reduction)

@@ -19,6 +19,7 @@ from srsplan.kernels import chunking
 from srsplan.kernels.chunked_autograd import GradientSums, LossesAndGradients, Tokens, Wanted
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution
+from srsplan.kernels.samplers.blocks import block_draw, draws_blocks
 from srsplan.kernels.samplers.draw import draw_items
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.log_q import log_q_correction
@@ -39,6 +40,8 @@ class Draw:
         """Return the negatives of some sets of the batch, int64 [S, ns]."""
         if isinstance(self.negatives, Tensor):
             return self.negatives[sets.start : sets.stop]
+        if draws_blocks(self.negatives, catalog, self.sampling, self.distribution):
+            return block_draw(self.negatives, catalog, self.sampling).items(sets.start, len(sets), device)
         return draw_items((len(sets), self.negatives), catalog, self.sampling, sets.start, device, self.distribution)
 
 

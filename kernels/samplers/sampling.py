@@ -18,6 +18,10 @@ class Sampling:
     log_q: bool = True
     """The logQ correction: log((V - 1) / kept negatives) is added to the negatives' logits, so that their sum estimates
     that of the whole catalog."""
+    blocks: bool = True
+    """Uniform negatives of `cce-` come in blocks of a permutation of the catalog (kernels.samplers.blocks): without
+    replacement within a set, and with a gradient of the table that needs no atomic additions. False draws every one
+    independently, and so do sets that want nearly as many negatives as there are items."""
     seed: int = 0
     """With `step`, fixes the draw: a resumed run repeats it."""
     step: int = 0

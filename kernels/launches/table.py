@@ -25,6 +25,8 @@ class Launch:
     """Stages of its pipeline."""
 
 
+Table = dict[int, Launch]
+
 SHARED_MEMORY_BYTES = {80: 163_840, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
 """Shared memory that a program may use, by compute capability."""
 
@@ -43,24 +45,34 @@ SAMPLED_BACKWARD = {
     1024: Launch(16, 16, 16, 1),
 }
 
-BLOCKS_FORWARD = {
-    64: Launch(32, 64, 4, 3),
-    128: Launch(32, 64, 4, 3),
-    256: Launch(32, 64, 4, 3),
-    512: Launch(32, 32, 8, 2),
-    1024: Launch(16, 32, 8, 1),
+_BLOCKS = {
+    "blocks_forward": {
+        64: Launch(32, 32, 4, 5),
+        128: Launch(32, 32, 4, 5),
+        256: Launch(32, 32, 4, 5),
+        512: Launch(32, 32, 8, 5),
+        1024: Launch(16, 16, 8, 5),
+    },
+    "blocks_backward": {
+        64: Launch(32, 32, 4, 4),
+        128: Launch(32, 32, 4, 4),
+        256: Launch(32, 32, 4, 4),
+        512: Launch(32, 32, 8, 3),
+        1024: Launch(16, 16, 8, 3),
+    },
 }
-BLOCKS_BACKWARD = {
-    64: Launch(32, 32, 4, 3),
-    128: Launch(32, 32, 4, 3),
-    256: Launch(32, 32, 4, 3),
-    512: Launch(32, 32, 8, 2),
-    1024: Launch(16, 32, 8, 1),
-}
+"""Items are at most those of a block. Forward reads the items of a tile before its rows: with five stages one tile's
+rows are copied while another's are used."""
+_BLOCKS_FP32 = {64: Launch(32, 32, 8, 3), 128: Launch(16, 16, 4, 3), 256: Launch(16, 16, 4, 3)}
+
+
+def blocks_table(kernel: str, fp32: bool = False) -> Table:
+    """Return the launches of a kernel of the sampled softmax with negatives in blocks, by padded hidden size."""
+    return _BLOCKS_FP32 if fp32 else _BLOCKS[kernel]
+
 
 ASSUMED_CAPABILITY = 90
 """The capability that is assumed without a card: in the interpreter, and on the ledger's meta tensors."""
-Table = dict[int, Launch]
 SPAN_ITEMS = 256
 """Items of a span: with a block of rows they share one byte. Tiles divide it."""
 

@@ -139,15 +139,18 @@ def turned_by(bits, round, first, blocks, width):
 
 @triton.jit
 def tile_items(order, wrap_bits, first, place, start, negatives, blocks, width, BLOCK_N: tl.constexpr):
-    """Return int64 items [B] of a set's slots from `start` on, and which of them are drawn [B]."""
-    lanes = tl.arange(0, BLOCK_N)
+    """Return int64 items [B] of a set's slots from `start` on, and which of them are drawn [B].
+
+    A tile holds whole blocks, or a part of one.
+    """
+    lanes = start - start // BLOCK_ITEMS * BLOCK_ITEMS + tl.arange(0, BLOCK_N)
     begin = tl.zeros((BLOCK_N,), tl.int32)
-    for part in tl.static_range(BLOCK_N // BLOCK_ITEMS):
+    for part in tl.static_range((BLOCK_N + BLOCK_ITEMS - 1) // BLOCK_ITEMS):
         block = turned_by(wrap_bits, start // BLOCK_ITEMS + part, first, blocks, width)
         block = tl.where(block >= blocks, block - blocks, block) + place
         block = tl.where(block >= blocks, block - blocks, block)
         begin = tl.where(lanes // BLOCK_ITEMS == part, block, begin)
-    drawn = start + lanes < negatives
+    drawn = start + tl.arange(0, BLOCK_N) < negatives
     return tl.load(order + (begin * BLOCK_ITEMS + lanes % BLOCK_ITEMS), mask=drawn, other=0).to(tl.int64), drawn
 
 
@@ -265,19 +268,21 @@ def takers(
 def blocks_backward(
     hidden, table, order, state, scale, sorted_tokens, starts, grad_table,
     seed, step, catalog, negatives, blocks, width, rounds, count, padded, stride, group, first_set, sets, first_token,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, SETS: tl.constexpr, GROUP: tl.constexpr,
-    PARTS: tl.constexpr, PRECISION: tl.constexpr, CLOCK: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SETS: tl.constexpr,
+    GROUP: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store the rows of grad_table [V, D] that belong to one block: from the sets that took it, then from the tokens
-    whose target is among its items."""
-    block = tl.program_id(0)
-    slots = tl.arange(0, BLOCK_ITEMS)
+    """Store the rows of grad_table [V, D] that belong to one block, or a part of one: from the sets that took it, then
+    from the tokens whose target is among its items."""
+    program = tl.program_id(0)
+    begin = program * BLOCK_N
+    block = begin // BLOCK_ITEMS
+    slots = begin % BLOCK_ITEMS + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_D)
     lanes = tl.arange(0, BLOCK_M)
-    there = block * BLOCK_ITEMS + slots < catalog
-    items = tl.load(order + block * BLOCK_ITEMS + slots, mask=there, other=0)
+    there = begin + tl.arange(0, BLOCK_N) < catalog
+    items = tl.load(order + begin + tl.arange(0, BLOCK_N), mask=there, other=0)
     scored = load_rows(table, items, columns, there, DIM).to(hidden.dtype.element_ty)
-    acc = tl.zeros((BLOCK_ITEMS, BLOCK_D), tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     first, second = key_of(step_state(seed, step, CLOCK), PAIRS + 1)
     length = tl.cast(padded, tl.int64)
     last_set = first_set + sets
@@ -309,8 +314,8 @@ def blocks_backward(
             used = slots[:, None] + (tl.zeros_like(lanes) + round * BLOCK_ITEMS)[None, :] < negatives
             p = tl.where(used & (items[:, None] != target[None, :]), p, 0.0)
             acc = tl.dot(p.to(rows.dtype), rows, acc, input_precision=PRECISION)
-    end = tl.load(starts + block + 1)
-    for start in range(tl.load(starts + block), end, BLOCK_M):
+    end = tl.load(starts + program + 1)
+    for start in range(tl.load(starts + program), end, BLOCK_M):
         inside = start + lanes < end
         tokens = tl.load(sorted_tokens + start + lanes, mask=inside, other=0)
         rows = load_rows(hidden, tokens, columns, inside, DIM)

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options
-from srsplan.kernels.launches.table import BLOCKS_BACKWARD, BLOCKS_FORWARD, Launch, launch_for
+from srsplan.kernels.launches.table import Launch, blocks_table, launch_for
 from srsplan.kernels.sampled_softmax import blocks_kernel as kernels
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.blocks import BLOCK_ITEMS, Halves, rounds_of
@@ -66,7 +66,7 @@ def block_softmax(
 
     `numbers` is a Numbers.
     """
-    call = _Call(hidden, item_table, Numbers(*numbers))
+    call = BlockCall(hidden, item_table, Numbers(*numbers))
     losses, shifts, row_grads = call.outputs(with_grad)
     if not len(hidden):
         return losses, shifts, row_grads
@@ -89,7 +89,7 @@ def block_softmax_fake(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Allocate what the operator does, in its order, and keep it as long."""
-    call = _Call(hidden, item_table, Numbers(*numbers))
+    call = BlockCall(hidden, item_table, Numbers(*numbers))
     losses, shifts, row_grads = call.outputs(with_grad)
     table = item_table.new_empty(item_table.shape, dtype=hidden.dtype) if copy_table else item_table
     order = call.empty_order()
@@ -109,7 +109,7 @@ def block_softmax_backward(
     weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of sum(weights x losses): of hidden [M, D] in its type, of the table [V, D] in fp32."""
-    call = _Call(hidden, item_table, Numbers(*numbers))
+    call = BlockCall(hidden, item_table, Numbers(*numbers))
     grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
     if not len(hidden):
         return torch.empty_like(row_grads), grad_table.zero_()
@@ -130,10 +130,10 @@ def block_softmax_backward_fake(
     row_grads: Tensor, weights: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Allocate what the operator does, in its order, and keep it as long."""
-    call = _Call(hidden, item_table, Numbers(*numbers))
+    call = BlockCall(hidden, item_table, Numbers(*numbers))
     grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
     state, order = call.empty_state(), call.empty_order()
-    found = call.tokens_by_place(call.empty_places())
+    found = call.tokens_by_place(targets.new_empty(len(targets), dtype=torch.int32))
     del state, order, found
     return torch.empty_like(row_grads), grad_table
 
@@ -156,14 +156,15 @@ def _backward(ctx: Any, grad_losses: Tensor, *_: Tensor) -> tuple[Any, ...]:
 block_softmax.register_autograd(_backward, setup_context=_save)
 
 
-class _Call:
+class BlockCall:
     """A call: where its negatives come from, and how it is cut into programs."""
 
     def __init__(self, hidden: Tensor, item_table: Tensor, numbers: Numbers) -> None:
         self.hidden, self.catalog, self.numbers = hidden, item_table.shape[0], numbers
         self.halves, self.rounds = Halves.of(self.catalog), rounds_of(numbers.negatives)
         blocks = self.halves.places // BLOCK_ITEMS
-        self.programs = triton.cdiv(self.catalog, BLOCK_ITEMS)
+        self.backward = self._launch("blocks_backward")
+        self.programs = triton.cdiv(self.catalog, self.backward.block_n)
         self.draw = (numbers.seed, numbers.step, self.catalog, numbers.negatives, blocks, blocks // self.rounds)
         self.cut = (len(hidden), numbers.stride, numbers.group, numbers.first_set, numbers.first_token)
 
@@ -194,14 +195,19 @@ class _Call:
         """Make room for the tokens' numbers, fp32 [4, padded]."""
         return self.hidden.new_empty((4, self.padded), dtype=torch.float32)
 
-    def empty_places(self) -> Tensor:
-        """Make room for the targets' places, int32 [M]."""
-        return self.hidden.new_empty(len(self.hidden), dtype=torch.int32)
+    def places(self, targets: Tensor) -> Tensor:
+        """Return where targets [*] are in the step's permutation, int32 [*]; V for one that is ignored."""
+        places, (seed, step, *_) = targets.new_empty(len(targets), dtype=torch.int32), self.draw
+        kernels.target_places[(triton.cdiv(len(targets), PLACES),)](
+            targets, places, seed, step, self.catalog, self.halves.upper, self.halves.bits, len(targets),
+            self.numbers.ignore_index, CLOCK=False, BLOCK=PLACES,
+        )  # fmt: skip
+        return places
 
     def tokens_by_place(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens in the order of their targets' places, int64 [M], and where each block's begin, int32."""
+        """Return the tokens in the order of their targets' places, int64 [M], and where each program's begin, int32."""
         ascending, tokens = torch.sort(places, stable=True)
-        edges = torch.arange(self.programs + 1, dtype=torch.int32, device=places.device).mul_(BLOCK_ITEMS)
+        edges = torch.arange(self.programs + 1, dtype=torch.int32, device=places.device).mul_(self.backward.block_n)
         return tokens, torch.searchsorted(ascending, edges.clamp_(max=self.catalog), out_int32=True)
 
     def fill_grad_table(
@@ -209,37 +215,35 @@ class _Call:
     ) -> None:
         """Fill grad_table; the temporaries are gone before hidden's gradient is made."""
         targets, *_, weights = per_token
-        scale, state, order, places = weights.abs().max(), self.empty_state(), self.order(), self.empty_places()
-        count, ignore_index, (seed, step, *_) = len(hidden), self.numbers.ignore_index, self.draw
+        scale, state, order = weights.abs().max(), self.empty_state(), self.order()
         kernels.token_state[(self.padded // PLACES,)](
-            *per_token, scale, state, count, self.padded, ignore_index, BLOCK_M=PLACES
+            *per_token, scale, state, len(hidden), self.padded, self.numbers.ignore_index, BLOCK_M=PLACES
         )
-        kernels.target_places[(triton.cdiv(count, PLACES),)](
-            targets, places, seed, step, self.catalog, self.halves.upper, self.halves.bits, count, ignore_index,
-            CLOCK=False, BLOCK=PLACES,
-        )  # fmt: skip
+        places = self.places(targets)
         tokens, starts = self.tokens_by_place(places)
-        launch = launch_for(BLOCKS_BACKWARD, hidden.shape[1])
-        lanes = self.lanes(launch)
         kernels.blocks_backward[(self.programs,)](
             hidden, item_table, order, state, scale, tokens, starts, grad_table, *self.draw, self.rounds,
-            count, self.padded, *self.cut[1:4], self.numbers.sets, self.cut[4], **lanes, **self.options(launch),
+            len(hidden), self.padded, *self.cut[1:4], self.numbers.sets, self.cut[4], **self.lanes(), **self.options(self.backward),
         )  # fmt: skip
 
     def forward_launch(self) -> Launch:
         """Return the forward launch: its tokens are those of a set, at least 16, at most what a program holds."""
-        launch = launch_for(BLOCKS_FORWARD, self.hidden.shape[1])
+        launch = self._launch("blocks_forward")
         tokens: int = triton.next_power_of_2(self.numbers.group)
         return replace(launch, block_m=max(SMALLEST_BLOCK, min(launch.block_m, tokens)))
 
-    def lanes(self, launch: Launch) -> dict[str, int]:
+    def _launch(self, kernel: str) -> Launch:
+        table = blocks_table(kernel, self.hidden.dtype == torch.float32)
+        return launch_for(table, self.hidden.shape[1])
+
+    def lanes(self) -> dict[str, int]:
         """Return how a tile's lanes are dealt to sets: several small sets, one set, or a part of one."""
         tokens: int = triton.next_power_of_2(self.numbers.group)
-        group = min(tokens, launch.block_m)
+        lanes = self.backward.block_m
+        group = min(tokens, lanes)
         parts = triton.cdiv(self.numbers.group, group)
-        return {"BLOCK_M": launch.block_m, "SETS": launch.block_m // group, "GROUP": group, "PARTS": parts}
+        return {"BLOCK_M": lanes, "SETS": lanes // group, "GROUP": group, "PARTS": parts}
 
     def options(self, launch: Launch) -> dict[str, Any]:
         """Return the compile-time arguments of both large kernels but their tokens."""
-        options = {**row_options(self.hidden.shape[1]), **launch_options(launch), "CLOCK": False}
-        return options
+        return {**row_options(self.hidden.shape[1]), **launch_options(launch), "CLOCK": False}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels import chunking
+from srsplan.kernels.block_softmax.grid import most_negatives
 from srsplan.kernels.chunked_autograd import (
     BackwardScale,
     LossesAndGradients,
@@ -56,6 +57,8 @@ def cce_neg(
     probabilities; one [V, D] gradient in fp32 and the gradient of `hidden`. No copy of the table.
     """
     kind_of(negatives, distribution)
+    if draws_blocks(negatives, sampling, distribution):
+        negatives = min(negatives, most_negatives(len(item_table)))
     sets = CallSets.of(negatives, sampling, len(targets))
     draw = Draw(negatives, sampling, product_dtype(hidden, compute_dtype), distribution, sets)
 
@@ -92,15 +95,18 @@ def cce_neg_triton(
     ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
     not go together.
     """
-    from srsplan.kernels.sampled_softmax import blocks_operators, operators  # Triton is not installed everywhere
+    from srsplan.kernels.block_softmax import operators as blocks_operators
+    from srsplan.kernels.sampled_softmax import operators  # Triton is not installed everywhere
 
     check_inputs(hidden, item_table, targets)
-    sampler = kind_of(negatives, distribution)
+    sampler, blocks = kind_of(negatives, distribution), draws_blocks(negatives, sampling, distribution)
+    if draws_blocks(negatives, sampling, distribution):
+        negatives = min(negatives, most_negatives(len(item_table)))
     sets = CallSets.of(negatives, sampling, len(hidden))
     pays = chunking.table_copy_pays(len(hidden), sets.windows.tokens_per_set, sets.negatives, len(item_table))
     copied = copy_table and pays and item_table.dtype != hidden.dtype
     tensors = hidden.contiguous(), item_table.contiguous(), targets.contiguous()
-    if draws_blocks(negatives, len(item_table), sampling, distribution):
+    if blocks:
         numbers = blocks_operators.Numbers.of(sets, sampling, ignore_index)
         with_grad = torch.is_grad_enabled() and hidden.requires_grad
         losses, *_ = blocks_operators.block_softmax(*tensors, list(numbers), sampling.log_q, copied, with_grad)

@@ -40,7 +40,7 @@ class Draw:
         """Return the negatives of some sets of the batch, int64 [S, ns]."""
         if isinstance(self.negatives, Tensor):
             return self.negatives[sets.start : sets.stop]
-        if draws_blocks(self.negatives, catalog, self.sampling, self.distribution):
+        if draws_blocks(self.negatives, self.sampling, self.distribution):
             return block_draw(self.negatives, catalog, self.sampling).items(sets.start, len(sets), device)
         return draw_items((len(sets), self.negatives), catalog, self.sampling, sets.start, device, self.distribution)
 

@@ -2,35 +2,35 @@
 
 Shape letters: V items, S sets, ns negatives of a set, n blocks, R blocks of a set (rounds), w blocks of a stratum.
 
-The permutation puts the catalog in an order; 32 neighbours in it are a block. A set takes ns / 32 blocks, one of each of
-R strata of w neighbouring blocks: set s = q n + t takes block (t + r_qj) mod n in round j, where r_qj is drawn anew for
-every q and j from the j-th stratum of a circle. Strata do not overlap, so a set never takes a block twice: its negatives
-are a uniform sample of the catalog without replacement, as every fixed choice of places of a random permutation is.
+The permutation puts the catalog in an order; 32 neighbours in it are a block. A set takes ns / 32 blocks, one of each
+of R strata of w neighbouring blocks: set s = q n + t takes block (t + r_qj) mod n in round j, where r_qj is drawn anew
+for every q and j from the j-th stratum of a circle. Strata do not overlap, so a set never takes a block twice: its
+negatives are a uniform sample of the catalog without replacement, as every fixed choice of places of a random
+permutation is.
 
-Who uses a block can be computed: for q and j it is the one set whose t is (block - r_qj) mod n. So a kernel can make the
-gradient of the item table block by block, without atomic additions and without indices in memory; that is what blocks
-are for (kernels.sampled_softmax.blocks_kernel). As rounds follow the circle, the sets that a call has use a block in
+Who uses a block can be computed: for q and j it is the one set whose t is (block - r_qj) mod n. So a kernel can make
+the gradient of the item table block by block, without atomic additions and without indices in memory; that is what
+blocks are for (kernels.block_softmax). As rounds follow the circle, the sets that a call has use a block in
 neighbouring rounds only: no more than these are looked at.
 
 The permutation is a Feistel network on two unequal halves with modular addition (Black, Rogaway, 2002, Ciphers with
-arbitrary finite domains), turned by a random offset. It is a function of (seed, step) and keeps no state: equal settings
-give equal negatives on every device, in PyTorch and in the Triton kernels, which are the same integers (tested).
+arbitrary finite domains), turned by a random offset. It is a function of (seed, step) and keeps no state: equal
+settings give equal negatives on every device, in PyTorch and in the Triton kernels, which are the same integers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from srsplan.kernels.block_softmax.grid import BLOCK_ITEMS, Halves, blocks_of, most_negatives, rounds_of
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.sampling import Sampling
-
-BLOCK_ITEMS = 32
-"""Items of a block: as wide as a tile of the kernels."""
 
 PAIRS = 4
 """Pairs of rounds of the permutation: each changes both halves of a place."""
@@ -45,45 +45,15 @@ MIX_32 = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 
 
 def draws_blocks(
-    negatives: int | Tensor, catalog: int, sampling: Sampling, distribution: Distribution | InBatch | None
-) -> bool:
-    """Tell whether a call of `cce-` takes its negatives in blocks: uniform ones, where enough blocks are there."""
-    uniform = isinstance(negatives, int) and distribution is None
-    return uniform and sampling.blocks and in_blocks(catalog, int(negatives))
+    negatives: int | Tensor, sampling: Sampling, distribution: Distribution | InBatch | None
+) -> TypeGuard[int]:
+    """Tell whether a call of `cce-` takes its negatives in blocks: uniform ones that are drawn."""
+    return isinstance(negatives, int) and distribution is None and sampling.blocks
 
 
 def block_draw(negatives: int, catalog: int, sampling: Sampling) -> BlockDraw:
     """Return the draw of a step's sampling."""
     return BlockDraw(catalog=catalog, negatives=negatives, seed=sampling.seed, step=sampling.step)
-
-
-def in_blocks(catalog: int, negatives: int) -> bool:
-    """Tell whether a set can take so many negatives in blocks without taking one twice."""
-    return rounds_of(negatives) <= Halves.of(catalog).places // BLOCK_ITEMS
-
-
-def rounds_of(negatives: int) -> int:
-    """Return R: the blocks of a set, of which the last may be taken in part."""
-    return -(-negatives // BLOCK_ITEMS)
-
-
-@dataclass(frozen=True)
-class Halves:
-    """A place of the permutation as two numbers: `upper` values of the first, 2^`bits` of the second."""
-
-    upper: int
-    bits: int
-
-    @classmethod
-    def of(cls, catalog: int) -> Halves:
-        """Return two halves that are about equal; at most the square root of V items are left over."""
-        bits = max(0, (catalog.bit_length() - 1) // 2)
-        return cls(upper=catalog >> bits, bits=bits)
-
-    @property
-    def places(self) -> int:
-        """The places that are permuted; those after them, to V, are only turned, and no block has them."""
-        return self.upper << self.bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +66,8 @@ class BlockDraw:
     step: int
 
     def __post_init__(self) -> None:
-        if not in_blocks(self.catalog, self.negatives):
-            raise ValueError(f"{self.negatives} negatives of {self.catalog} items: too many for whole blocks")
+        if not 0 <= self.negatives <= most_negatives(self.catalog):
+            raise ValueError(f"{self.negatives} negatives of {self.catalog} items: no whole blocks hold as many")
 
     @cached_property
     def halves(self) -> Halves:
@@ -107,7 +77,7 @@ class BlockDraw:
     @property
     def blocks(self) -> int:
         """n: the blocks that sets take."""
-        return self.halves.places // BLOCK_ITEMS
+        return blocks_of(self.catalog)
 
     @property
     def rounds(self) -> int:

@@ -31,4 +31,4 @@ def log_q_correction(
 
 def uniform_log_q_correction(kept: Tensor, catalog: int) -> Tensor:
     """Return log((V - 1) / kept), fp32, the shape of `kept`: each uniform negative has probability 1 / (V - 1)."""
-    return math.log(catalog - 1) - torch.log(kept.clamp(min=1).float())
+    return math.log(max(1, catalog - 1)) - torch.log(kept.clamp(min=1).float())

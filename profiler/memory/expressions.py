@@ -8,14 +8,16 @@ An expression is a string, so that it ships as data and reads as a formula:
     "4*V*D"                          bytes as a coefficient times powers of variables
     "512"                            a constant
     "embedding_backward/11:M*K"      entry 11 of a scratch formula, for so many looked-up tokens
+    "sort/1:M"                       entry 1 of what a sort of so many takes
     "flash_backward/1"               entry 1 of the attention's scratch
 
 Variables: V catalog, D dim, H heads, M tokens of a pass, B its sequences, J = B + 1, N tokens of the batch, L longest
 sequence, A = L padded to 32, n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk
 of the full softmax and t of the last one, S sets per chunk of the sampled one and s of the last, I rows per block of
 the table's gradient; of the full softmax's Triton kernel Y blocks of rows, W = M padded to whole ones of its backward,
-Z spans of items, X splits of the catalog; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q
-(user, item) pairs they have seen, C items per chunk and c of the last.
+Z spans of items, X splits of the catalog; of the sampled softmax's with negatives in blocks W the same, and E programs
+of backward + 1; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they have
+seen, C items per chunk and c of the last.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srsplan.kernels import chunking
+from srsplan.kernels.block_softmax.grid import BlockGrid, most_negatives
 from srsplan.kernels.full_softmax.grid import SoftmaxGrid
 from srsplan.kernels.launches.table import ASSUMED_CAPABILITY
 from srsplan.kernels.losses import LOSSES
@@ -60,6 +63,8 @@ def evaluate(expression: str, values: Mapping[str, Size]) -> Size:
     entry, _, tokens = rest.partition(":")
     if name == "embedding_backward":
         return _embedding(int(entry), _product(tokens, values), values)
+    if name == "sort":
+        return scratch.sort(_product(tokens, values))[int(entry)]
     head_dim = values["D"] // values["H"]
     if name == "flash_backward":
         return scratch.flash_backward(values["M"], values["B"], values["H"], head_dim)[int(entry)]
@@ -169,7 +174,7 @@ def step_row(configuration: Configuration) -> dict[str, int]:
 def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[str, int]:
     """Return the variables of a pass of so many tokens and sequences."""
     catalog, dim = configuration.catalog, configuration.architecture.dim
-    negatives, group = configuration.negatives or 0, configuration.tokens_per_set
+    negatives, group = _negatives(configuration), configuration.tokens_per_set
     sets = chunking.call_sets(tokens, group)
     chunk = chunking.softmax_chunk_tokens(tokens, catalog)
     set_chunk = chunking.sampled_chunk_sets(tokens, max(1, negatives), dim, group)
@@ -197,6 +202,13 @@ def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[
     return row | _variant(configuration, row)
 
 
+def _negatives(configuration: Configuration) -> int:
+    """Return the negatives of a set: uniform ones of `cce-` are at most the items that blocks hold."""
+    blocks = LOSSES[configuration.loss].shares_negatives and configuration.sampler == "uniform"
+    asked = configuration.negatives or 0
+    return min(asked, most_negatives(configuration.catalog)) if blocks else asked
+
+
 def _variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, int]:
     """Return how many chunks there are, and for the Triton kernels how they run."""
     loss = LOSSES[configuration.loss]
@@ -210,7 +222,9 @@ def _variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, 
 def _triton_variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, int]:
     half = configuration.precision != "fp32"
     if LOSSES[configuration.loss].sampled:
-        return {"chunks": 1 + (half and chunking.table_copy_pays(row["M"], row["G"], row["n"], row["V"]))}
+        blocks = BlockGrid(tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half)
+        pays = half and chunking.table_copy_pays(row["M"], row["G"], row["n"], row["V"])
+        return {"chunks": 1 + pays, "W": blocks.padded, "E": blocks.programs + 1}
     grid = SoftmaxGrid(tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY)
     return {"chunks": 1 + (grid.splits > 1), "X": grid.splits, "Y": grid.blocks, "Z": grid.spans, "W": grid.padded}
 

@@ -157,6 +157,8 @@ def _loss_names(configuration: Configuration, single: bool) -> list[str]:
             return ["W", "Y", "Z"] if single else ["W", "X", "Y", "Z"]
         return ["T", "t"] if loss.chunked and not single else []
     names = ["n", "K"] if loss.fixed_negatives is None else []
+    if triton and configuration.sampler == "uniform":
+        names += ["W", "E"]
     if loss.shares_negatives and not triton:
         names += ["S", "G"] if single else ["S", "s", "P", "G"]
     return names

@@ -138,6 +138,8 @@ class Ledger(TorchDispatchMode):
         if func is aten._efficient_attention_backward.default:
             packed = scratch.efficient_backward(*args[1].shape[1:])
             self._temporaries(enumerate(packed), "efficient_backward/{}")
+        if func is aten.sort.stable and args[0].dtype == torch.int32:
+            self._temporaries(enumerate(scratch.sort(args[0].numel())), f"sort/{{}}/{args[0].numel()}")
         return result
 
     def _allocate(self, size: int, operator: str, shape: Iterable[int] = (), dtype: str = "") -> int:
@@ -195,12 +197,15 @@ class Ledger(TorchDispatchMode):
 def _fakes() -> dict[Any, Callable[..., Any]]:
     """Return fake implementations of srsplan's own operators, by operator; none where Triton is not installed."""
     try:
+        from srsplan.kernels.block_softmax import operators as blocks
         from srsplan.kernels.full_softmax import operators as softmax
         from srsplan.kernels.sampled_softmax import operators as sampled
     except ImportError:
         return {}
     operators = torch.ops.srsplan
     return {
+        operators.block_softmax.default: blocks.block_softmax_fake,
+        operators.block_softmax_backward.default: blocks.block_softmax_backward_fake,
         operators.sampled_softmax.default: sampled.sampled_softmax_fake,
         operators.sampled_softmax_backward.default: sampled.sampled_softmax_backward_fake,
         operators.full_softmax.default: softmax.full_softmax_fake,

@@ -72,7 +72,7 @@ def symbol_of(allocation: Allocation, sizes: Sizes) -> tuple[str, str]:
         return "workspace", f"cublas/{allocation.requested_bytes}"
     if formula in ("flash_backward", "efficient_backward"):
         return "workspace", allocation.operator
-    if formula == "embedding_backward":
+    if formula in ("embedding_backward", "sort"):
         entry, _, tokens = rest.partition("/")
         return "workspace", f"{formula}/{entry}:{factor(int(tokens), sizes)}"
     if allocation.requested_bytes <= GRANULE_BYTES:
@@ -91,7 +91,7 @@ def _tag(allocation: Allocation, powers: Counter[str]) -> str:
         return allocation.phase
     if powers["V"] and powers["D"]:
         return "gradient" if allocation.dtype == "torch.float32" else "table copy"
-    if powers["I"]:
+    if powers["I"] or powers["E"]:
         return "workspace"
     if powers["V"] or powers["C"] or powers["X"] or powers["Z"]:
         return "logits"

@@ -16,11 +16,12 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from srsplan.kernels import Sampling, ce_neg
+from srsplan.kernels.block_softmax.grid import most_negatives
+from srsplan.kernels.block_softmax.operators import BlockCall, Numbers
 from srsplan.kernels.full_softmax.api import cce
 from srsplan.kernels.sampled_softmax.api import cce_neg, cce_neg_triton
-from srsplan.kernels.sampled_softmax.blocks_operators import BlockCall, Numbers
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
-from srsplan.kernels.samplers.blocks import BLOCK_ITEMS, BlockDraw, Halves, in_blocks
+from srsplan.kernels.samplers.blocks import BlockDraw
 
 CPU = torch.device("cpu")
 IGNORED = -100
@@ -43,7 +44,7 @@ def numbers(catalog: int, negatives: int, seed: int, step: int, dtype: torch.dty
     return BlockCall(torch.zeros(40, 16, dtype=dtype), torch.zeros(catalog, 16), Numbers.of(sets, sampling, IGNORED))
 
 
-@given(catalog=st.integers(32, 5000), seed=st.integers(0, 2**63 - 1), step=st.integers(0, 2**40))
+@given(catalog=st.integers(1, 5000), seed=st.integers(0, 2**63 - 1), step=st.integers(0, 2**40))
 @settings(deadline=None, max_examples=60)
 def test_the_order_holds_every_item_once(catalog: int, seed: int, step: int) -> None:
     places = torch.arange(catalog)
@@ -65,11 +66,10 @@ def test_the_kernels_draw_what_pytorch_draws(catalog: int, seed: int, step: int)
     assert places[~live].tolist() == [catalog]
 
 
-@given(catalog=st.integers(32, 3000), data=st.data())
+@given(catalog=st.integers(1, 3000), data=st.data())
 @settings(deadline=None, max_examples=60)
 def test_a_set_holds_no_item_twice(catalog: int, data: st.DataObject) -> None:
-    most = Halves.of(catalog).places // BLOCK_ITEMS * BLOCK_ITEMS
-    negatives, first = data.draw(st.integers(1, most)), data.draw(st.integers(0, 10**6))
+    negatives, first = data.draw(st.integers(1, most_negatives(catalog))), data.draw(st.integers(0, 10**6))
     items = drawn(catalog, negatives, step=3).items(first, 5, CPU)
     assert items.shape == (5, negatives)
     assert items.min() >= 0
@@ -85,14 +85,16 @@ def test_sets_are_the_same_however_they_are_asked_for() -> None:
     assert not torch.equal(drawn(1000, 70, step=9, seed=1).items(0, 200, CPU), whole)
 
 
-def test_too_many_negatives_are_drawn_independently() -> None:
-    assert in_blocks(64, 64)
-    assert not in_blocks(64, 65)
-    assert not in_blocks(31, 1)
+@pytest.mark.parametrize("form", [cce_neg, cce_neg_triton])
+def test_more_negatives_than_items_are_all_items(form: Any) -> None:
+    """Then the sampled softmax is the full one."""
+    assert [most_negatives(catalog) for catalog in (1, 31, 63, 64, 1000)] == [1, 31, 32, 64, 992]
     with pytest.raises(ValueError, match="65 negatives of 64 items"):
         drawn(64, 65)
-    hidden, table, targets = torch.randn(4, 16), torch.randn(40, 16), torch.arange(4)
-    assert torch.isfinite(cce_neg(hidden, table, targets, 100))
+    for catalog in (1, 2, 20, 32, 64):
+        hidden, table, targets = torch.randn(4, 16), torch.randn(catalog, 16), torch.arange(4) % catalog
+        found = form(hidden, table, targets, 100, reduction="none")
+        assert torch.allclose(found, cce(hidden, table, targets, reduction="none"), atol=1e-5), catalog
 
 
 STEPS = 3000
@@ -115,7 +117,7 @@ def test_every_pair_within_a_set_is_equally_likely(small_draws: Tensor) -> None:
     """An expected count each, and none of the pairs far from it."""
     chosen = torch.zeros(STEPS, 97)
     chosen.scatter_(1, small_draws[:, 0], 1.0)
-    pairs = (chosen.T @ chosen)[*np.triu_indices(97, 1)]
+    pairs = (chosen.T @ chosen)[np.triu_indices(97, 1)]
     expected = STEPS * 40 * 39 / (97 * 96)
     deviations = (pairs - expected) / np.sqrt(expected * (1 - expected / STEPS))
     assert abs(float(deviations.mean())) < 0.02
@@ -259,5 +261,5 @@ def test_a_token_that_is_well_fitted_keeps_its_gradient_in_fp16() -> None:
 
     found = gradients(scaled, hidden, table, targets)
     expected = [each * 2.0**12 for each in truth((8, 64, 16, 32, 8), sampling, "none", (hidden, table, targets))]
-    assert float(expected[0].min()) < 2.0**12 * 1e-4
+    assert float(expected[0].min()) < 2.0**12 * 2e-4
     assert float(((found[1] - expected[1]).norm(dim=1) / expected[1].norm(dim=1)).max()) < 2e-3

@@ -19,11 +19,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from srsplan.kernels.block_softmax import grid
 from srsplan.kernels.sampled_softmax.kernel import load_rows, mixed, tokens_of
 from srsplan.kernels.samplers import blocks
 from srsplan.kernels.triton_math import LOWEST, log_add_exp, surplus_of
 
-BLOCK_ITEMS = tl.constexpr(blocks.BLOCK_ITEMS)
+BLOCK_ITEMS = tl.constexpr(grid.BLOCK_ITEMS)
 PAIRS = tl.constexpr(blocks.PAIRS)
 FIRST_FACTOR, SECOND_FACTOR = tl.constexpr(blocks.ROUND_FACTORS[0]), tl.constexpr(blocks.ROUND_FACTORS[1])
 GOLDEN = tl.constexpr(blocks.GOLDEN)
@@ -193,7 +194,7 @@ def blocks_forward(
         if GRAD:
             acc = tl.dot(p.to(rows.dtype), scored, acc * alpha[:, None], input_precision=PRECISION)
         m_i = m_new
-    rest = tl.log(tl.cast(catalog - 1, tl.float32)) - tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
+    rest = tl.log(tl.cast(tl.maximum(catalog - 1, 1), tl.float32)) - tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
     others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37) / LIFT) + rest, LOWEST)
     lse_i = log_add_exp(positive, others)
     tl.store(losses + tokens, tl.where(live, lse_i - positive, 0.0), mask=inside)
@@ -296,7 +297,7 @@ def blocks_backward(
         distance = tl.where(distance < 0, distance + blocks, distance)
         distance = tl.where(distance < 0, distance + blocks, distance)
         looked_at = tl.minimum((high - low + width - 1) // width + 1, rounds)
-        for number in range(0, (looked_at + SETS - 1) // SETS * PARTS):
+        for number in range((looked_at + SETS - 1) // SETS * PARTS):
             taker, took, round = takers(
                 lanes, number // PARTS, wrap, wrap_bits, first, block, low, high, distance, blocks, width, rounds,
                 SETS, GROUP,

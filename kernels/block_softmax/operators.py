@@ -2,10 +2,10 @@
 
 Shape letters: M tokens, V items, D hidden size.
 
-Memory contract. Forward: losses and shifts, fp32 [M] each, the gradient of hidden but for its weights, [M, D] in hidden's
-type, and while it runs the step's permutation, int32 [V]; with `copy_table` a copy of the table in hidden's type.
-Backward: both gradients, that of the table fp32 [V, D]; while it runs the permutation, 16 bytes a token, 16 more and
-what a sort takes to find the tokens of each target, and four bytes for every 32 items. Never [M, ns] or the indices.
+Memory contract. Forward: losses and shifts, fp32 [M] each; the gradient of hidden but for its weights, [M, D] in
+hidden's type; while it runs the step's permutation, int32 [V], and with `copy_table` a copy of the table in hidden's
+type. Backward: both gradients, that of the table fp32 [V, D]; while it runs the permutation, 16 bytes a token, 16 more
+and what a sort takes to find the tokens of each target, and eight bytes a program. Never [M, ns] or the indices.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 import triton
 from torch import Tensor
 
+from srsplan.kernels.block_softmax import kernel as kernels
+from srsplan.kernels.block_softmax.grid import STATE_ROWS, BlockGrid, Halves, blocks_of, rounds_of
 from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options
 from srsplan.kernels.launches.table import Launch, blocks_table, launch_for
-from srsplan.kernels.sampled_softmax import blocks_kernel as kernels
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
-from srsplan.kernels.samplers.blocks import BLOCK_ITEMS, Halves, rounds_of
 from srsplan.kernels.samplers.sampling import Sampling
 
 ROWS = 16
@@ -132,9 +132,9 @@ def block_softmax_backward_fake(
     """Allocate what the operator does, in its order, and keep it as long."""
     call = BlockCall(hidden, item_table, Numbers(*numbers))
     grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
-    state, order = call.empty_state(), call.empty_order()
-    found = call.tokens_by_place(targets.new_empty(len(targets), dtype=torch.int32))
-    del state, order, found
+    state, order, places = call.empty_state(), call.empty_order(), targets.new_empty(targets.shape, dtype=torch.int32)
+    found = call.tokens_by_place(places)
+    del state, order, places, found
     return torch.empty_like(row_grads), grad_table
 
 
@@ -162,9 +162,10 @@ class BlockCall:
     def __init__(self, hidden: Tensor, item_table: Tensor, numbers: Numbers) -> None:
         self.hidden, self.catalog, self.numbers = hidden, item_table.shape[0], numbers
         self.halves, self.rounds = Halves.of(self.catalog), rounds_of(numbers.negatives)
-        blocks = self.halves.places // BLOCK_ITEMS
+        blocks = blocks_of(self.catalog)
+        self.fp32 = hidden.dtype == torch.float32
+        self.grid = BlockGrid(tokens=len(hidden), catalog=self.catalog, dim=hidden.shape[1], fp32=self.fp32)
         self.backward = self._launch("blocks_backward")
-        self.programs = triton.cdiv(self.catalog, self.backward.block_n)
         self.draw = (numbers.seed, numbers.step, self.catalog, numbers.negatives, blocks, blocks // self.rounds)
         self.cut = (len(hidden), numbers.stride, numbers.group, numbers.first_set, numbers.first_token)
 
@@ -186,14 +187,9 @@ class BlockCall:
         )
         return order
 
-    @property
-    def padded(self) -> int:
-        """Tokens, padded to whole programs that prepare backward."""
-        return int(triton.cdiv(len(self.hidden), PLACES)) * PLACES
-
     def empty_state(self) -> Tensor:
         """Make room for the tokens' numbers, fp32 [4, padded]."""
-        return self.hidden.new_empty((4, self.padded), dtype=torch.float32)
+        return self.hidden.new_empty((4, self.grid.padded), dtype=torch.float32)
 
     def places(self, targets: Tensor) -> Tensor:
         """Return where targets [*] are in the step's permutation, int32 [*]; V for one that is ignored."""
@@ -207,7 +203,8 @@ class BlockCall:
     def tokens_by_place(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens in the order of their targets' places, int64 [M], and where each program's begin, int32."""
         ascending, tokens = torch.sort(places, stable=True)
-        edges = torch.arange(self.programs + 1, dtype=torch.int32, device=places.device).mul_(self.backward.block_n)
+        edges = torch.arange(self.grid.programs + 1, dtype=torch.int32, device=places.device)
+        edges.mul_(self.grid.program_items)
         return tokens, torch.searchsorted(ascending, edges.clamp_(max=self.catalog), out_int32=True)
 
     def fill_grad_table(
@@ -216,14 +213,15 @@ class BlockCall:
         """Fill grad_table; the temporaries are gone before hidden's gradient is made."""
         targets, *_, weights = per_token
         scale, state, order = weights.abs().max(), self.empty_state(), self.order()
-        kernels.token_state[(self.padded // PLACES,)](
-            *per_token, scale, state, len(hidden), self.padded, self.numbers.ignore_index, BLOCK_M=PLACES
+        kernels.token_state[(self.grid.padded // STATE_ROWS,)](
+            *per_token, scale, state, len(hidden), self.grid.padded, self.numbers.ignore_index, BLOCK_M=STATE_ROWS
         )
         places = self.places(targets)
         tokens, starts = self.tokens_by_place(places)
-        kernels.blocks_backward[(self.programs,)](
-            hidden, item_table, order, state, scale, tokens, starts, grad_table, *self.draw, self.rounds,
-            len(hidden), self.padded, *self.cut[1:4], self.numbers.sets, self.cut[4], **self.lanes(), **self.options(self.backward),
+        kernels.blocks_backward[(self.grid.programs,)](
+            hidden, item_table, order, state, scale, tokens, starts, grad_table, *self.draw, self.rounds, len(hidden),
+            self.grid.padded, *self.cut[1:4], self.numbers.sets, self.cut[4], **self.lanes(),
+            **self.options(self.backward),
         )  # fmt: skip
 
     def forward_launch(self) -> Launch:
@@ -233,7 +231,7 @@ class BlockCall:
         return replace(launch, block_m=max(SMALLEST_BLOCK, min(launch.block_m, tokens)))
 
     def _launch(self, kernel: str) -> Launch:
-        table = blocks_table(kernel, self.hidden.dtype == torch.float32)
+        table = blocks_table(kernel, self.fp32)
         return launch_for(table, self.hidden.shape[1])
 
     def lanes(self) -> dict[str, int]:

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from srsplan.kernels.losses import CE, CE_NEG
 from srsplan.models.errors import InputError
+from srsplan.models.units import parse_count
 from srsplan.planner.cli import bench_screen, console, options
-from srsplan.planner.units import parse_count
 from srsplan.profiler.bench.shapes import SHAPES, Shape
 
 if TYPE_CHECKING:

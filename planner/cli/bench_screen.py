@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from srsplan.models.units import format_gib, format_ms
 from srsplan.planner.cli import console
-from srsplan.planner.units import format_gib, format_ms
 
 if TYPE_CHECKING:
     from srsplan.profiler.bench.environment import Environment

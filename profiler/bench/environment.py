@@ -14,7 +14,7 @@ import torch
 
 from srsplan.models.training.step import DTYPES
 from srsplan.profiler.bench.ceilings import Ceilings, measure_ceilings
-from srsplan.profiler.probes.probe import installed
+from srsplan.profiler.versions import installed
 
 KEPT_FREE = 0.9
 """Share of a machine's free memory that may be used."""

@@ -51,7 +51,7 @@ def measure_environment(dtype: torch.dtype, device: torch.device) -> Environment
         device=torch.cuda.get_device_name(device) if on_card else f"{_cpu()}, {torch.get_num_threads()} threads",
         torch=torch.__version__,
         triton=installed("triton"),
-        srsplan=installed("srsplan"),
+        srsplan=installed("srsplan") or "from its sources",
         date=date.today().isoformat(),
         dtype=next(name for name, each in DTYPES.items() if each == dtype),
         ceilings=measure_ceilings(dtype, device),

@@ -160,20 +160,7 @@ main()
 
 def test_a_full_disk_loses_no_result(tmp_path: Path) -> None:
     """A real limit on the size of files: whole lines stay, everything is on the screen, and the exit code says so."""
-    arguments = [
-        "bench",
-        "--shapes",
-        "64x300x16x8",
-        "--logits",
-        "random",
-        "--deviation",
-        "1",
-        "--repeats",
-        "1",
-        "-o",
-        "x.csv",
-        "--json",
-    ]
+    arguments = ["bench", "--shapes", "64x300x16x8", "--logits", "trained", "--repeats", "1", "-o", "x.csv", "--json"]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=100
     )
@@ -306,12 +293,14 @@ def test_trained_like_logits_are_what_they_say() -> None:
 
 def test_the_floor_by_hand() -> None:
     ceilings = Ceilings(
-        product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=5e8, add_rows_small_s=5e8
+        product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=1e6, add_rows_small_s=5e8
     )
     shape = Shape(name="", tokens=1000, catalog=50_000, negatives=99, dim=256)
     assert floor_ms(shape, CE, 1, ceilings) == pytest.approx(1e3 * 8 * 1000 * 50_000 * 256 / 1e12)
     rows = 1000 * 99
     assert floor_ms(shape, CE_NEG, 1, ceilings) == pytest.approx(1e3 * (2 * rows / 1e9 + rows / 5e8))
+    large = replace(shape, catalog=1_000_000)
+    assert floor_ms(large, CE_NEG, 1, ceilings) == pytest.approx(1e3 * (2 * rows / 1e9 + rows / 1e6))
     products = 8 * 1000 * 100 * 256 / 1e12
     assert floor_ms(shape, CE_NEG, 500, ceilings) == pytest.approx(1e3 * max(products, 2 * (2 * 99 / 1e9 + 99 / 5e8)))
 

@@ -19,7 +19,7 @@ from srsplan.models.errors import InputError
 from srsplan.profiler.bench import __main__ as bare
 from srsplan.profiler.bench.logits import Logits
 from srsplan.profiler.bench.measuring import Measurement
-from srsplan.profiler.bench.request import HELP
+from srsplan.profiler.bench.request import HELP, Asked, request_of
 from srsplan.profiler.bench.results import COLUMNS, Result
 from srsplan.profiler.bench.shapes import Shape
 
@@ -57,8 +57,8 @@ def test_its_help_needs_nothing_and_ends_with_examples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", [line for line in bare.EXAMPLES.splitlines() if bare.NAME in line])
 def test_its_examples_mean_something(line: str) -> None:
-    asked = bare.Asked(**vars(bare.parser().parse_args(shlex.split(line)[3:])))
-    assert bare.request_of(asked).shapes
+    asked = Asked(**vars(bare.parser().parse_args(shlex.split(line)[3:])))
+    assert request_of(asked).shapes
 
 
 def test_it_measures_prints_and_keeps_every_row(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_without_torch_the_message_says_so(tmp_path: Path) -> None:
 def test_a_line_is_out_before_the_next_contestant_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a pipe Python keeps thousands of characters back: a run that is stopped would have shown nothing."""
     raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8"))  # type: ignore[type-var]
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8"))
     shape = Shape(name="tiny", tokens=96, catalog=700, negatives=20, dim=32)
     found = Measurement(
         shape=shape, logits=Logits(), contestant="eager ce", loss=CE, tokens_per_set=1, status="ok", forward_ms=1.0,

@@ -72,8 +72,12 @@ def test_only_what_is_named_runs(run: Run) -> None:
 
 def test_the_peers_threshold_is_what_a_contestant_of_its_own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[object] = []
-    place = "srsplan.kernels.full_softmax.api.cce_triton"
-    monkeypatch.setattr(place, lambda *_, filter_eps: passed.append(filter_eps) or torch.ones(()))
+
+    def cce_triton(*_: object, filter_eps: float | None) -> torch.Tensor:
+        passed.append(filter_eps)
+        return torch.ones(())
+
+    monkeypatch.setattr("srsplan.kernels.full_softmax.api.cce_triton", cce_triton)
     inputs = make_inputs(TINY, SHARP, torch.float32, CPU)
     for each in chosen(contestants(torch.device("meta")), ["triton cce", "triton cce at 3e-5"]):
         assert each.run is not None

@@ -187,6 +187,10 @@ def run_all(
             yield from hall.round(each)
 
 
+def _error(value: float, reference: float | None) -> float | None:
+    return None if reference is None else abs(value - reference) / max(abs(reference), 1e-30)
+
+
 class _Hall:
     """The place of a shape's rounds: what they share, and the clock that runs meanwhile."""
 
@@ -230,8 +234,8 @@ class _Hall:
             self._announce(f"{each.shape.name}: {entrant.label}")
             found = measure(entrant, inputs, each.shape, each.logits, self._free, self._bout.repeats)
             if not found.loss.sampled and found.value is not None:
-                reference = reference or found.value
-                found = replace(found, loss_error=abs(found.value - reference) / max(abs(reference), 1e-30))
+                reference = reference or (None if entrant.on_triton else found.value)
+                found = replace(found, loss_error=_error(found.value, reference))
             yield found
             if entrant.run is not None and found.status == "ok":
                 yield from self._within(entrant, found, Call(entrant.run, inputs, each.shape))

@@ -49,7 +49,8 @@ class Measurement:
     value: float | None = None
     """The mean loss."""
     loss_error: float | None = None
-    """The error relative to the first full softmax that ran. Sampled forms draw negatives of their own: None."""
+    """The error relative to the first full softmax that ran, but for srsplan's Triton kernels, which are judged and do
+    not judge: None where only they ran. Sampled forms draw negatives of their own: None."""
     repeats: int | None = None
     """The number of repeats that `total_ms` is the median of."""
 

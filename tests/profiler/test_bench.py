@@ -241,6 +241,16 @@ def test_the_others_run_after_a_failure_and_a_wrong_loss_shows() -> None:
     assert announced == ["tiny: random logits of deviation 1", "tiny: other", "tiny: eager ce", "tiny: wrong"]
 
 
+def test_a_triton_kernel_is_no_reference() -> None:
+    """Where nothing else has run its error is unknown, not zero."""
+    eager = contestants(CPU)[0]
+    wrong = replace(entrant(lambda inputs, _: 2 * ce(inputs.hidden, inputs.table, inputs.targets)), on_triton=True)
+    entrants = [wrong, eager, wrong]
+    bout = Bout(shapes=[TINY], logits=[RANDOM], entrants=entrants, dtype=torch.float32, device=CPU, repeats=1)
+    found = [each for each in run_all(bout, lambda: GIB, lambda _: None) if isinstance(each, Measurement)]
+    assert [each.loss_error for each in found] == [None, 0, pytest.approx(1)]
+
+
 def test_inputs_that_cannot_be_made_are_everyones_result() -> None:
     huge = replace(TINY, tokens=1 << 55)
     absent = Contestant(name="absent", loss=CE, absent="not here", ours=False)

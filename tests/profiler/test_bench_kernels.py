@@ -46,6 +46,18 @@ def test_kernels_are_summed_over_the_calls_that_were_profiled() -> None:
     assert line_of(forward) == "  0.50 ms,  83%, 1 x forward"
 
 
+def test_the_profiler_says_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real events, of the host because there is no card: as if it were one, each becomes a row."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        torch.ones(100).add_(1)
+    assert list(summed(FOUND, profiler.events(), calls=1)) == []
+    monkeypatch.setattr(profiled, "DeviceType", SimpleNamespace(CUDA=DeviceType.CPU))
+    rows = {row.kernel: row for row in summed(FOUND, profiler.events(), calls=1)}
+    added = rows["aten::add_"]
+    assert added.calls == 1
+    assert 0 < (added.kernel_ms or 0) < 1000
+
+
 def test_a_kernel_is_a_row_beside_its_contestant() -> None:
     (row,) = summed(FOUND, [event("k" * 5000, 400)], calls=1)
     flat = row_of(row)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 
@@ -140,6 +139,6 @@ def _deviation(text: str) -> float:
         value = float(text)
     except ValueError:
         raise InputError(f"--deviation {text.strip()!r} is not a number", hint) from None
-    if not (isfinite(value) and 0 < value <= LARGEST_DEVIATION):
+    if not 0 < value <= LARGEST_DEVIATION:
         raise InputError(f"--deviation {text.strip()} is outside (0, {LARGEST_DEVIATION:g}]", hint)
     return value

@@ -27,6 +27,8 @@ from srsplan.profiler.bench.shapes import SHAPES, Shape
 Run = Callable[..., Ended]
 CPU = torch.device("cpu")
 TINY = Shape(name="tiny", tokens=96, catalog=700, negatives=20, dim=32)
+QUICK = ("--shapes", "64x300x16x8", "--repeats", 1)
+"""Where a mistake is not noticed, the test fails soon."""
 RANDOM, SHARP, TRAINED = Logits("random", 0.8), Logits("random", 1.0), Logits("trained", None)
 
 
@@ -47,7 +49,7 @@ def test_contestants_are_chosen_by_a_whole_name_or_by_words() -> None:
 
 @pytest.mark.parametrize("name", ["tritn", "", "triton eager", "cce -"])
 def test_a_name_of_nobody_is_repeated_and_those_that_there_are_listed(run: Run, name: str) -> None:
-    done = run("bench", "--only", f"eager ce,{name}")
+    done = run("bench", *QUICK, "--only", f"eager ce,{name}")
     assert done.code == 2
     assert f"--only {name!r} names no contestant" in done.message
     assert "Triton cce at 3e-5" in done.message
@@ -153,6 +155,7 @@ def test_inputs_are_not_even_made_after_the_minutes(monkeypatch: pytest.MonkeyPa
     ("arguments", "phrase"),
     [
         (["--deviation", "0"], "--deviation 0 is outside (0, 10]"),
+        (["--deviation", "11"], "--deviation 11 is outside (0, 10]"),
         (["--deviation", "nan"], "--deviation nan is outside (0, 10]"),
         (["--deviation", "0.8,wide"], "--deviation 'wide' is not a number"),
         (["--minutes", "0"], "--minutes 0 is outside (0, 60]"),
@@ -163,7 +166,7 @@ def test_inputs_are_not_even_made_after_the_minutes(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_what_means_nothing_is_one_clear_message(run: Run, arguments: list[str], phrase: str) -> None:
-    done = run("bench", *arguments)
+    done = run("bench", *QUICK, *arguments)
     assert (done.code, done.out) == (2, "")
     assert phrase in done.message
     assert "try:" in done.message

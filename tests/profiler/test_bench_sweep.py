@@ -67,6 +67,14 @@ def test_every_kernel_of_a_contestant_is_noted_with_its_candidates() -> None:
     assert vars(launching)["launch_on"] is launch_on  # as it was before
 
 
+def test_a_kernel_that_is_started_twice_is_swept_once() -> None:
+    inputs = make_inputs(TINY, Logits(), torch.float32, CPU)
+    with noted() as kernels:
+        sampled(inputs, TINY)
+        sampled(inputs, TINY)
+    assert [each.kernel for each in kernels] == ["sampled_forward"]
+
+
 def test_a_noted_kernel_runs_by_the_launch_that_it_is_given() -> None:
     """Whatever the items of a tile, the table's gradient is the same, and it is added once more each time."""
     kernels, inputs = started(sampled)

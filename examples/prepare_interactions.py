@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from srsplan.planner.units import parse_count
+from srsplan.models.units import parse_count
 
 BLOCK_ROWS = 1 << 20
 BEGIN, SECONDS = 1_600_000_000, 2 * 365 * 86_400

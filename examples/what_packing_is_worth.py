@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from srsplan.models.errors import NothingFits
+from srsplan.models.units import format_duration, format_gib
 from srsplan.planner import api
-from srsplan.planner.units import format_duration, format_gib
 
 BEFORE = Path(__file__).parent / "without_packing_2026-11-21.csv"
 COLUMNS = ("data", "budget", "before", "expected", "epoch", "now", "pass x passes", "expected", "epoch")

@@ -8,13 +8,13 @@ from dataclasses import replace
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
 from srsplan.models.errors import NothingFits, SrsplanError
+from srsplan.models.units import format_duration, format_gib
 from srsplan.planner.budget import Budget, make_budget
 from srsplan.planner.passes import SMALL_PASS
 from srsplan.planner.question import Question
 from srsplan.planner.search.order import EVIDENCE_ENDS
 from srsplan.planner.search.recommendation import Choice, Recommendation
 from srsplan.planner.time_limit import TimeLimit
-from srsplan.planner.units import format_duration, format_gib
 from srsplan.planner.words import knobs_of
 from srsplan.profiler.probes.catalogue import Gpu, load_gpus
 

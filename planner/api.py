@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from srsplan.kernels.losses import Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision, find_loss
+from srsplan.models.units import format_gib, parse_bytes
 from srsplan.planner import advice, commands, question, words
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import DEFAULT_MARGIN, Budget, assumed_gpu, make_budget
@@ -27,7 +28,6 @@ from srsplan.planner.search.recommendation import Recommendation
 from srsplan.planner.search.recommending import recommend
 from srsplan.planner.search.space import Space
 from srsplan.planner.time_limit import EPOCHS, check_users, time_limit
-from srsplan.planner.units import format_gib, parse_bytes
 from srsplan.profiler.probes.catalogue import Gpu
 from srsplan.profiler.probes.detect import resolve_gpu
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from srsplan.models.errors import InputError, NothingFits
-from srsplan.planner.units import format_gb, format_gib
+from srsplan.models.units import format_gb, format_gib
 from srsplan.profiler.probes.catalogue import Gpu, load_gpus
 
 CONTEXT_BYTES = 640 << 20

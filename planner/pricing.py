@@ -13,8 +13,8 @@ from math import inf
 
 from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError, NothingFits
+from srsplan.models.units import format_gib
 from srsplan.planner.passes import largest_pass, whole_pass, with_pass, with_whole_pass
-from srsplan.planner.units import format_gib
 from srsplan.planner.words import implementation_of
 from srsplan.planner.workload import Workload
 from srsplan.profiler.memory.model import Memory, MemoryModel

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, cast
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration, find_loss
 from srsplan.models.errors import InputError
+from srsplan.models.units import parse_bytes, parse_count
 from srsplan.planner import step_time as timing
 from srsplan.planner.budget import Budget, assumed_gpu, make_budget
 from srsplan.planner.fit import Fit
 from srsplan.planner.search.order import BALANCE, Order
 from srsplan.planner.search.prices import Prices
 from srsplan.planner.search.space import Space
-from srsplan.planner.units import parse_bytes, parse_count
 from srsplan.planner.workload import MeanLength, Workload, WorstCase
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.probes.catalogue import Gpu

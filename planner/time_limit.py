@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from srsplan.models.config import require_positive
 from srsplan.models.errors import InputError
-from srsplan.planner.units import format_duration, parse_seconds
+from srsplan.models.units import format_duration, parse_seconds
 
 EPOCHS = 50
 """Epochs that a whole training is assumed to take: early stopping ends public runs of SASRec after 20 to 100."""

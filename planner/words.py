@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from srsplan.kernels.losses import LOSSES, Kernel
+from srsplan.models.units import format_count, format_gib
 from srsplan.planner.search.recommendation import Choice, Recommendation
 from srsplan.planner.search.space import Space
 from srsplan.planner.time_limit import TimeLimit
-from srsplan.planner.units import format_count, format_gib
 
 TAG_MEANING = {
     "table": "item table, fp32",

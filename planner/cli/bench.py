@@ -2,105 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from srsplan.kernels.losses import CE, CE_NEG
-from srsplan.models.errors import InputError
 from srsplan.planner.cli import bench_screen, console, options
-from srsplan.planner.units import parse_count
-from srsplan.profiler.bench.shapes import SHAPES, Shape
+from srsplan.profiler.bench.request import HELP, Asked, request_of
 
 if TYPE_CHECKING:
     from srsplan.profiler.bench.bout import Bout
     from srsplan.profiler.bench.environment import Environment
-    from srsplan.profiler.bench.results import Result
-
-LOSSES = (CE.name, CE_NEG.name)
-LOGITS = ("random", "trained")
-DTYPES = ("fp16", "bf16", "fp32")
-EXAMPLE = "2048x20Kx64x128"
+    from srsplan.profiler.bench.results import Found
 
 
-def bench_command(
-    shapes: Annotated[
-        str | None, typer.Option("--shapes", help="ml20m, beauty, gowalla, zvuk, 30music, megamarket, or MxVxDxNS.")
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option("--scale", help="Share of the shapes' tokens and items; on a CPU 0.01 of the named ones."),
-    ] = None,
-    losses: Annotated[str, typer.Option("--losses", help="ce (full softmax), ce- (sampled), or ce,ce-.")] = "ce,ce-",
-    logits: Annotated[str, typer.Option("--logits", help="random, trained, or both.")] = "both",
-    peers: Annotated[bool, typer.Option("--peers", help="Also what others publish, where it is installed.")] = False,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="fp16, bf16 or fp32; on a CPU fp32.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    repeats: Annotated[
-        int | None, typer.Option("--repeats", help="Times each is timed [default: 3 to 50, about a second].")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV file that every result goes to.")] = None,
-    json: options.Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Asked):
+    """The options of `srsplan bench`, as typer reads them: those of `Asked`, with its defaults."""
+
+    shapes: Annotated[str | None, typer.Option("--shapes", help=HELP["shapes"])] = Asked.shapes
+    scale: Annotated[float | None, typer.Option("--scale", help=HELP["scale"])] = Asked.scale
+    losses: Annotated[str, typer.Option("--losses", help=HELP["losses"])] = Asked.losses
+    only: Annotated[str | None, typer.Option("--only", help=HELP["only"])] = Asked.only
+    logits: Annotated[str, typer.Option("--logits", help=HELP["logits"])] = Asked.logits
+    deviation: Annotated[str, typer.Option("--deviation", help=HELP["deviation"])] = Asked.deviation
+    peers: Annotated[bool, typer.Option("--peers", help=HELP["peers"])] = Asked.peers
+    dtype: Annotated[str | None, typer.Option("--dtype", help=HELP["dtype"])] = Asked.dtype
+    device: Annotated[str, typer.Option("--device", help=HELP["device"])] = Asked.device
+    repeats: Annotated[int | None, typer.Option("--repeats", help=HELP["repeats"])] = Asked.repeats
+    kernels: Annotated[bool, typer.Option("--kernels", help=HELP["kernels"])] = Asked.kernels
+    sweep: Annotated[bool, typer.Option("--sweep", help=HELP["sweep"])] = Asked.sweep
+    minutes: Annotated[float, typer.Option("--minutes", help=HELP["minutes"])] = Asked.minutes
+    output: Annotated[Path | None, typer.Option("-o", "--output", help=HELP["output"])] = Asked.output
+    json: Annotated[bool, typer.Option("--json", help=HELP["json"])] = Asked.json
+
+
+@options.options_of(BenchOptions)
+def bench_command(asked: BenchOptions) -> None:
     """Time and memory of every form of the losses, beside eager PyTorch, others' kernels and the device's limits."""
-    from srsplan.profiler.bench.bout import Request, run_bout
+    request = request_of(asked)
 
-    if scale is not None and not 0 < scale <= 1:
-        raise InputError(f"--scale {scale:g} is outside (0, 1]", "0.1 takes a tenth of the tokens and of the items")
-    request = Request(
-        shapes=[parse_shape(each) for each in shapes.split(",")] if shapes is not None else [],
-        scale=scale,
-        losses=_chosen("--losses", losses, LOSSES),
-        logits=_chosen("--logits", ",".join(LOGITS) if logits.strip() == "both" else logits, LOGITS),
-        peers=peers,
-        dtype=None if dtype is None else _one_of("--dtype", dtype, DTYPES),
-        device=device,
-        repeats=repeats,
-        output=output,
-    )
-    with Screen(json) as screen:
+    from srsplan.profiler.bench.bout import run_bout  # torch
+    from srsplan.profiler.bench.results import document_of
+
+    with Screen(asked.json) as screen:
         report = run_bout(request, screen)
-    if json:
-        rows = [result.row() for result in report.results]
-        console.print_json({**report.environment.document(), "results": rows})
+    if asked.json:
+        console.print_json({**report.environment.document(), **document_of(report.found)})
     else:
-        bench_screen.print_results(report.results)
+        bench_screen.print_results(report.found)
     if report.failure is not None:
         raise report.failure
-
-
-def _chosen(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        _one_of(option, name, known)
-    return names
-
-
-def _one_of(option: str, name: str, known: Sequence[str]) -> str:
-    if name not in known:
-        raise InputError(f"unknown {option} {name!r}", f"known are {', '.join(known)}")
-    return name
-
-
-def parse_shape(text: str) -> Shape:
-    """Parse a named shape or MxVxDxNS, counts such as 20K allowed; InputError otherwise."""
-    if text.strip() in SHAPES:
-        return SHAPES[text.strip()]
-    parts = text.strip().split("x")
-    if len(parts) != 4:
-        raise InputError(
-            f"unknown shape {text!r}",
-            f"named ones are {', '.join(SHAPES)}; or tokens x items x dim x negatives: {EXAMPLE}",
-        )
-    tokens, catalog, dim, negatives = (parse_count(part, "--shapes") for part in parts)
-    if negatives >= catalog:
-        raise InputError(f"shape {text!r}: {negatives} negatives of {catalog} items", "give fewer negatives than items")
-    if dim % 8:
-        raise InputError(f"shape {text!r}: dim {dim} is no multiple of 8", f"use {dim // 8 * 8 + 8}")
-    return Shape(name=text.strip(), tokens=tokens, catalog=catalog, negatives=negatives, dim=dim)
 
 
 class Screen:
@@ -123,20 +77,24 @@ class Screen:
 
     def introduced(self, bout: Bout, environment: Environment) -> None:
         """Print the hardware and the device's limits, say what is scaled down, and start the bar."""
+        from srsplan.profiler.bench.lines import head_lines, scaled_line
+
         if bout.scaled:
-            console.err.print(bench_screen.scaled_line(bout.scaled), soft_wrap=True, markup=False)
+            console.err.print(scaled_line(bout.scaled), soft_wrap=True, markup=False)
         if not self._json:
-            console.out.print(bench_screen.head_lines(environment), markup=False, soft_wrap=True)
-        self._progress.update(self._task, total=bout.matches)
+            console.out.print(head_lines(environment), markup=False, soft_wrap=True)
+        self._progress.update(self._task, total=len(bout.matches))
         self._progress.start()
 
     def began(self, match: str) -> None:
         """Name what runs beside the bar."""
         self._progress.update(self._task, description=match)
 
-    def finished(self, result: Result) -> None:
-        """Advance the bar."""
-        self._progress.advance(self._task)
+    def finished(self, found: Found) -> None:
+        """Advance the bar by a contestant."""
+        from srsplan.profiler.bench.results import Result
+
+        self._progress.advance(self._task, isinstance(found, Result))
 
     def warned(self, sentence: str) -> None:
         """Say above the bar what the file lacks."""

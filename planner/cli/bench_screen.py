@@ -1,4 +1,4 @@
-"""The screen of `srsplan bench`: who measured on what, and tables of forms side by side."""
+"""The screen of `srsplan bench`: tables of forms side by side."""
 
 from __future__ import annotations
 
@@ -9,42 +9,28 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from srsplan.models.units import format_gib, format_ms
 from srsplan.planner.cli import console
-from srsplan.planner.units import format_gib, format_ms
 
 if TYPE_CHECKING:
-    from srsplan.profiler.bench.environment import Environment
     from srsplan.profiler.bench.measuring import Measurement
-    from srsplan.profiler.bench.results import Result
+    from srsplan.profiler.bench.results import Found, Result
 
 UNSTEADY = 2
 """Slowest by fastest repeat, above which a median says little; where most do, the user is told."""
 
 
-def head_lines(environment: Environment) -> str:
-    """Return hardware, versions, date and the measured limits, in two lines."""
-    limits = environment.ceilings
-    return (
-        f"{environment.device}, torch {environment.torch}, triton {environment.triton}, {environment.date}, "
-        f"{environment.dtype}\n"
-        f"measured limits: products {limits.product_flops_s / 1e12:.3g} TFLOP/s, copy "
-        f"{limits.copy_bytes_s / 1e12:.3g} TB/s, rows of 256 gathered {limits.gather_rows_s / 1e9:.3g} /ns, "
-        f"added {limits.add_rows_s / 1e9:.3g} /ns"
-    )
+def print_results(found: Sequence[Found]) -> None:
+    """Print every table, what is known of kernels and launches, and a warning where repeats disagree."""
+    from srsplan.profiler.bench.lines import lines_of
+    from srsplan.profiler.bench.results import Result
 
-
-def scaled_line(names: Sequence[str]) -> str:
-    """Return the line that says which named shapes are scaled down without being asked."""
-    from srsplan.profiler.bench.bout import CPU_SCALE
-
-    return f"on a CPU {', '.join(names)}: {CPU_SCALE:g} of the tokens and items; --scale 1 takes all"
-
-
-def print_results(results: Sequence[Result]) -> None:
-    """Print every table, and a warning where repeats disagree."""
+    results = [each for each in found if isinstance(each, Result)]
     for table in tables(results):
         console.out.print()
         console.out.print(table)
+    for line in lines_of([each for each in found if not isinstance(each, Result)]):
+        console.out.print(line, soft_wrap=True, markup=False)
     if warning := unsteady([result.measured for result in results]):
         console.err.print(warning, soft_wrap=True)
 
@@ -55,9 +41,9 @@ def tables(results: Iterable[Result]) -> Iterator[Group]:
     for result in results:
         found = result.measured
         kind = "sampled softmax" if found.loss.sampled else "full softmax"
-        grouped.setdefault((found.shape.name, found.logits, kind), []).append(result)
+        grouped.setdefault((found.shape.name, found.logits.title, kind), []).append(result)
     for (name, logits, kind), group in grouped.items():
-        yield _table(f"{name}, {logits} logits, {kind}", group)
+        yield _table(f"{name}, {logits}, {kind}", group)
 
 
 def _table(title: str, results: Sequence[Result]) -> Group:
@@ -81,7 +67,7 @@ def _table(title: str, results: Sequence[Result]) -> Group:
 def _cells(result: Result, first_ms: float, measured: bool, checked: bool) -> Iterator[str]:
     """Yield the cells of a contestant that ran."""
     found = result.measured
-    yield _name(found)
+    yield found.label
     for figure in (found.forward_ms, found.total_ms):
         yield "-" if figure is None else format_ms(figure)
     yield "-" if found.total_ms is None else f"{first_ms / found.total_ms:.2f}"
@@ -95,7 +81,7 @@ def _cells(result: Result, first_ms: float, measured: bool, checked: bool) -> It
 def _not_run(found: Measurement) -> str:
     """Return the line of a contestant that did not run."""
     memory = "" if found.ledger_bytes is None else f"; {format_gib(found.ledger_bytes)} by the ledger"
-    return f"{_name(found)}: {found.status}, {console.plain(found.reason)}{memory}"
+    return f"{found.label}: {found.status}, {console.plain(found.reason)}{memory}"
 
 
 def unsteady(measurements: Iterable[Measurement]) -> str:
@@ -105,7 +91,3 @@ def unsteady(measurements: Iterable[Measurement]) -> str:
     if 2 * count <= len(spreads):
         return ""
     return f"repeats of {count} of {len(spreads)} times differ more than {UNSTEADY}-fold: something else runs here"
-
-
-def _name(found: Measurement) -> str:
-    return f"{found.contestant}, {found.tokens_per_set} a set" if found.loss.sampled else found.contestant

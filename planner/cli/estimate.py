@@ -135,7 +135,7 @@ def _print(estimates: list[Estimate], *, assumed_negatives: bool, json: bool) ->
 
 def _does_not_fit(estimates: list[Estimate]) -> NothingFits:
     nearest = max(estimates, key=lambda each: each.headroom_bytes or 0)
-    from srsplan.planner.units import format_gib
+    from srsplan.models.units import format_gib
 
     over = format_gib(-(nearest.headroom_bytes or 0))
     subject = "it does not fit" if len(estimates) == 1 else f"none of {len(estimates)} fits"

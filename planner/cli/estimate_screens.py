@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from srsplan.models.units import format_gib, format_ms
 from srsplan.planner.cli.screens import breakdown_table, labelled, several_table
 from srsplan.planner.estimates import Estimate
-from srsplan.planner.units import format_gib, format_ms
 from srsplan.planner.words import catalog_line, implementation_of, knobs_of, largest_holder
 
 

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench": (
         "srsplan bench --shapes 512x3Kx64x64",
         "srsplan bench --shapes beauty --scale 0.1 --peers -o bench.csv",
+        "srsplan bench --shapes zvuk --only 'triton cce' --kernels --sweep \\\n    -o launches.csv",
     ),
 }
 

@@ -62,7 +62,7 @@ def _table(gpus: list[Gpu]) -> Table:
     from rich import box
     from rich.table import Table
 
-    from srsplan.planner.units import format_gib
+    from srsplan.models.units import format_gib
 
     titled = console.out.width >= WIDTH_WITH_TITLES
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, title="GPUs, peaks in TFLOPS", title_justify="left")

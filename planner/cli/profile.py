@@ -14,9 +14,9 @@ import typer
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration, Precision, find_loss, require_positive
 from srsplan.models.errors import InputError
+from srsplan.models.units import format_count, format_gib, format_ms, parse_bytes, parse_count
 from srsplan.planner.budget import make_budget
 from srsplan.planner.cli import console, options
-from srsplan.planner.units import format_count, format_gib, format_ms, parse_bytes, parse_count
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

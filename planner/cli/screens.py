@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from srsplan.kernels.losses import LOSSES
+from srsplan.models.units import format_duration, format_gb, format_gib, format_ms
 from srsplan.planner.cli.console import plain
-from srsplan.planner.units import format_duration, format_gb, format_gib, format_ms
 from srsplan.planner.words import TAG_MEANING, catalog_line, implementation_of
 from srsplan.planner.words import knobs_of as knobs_of
 

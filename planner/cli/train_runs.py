@@ -11,13 +11,13 @@ from srsplan.models.training import pace
 from srsplan.models.training.progress import Progress
 from srsplan.models.training.retries import out_of_memory_explained
 from srsplan.models.training.run import Order, Prepared, RunData, finish, opened, read_data
+from srsplan.models.units import format_duration, format_ms
 from srsplan.planner.cli import console, data_progress
 from srsplan.planner.cli.options import words_of
 from srsplan.planner.cli.train_options import TrainOptions
 from srsplan.planner.cli.train_orders import RankedOrder, checked, orders_of
 from srsplan.planner.cli.train_screens import ProgressBars, counted, introduce, memory_lines
 from srsplan.planner.smaller_run import LONG_SECONDS, smaller_run
-from srsplan.planner.units import format_duration, format_ms
 
 INTERRUPTED = 130
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from srsplan.models.errors import InputError
 from srsplan.models.training.epochs_log import EpochRecord
 from srsplan.models.training.run import Order, Prepared
+from srsplan.models.units import format_duration, format_gib
 from srsplan.planner.cli import console
-from srsplan.planner.units import format_duration, format_gib
 from srsplan.profiler.memory.model import MemoryModel
 
 SAMPLED = {"uniform": "uniform", "popularity": "by popularity", "in-batch": "from the batch's targets"}

@@ -20,12 +20,16 @@ import torch
 
 from srsplan.kernels.chunking import set_count
 from srsplan.kernels.losses import Loss
-from srsplan.profiler.bench.measuring import Measurement, times
+from srsplan.profiler.bench.measuring import Measurement
 from srsplan.profiler.bench.shapes import Shape
+from srsplan.profiler.bench.timing import times
 
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
 TABLE_ROWS = {"cuda": 1 << 20, "cpu": 1 << 15}
 DIM = 256
+ADDED_TARGETS = {"cuda": (15_000, 1_661_000), "cpu": (15_000, 32_768)}
+"""Rows of the two targets that rows are added to: 15 MB, which a card's cache holds, and 1.7 GB, which none does. They
+are the gradients of the smallest and of the largest table of the named shapes; a CPU's second one is 34 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,26 +43,39 @@ class Ceilings:
     gather_rows_s: float
     """Random rows of 256 elements per second, read and written behind each other."""
     add_rows_s: float
-    """Random rows of 256 fp32 elements per second that are added to."""
+    """Random rows of 256 fp32 elements per second that are added to a target of 1.7 GB; on a CPU of 34 MB."""
+    add_rows_small_s: float
+    """The same to a target of 15 MB."""
+
+    def added_rows_s(self, target_bytes: int) -> float:
+        """Return the rate of the measured target whose size is nearer, as a ratio: up to 161 MB the smaller one."""
+        small, large = (4 * DIM * rows for rows in ADDED_TARGETS["cuda"])
+        return self.add_rows_small_s if target_bytes**2 < small * large else self.add_rows_s
 
 
 def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
     """Measure the rates of a device in a few seconds, on random rows of a table larger than any cache of a GPU."""
     side, rows = PRODUCT_SIDE[device.type], TABLE_ROWS[device.type]
     square = torch.randn(side, side, device=device).to(dtype)
-    table, sums = torch.randn(rows, DIM, device=device).to(dtype), torch.zeros(rows, DIM, device=device)
+    table, ones = torch.randn(rows, DIM, device=device).to(dtype), torch.ones(rows, DIM, device=device)
     where = torch.randint(rows, (rows,), device=device)
-    copied, gathered = torch.empty_like(sums), torch.empty_like(table)
-    ones = torch.ones(rows, DIM, device=device)
+    copied, gathered = torch.empty_like(ones), torch.empty_like(table)
 
     def rate(amount: float, run: Callable[[], object]) -> float:
         return amount / (1e-3 * statistics.median(times(run, device)))
 
+    def added(target_rows: int) -> float:
+        sums = torch.zeros(target_rows, DIM, device=device)
+        targets = torch.randint(target_rows, (rows,), device=device)
+        return rate(rows, lambda: sums.index_add_(0, targets, ones))
+
+    small, large = (added(target_rows) for target_rows in ADDED_TARGETS[device.type])
     return Ceilings(
         product_flops_s=rate(2 * side**3, lambda: square @ square),
-        copy_bytes_s=rate(2 * sums.nbytes, lambda: copied.copy_(sums)),
+        copy_bytes_s=rate(2 * ones.nbytes, lambda: copied.copy_(ones)),
         gather_rows_s=rate(rows, lambda: torch.index_select(table, 0, where, out=gathered)),
-        add_rows_s=rate(rows, lambda: sums.index_add_(0, where, ones)),
+        add_rows_s=large,
+        add_rows_small_s=small,
     )
 
 
@@ -69,7 +86,8 @@ def floor_ms(shape: Shape, loss: Loss, tokens_per_set: int, ceilings: Ceilings) 
     if not loss.sampled:
         return 1e3 * products
     rows = set_count(shape.tokens, tokens_per_set) * shape.negatives * shape.dim / DIM
-    return 1e3 * max(products, 2 * rows / ceilings.gather_rows_s + rows / ceilings.add_rows_s)
+    added = ceilings.added_rows_s(4 * shape.catalog * shape.dim)
+    return 1e3 * max(products, 2 * rows / ceilings.gather_rows_s + rows / added)
 
 
 def times_the_floor(found: Measurement, ceilings: Ceilings) -> float | None:

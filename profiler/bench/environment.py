@@ -14,7 +14,7 @@ import torch
 
 from srsplan.models.training.step import DTYPES
 from srsplan.profiler.bench.ceilings import Ceilings, measure_ceilings
-from srsplan.profiler.probes.probe import installed
+from srsplan.profiler.versions import installed
 
 KEPT_FREE = 0.9
 """Share of a machine's free memory that may be used."""
@@ -51,7 +51,7 @@ def measure_environment(dtype: torch.dtype, device: torch.device) -> Environment
         device=torch.cuda.get_device_name(device) if on_card else f"{_cpu()}, {torch.get_num_threads()} threads",
         torch=torch.__version__,
         triton=installed("triton"),
-        srsplan=installed("srsplan"),
+        srsplan=installed("srsplan") or "from its sources",
         date=date.today().isoformat(),
         dtype=next(name for name, each in DTYPES.items() if each == dtype),
         ceilings=measure_ceilings(dtype, device),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from srsplan.profiler.bench.logits import Logits
 from srsplan.profiler.bench.shapes import Shape
 
 TARGET_SHARE = 0.1
@@ -39,19 +40,19 @@ def input_bytes(shape: Shape, dtype: torch.dtype) -> int:
     return per_element * shape.dim * (shape.tokens + shape.catalog) + 8 * shape.tokens
 
 
-def make_inputs(shape: Shape, logits: str, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
-    """Make inputs whose logits are "random" or "trained".
+def make_inputs(shape: Shape, logits: Logits, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
+    """Make inputs whose logits are random or as a trained model has them.
 
-    "random": uniform targets, logits of deviation 1. "trained": Zipf targets (exponent 1), and hidden states that point
-    at their targets as strongly as gives them a probability of 0.1 on average, so that the softmax has the shape of a
-    trained model's: popular items and the target stand out. On meta tensors the two are the same.
+    Random: uniform targets, logits of the deviation that is asked for. Trained: Zipf targets (exponent 1), and hidden
+    states that point at their targets as strongly as gives them a probability of 0.1 on average, so that the softmax
+    has the shape of a trained model's: popular items and the target stand out. On meta tensors all are the same.
     """
     generator = torch.Generator(device).manual_seed(seed) if device.type != "meta" else None
-    scale = shape.dim**-0.25
+    scale = (logits.deviation or 1.0) ** 0.5 * shape.dim**-0.25
     hidden = scale * torch.randn(shape.tokens, shape.dim, generator=generator, device=device)
     table = scale * torch.randn(shape.catalog, shape.dim, generator=generator, device=device)
     targets = torch.randint(shape.catalog, (shape.tokens,), generator=generator, device=device)
-    if logits == "trained" and device.type != "meta":
+    if logits.kind == "trained" and device.type != "meta":
         hidden, targets = _trained(hidden, table, generator)
     table_16 = table.to(dtype)
     for tensor in (hidden := hidden.to(dtype), table, table_16):

@@ -5,7 +5,7 @@ The time is a lower bound: what the device's measured rates leave no way around,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sized
 
 import torch
 
@@ -38,10 +38,14 @@ def check_repeats(repeats: int | None) -> None:
         )
 
 
-def check_memory(shapes: Sequence[Shape], dtype: torch.dtype, free: int) -> None:
-    """Raise InputError where the inputs of a shape alone do not fit in `free` bytes."""
+def check_count(shapes: Sized) -> None:
+    """Raise InputError for absurdly many shapes."""
     if len(shapes) > MOST_SHAPES:
         raise InputError(f"--shapes names {len(shapes)} shapes, the limit is {MOST_SHAPES}", "give fewer")
+
+
+def check_memory(shapes: Iterable[Shape], dtype: torch.dtype, free: int) -> None:
+    """Raise InputError where the inputs of a shape alone do not fit in `free` bytes."""
     for shape in shapes:
         needed = input_bytes(shape, dtype)
         if needed > free:
@@ -51,15 +55,13 @@ def check_memory(shapes: Sequence[Shape], dtype: torch.dtype, free: int) -> None
             )
 
 
-def check_time(
-    shapes: Sequence[Shape], logits: int, entrants: Sequence[Contestant], ceilings: Ceilings, repeats: int | None
-) -> None:
-    """Raise InputError where `entrants` on `logits` kinds of inputs need longer than the limit at the device's best."""
-    hours = logits * sum(least_seconds(s, each, ceilings, repeats) for s in shapes for each in entrants) / 3600
+def check_time(matches: Iterable[tuple[Shape, Contestant]], ceilings: Ceilings, repeats: int | None) -> None:
+    """Raise InputError where contestants on their shapes need longer than the limit at the device's best."""
+    hours = sum(least_seconds(shape, each, ceilings, repeats) for shape, each in matches) / 3600
     if hours > LONGEST_HOURS:
         raise InputError(
             f"that takes at least {hours:,.1f} hours at the rates just measured, the limit is {LONGEST_HOURS:g}",
-            "give smaller or fewer --shapes, a smaller --scale, fewer --losses or fewer --repeats",
+            "give smaller or fewer --shapes, a smaller --scale, fewer --losses or --only some, or fewer --repeats",
         )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,22 +14,15 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels.losses import Loss
-from srsplan.profiler.bench.contestants import Contestant, Run
+from srsplan.profiler.bench.contestants import Contestant, Run, label_of
 from srsplan.profiler.bench.inputs import Inputs
+from srsplan.profiler.bench.logits import Logits
 from srsplan.profiler.bench.predicted import ledger_bytes
 from srsplan.profiler.bench.shapes import Shape
+from srsplan.profiler.bench.timing import Pace, pace, times
 
-WARM_UPS = 3
-SECONDS_EACH = 1.0
-"""Seconds for which a contestant is repeated, 3 to 50 times, where nobody says how often."""
-
-SLOW_SECONDS = 5.0
-"""Seconds from which on a call is timed once."""
-
-FLUSHED_BYTES = 256 << 20
-"""Bytes written between repeats on CUDA, so that nothing is found in the second-level cache."""
-
-Status = Literal["ok", "oom", "failed", "absent"]
+Status = Literal["ok", "oom", "failed", "absent", "late"]
+"""The end of a contestant; "late" is one that did not begin within the minutes of its shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +30,7 @@ class Measurement:
     """The result of a contestant on a shape."""
 
     shape: Shape
-    logits: str
+    logits: Logits
     contestant: str
     loss: Loss
     tokens_per_set: int
@@ -57,16 +49,40 @@ class Measurement:
     value: float | None = None
     """The mean loss."""
     loss_error: float | None = None
-    """The error relative to the first full softmax that ran. Sampled forms draw negatives of their own: None."""
+    """The error relative to the first full softmax that ran, but for srsplan's Triton kernels, which are judged and do
+    not judge: None where only they ran. Sampled forms draw negatives of their own: None."""
     repeats: int | None = None
     """The number of repeats that `total_ms` is the median of."""
+
+    @property
+    def label(self) -> str:
+        """The contestant's name as screens show it."""
+        return label_of(self.contestant, self.loss, self.tokens_per_set)
+
+
+class Call:
+    """A contestant on its inputs, ready to be timed."""
+
+    def __init__(self, run: Run, inputs: Inputs, shape: Shape) -> None:
+        self.inputs, self.device = inputs, inputs.hidden.device
+        self._run, self._shape = run, shape
+
+    def forward(self) -> Tensor:
+        """Return the loss, in the inputs' type as training computes it."""
+        with _autocast(self.inputs):
+            return self._run(self.inputs, self._shape)
+
+    def both(self) -> None:
+        """Run forward and backward; the gradients are dropped."""
+        self.forward().backward()
+        self.inputs.clear()
 
 
 def measure(
     contestant: Contestant,
     inputs: Inputs,
     shape: Shape,
-    logits: str,
+    logits: Logits,
     free_bytes: Callable[[], int],
     repeats: int | None = None,
 ) -> Measurement:
@@ -78,7 +94,7 @@ def measure(
         needed = found.ledger_bytes
         if needed is not None and needed > (free := free_bytes()):
             return replace(found, status="oom", reason=f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
-        return replace(found, status="ok", **_figures(contestant.run, inputs, shape, repeats))
+        return replace(found, status="ok", **_figures(Call(contestant.run, inputs, shape), repeats))
     except Exception as error:  # somebody else's code: what it raises is its result
         return replace(found, **failure(error))
     finally:
@@ -86,7 +102,7 @@ def measure(
         release(inputs.hidden.device)
 
 
-def not_run(contestant: Contestant, shape: Shape, logits: str, dtype: torch.dtype) -> Measurement:
+def not_run(contestant: Contestant, shape: Shape, logits: Logits, dtype: torch.dtype) -> Measurement:
     """Return the measurement of a contestant that has not run: absent, with the reason where it cannot."""
     return Measurement(
         shape=shape,
@@ -115,76 +131,29 @@ def release(device: torch.device) -> None:
             torch.cuda.empty_cache()
 
 
-def _figures(run: Run, inputs: Inputs, shape: Shape, repeats: int | None) -> dict[str, Any]:
-    device = inputs.hidden.device
-
-    def forward() -> Tensor:
-        with _autocast(inputs):
-            return run(inputs, shape)
-
-    def both() -> None:
-        forward().backward()
-        inputs.clear()
-
-    value = float(forward().detach())
+def _figures(call: Call, repeats: int | None) -> dict[str, Any]:
+    value = float(call.forward().detach())
     if not math.isfinite(value):
         raise ArithmeticError(f"the loss is {value}")
-    both()
-    peak = None
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        both()
-        peak = torch.cuda.max_memory_allocated(device) - before
-    forward_ms, total_ms = times(forward, device, repeats), times(both, device, repeats)
+    call.both()
+    peak, seen = _peak(call) if call.device.type == "cuda" else (None, None)
+    forward_ms, total_ms = times(call.forward, call.device, repeats), times(call.both, call.device, repeats, seen)
     return {
         "forward_ms": statistics.median(forward_ms), "total_ms": statistics.median(total_ms), "peak_bytes": peak,
         "value": value, "repeats": len(total_ms), "fastest_ms": min(total_ms), "slowest_ms": max(total_ms),
     }  # fmt: skip
 
 
+def _peak(call: Call) -> tuple[int, Pace]:
+    """Return the allocated peak of forward and backward above the inputs, and the pace of that call."""
+    torch.cuda.synchronize(call.device)
+    before = torch.cuda.memory_allocated(call.device)
+    torch.cuda.reset_peak_memory_stats(call.device)
+    seen = pace(call.both, call.device)
+    return torch.cuda.max_memory_allocated(call.device) - before, seen
+
+
 def _autocast(inputs: Inputs) -> AbstractContextManager[object]:
     if inputs.hidden.dtype == torch.float32:
         return nullcontext()
     return torch.autocast(inputs.hidden.device.type, dtype=inputs.hidden.dtype)
-
-
-def times(run: Callable[[], object], device: torch.device, repeats: int | None = None) -> list[float]:
-    """Time `repeats` calls after warm-up, in milliseconds; None takes as many as SECONDS_EACH allows."""
-    began = time.perf_counter()
-    run()
-    _wait(device)
-    once = time.perf_counter() - began
-    if device.type == "cuda" and once < SECONDS_EACH:
-        for _ in range(WARM_UPS - 1):
-            run()
-        _wait(device)
-        once = (time.perf_counter() - began) / WARM_UPS
-    return list(_times(run, device, repeats or _repeats(once)))
-
-
-def _repeats(seconds: float) -> int:
-    return 1 if seconds > SLOW_SECONDS else max(3, min(50, round(SECONDS_EACH / max(seconds, 1e-6))))
-
-
-def _times(run: Callable[[], object], device: torch.device, repeats: int) -> Iterator[float]:
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
-    for _ in range(repeats):
-        if flushed is None:
-            began = time.perf_counter()
-            run()
-            yield 1e3 * (time.perf_counter() - began)
-            continue
-        flushed.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize(device)
-        yield start.elapsed_time(end)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -9,6 +9,7 @@ import torch
 
 from srsplan.profiler.bench.contestants import Contestant, contestants
 from srsplan.profiler.bench.inputs import make_inputs
+from srsplan.profiler.bench.logits import Logits
 from srsplan.profiler.bench.shapes import Shape
 from srsplan.profiler.memory.ledger import Ledger
 from srsplan.profiler.memory.simulated_cuda import SimulatedCuda
@@ -31,7 +32,7 @@ def _ledger_bytes(name: str, tokens_per_set: int, shape: Shape, dtype: torch.dty
         return None
     if same.on_triton and find_spec("triton") is None:
         return None
-    inputs = make_inputs(shape, "random", dtype, META)
+    inputs = make_inputs(shape, Logits(), dtype, META)
     ledger, cuda = Ledger(warm_process=True), SimulatedCuda(dtype)
     with ledger, cuda:
         ledger.phase("forward")

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from srsplan.models.config import Configuration
 from srsplan.models.errors import SrsplanError
 from srsplan.models.training.allocator_settings import with_expandable_segments
-from srsplan.profiler.probes.probe import EVALUATION_USERS, TIMED_STEPS, installed
+from srsplan.profiler.probes.probe import EVALUATION_USERS, TIMED_STEPS
 from srsplan.profiler.probes.records import Findings, ProbeRecord, Status
+from srsplan.profiler.versions import installed
 
 CHILD = (sys.executable, "-m", "srsplan.profiler.probes.cuda_child")
 TAIL_LINES, TAIL_CHARACTERS = 5, 2000

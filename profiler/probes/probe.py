@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Protocol
 
 from srsplan.models.config import Configuration
 from srsplan.profiler.probes.records import ProbeRecord
+from srsplan.profiler.versions import installed
 
 EVALUATION_USERS = 256
 """Users of the evaluation batch whose peak a probe reads."""
@@ -55,11 +56,3 @@ class SimulatedProbe:
             torch=version("torch"),
             triton=installed("triton"),
         )
-
-
-def installed(package: str) -> str:
-    """Return the version of a package, "" where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -24,27 +24,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from srsplan.kernels import ce
 from srsplan.kernels.losses import CE, CE_NEG
 from srsplan.models.errors import InputError
-from srsplan.planner.cli.bench import parse_shape
 from srsplan.planner.cli.bench_screen import tables, unsteady
 from srsplan.profiler.bench import peers as bench_peers
-from srsplan.profiler.bench.bout import Bout, Request, chosen_shapes, run_all
+from srsplan.profiler.bench.bout import Bout, chosen_shapes, run_all
 from srsplan.profiler.bench.ceilings import Ceilings, floor_ms
 from srsplan.profiler.bench.contestants import Contestant, contestants
 from srsplan.profiler.bench.contestants import Run as RunLoss
 from srsplan.profiler.bench.inputs import make_inputs
+from srsplan.profiler.bench.logits import Logits
 from srsplan.profiler.bench.measuring import Measurement, measure
 from srsplan.profiler.bench.predicted import ledger_bytes
+from srsplan.profiler.bench.request import Request
 from srsplan.profiler.bench.results import Result, ResultsFile
-from srsplan.profiler.bench.shapes import SHAPES, Shape
+from srsplan.profiler.bench.shapes import SHAPES, Shape, parse_shape
 
 Run = Callable[..., Ended]
 CPU, META = torch.device("cpu"), torch.device("meta")
+RANDOM, TRAINED = Logits(), Logits("trained", None)
 TINY = Shape(name="tiny", tokens=96, catalog=700, negatives=20, dim=32)
 GIB = 1 << 30
 
 
 def test_it_runs_and_says_on_what(run: Run, tmp_path: Path) -> None:
-    options = ("--logits", "random", "--repeats", 2, "--peers", "--json", "-o", "bench.csv")
+    options = ("--logits", "random", "--deviation", 1, "--repeats", 2, "--peers", "--json", "-o", "bench.csv")
     done = run("bench", "--shapes", "96x700x32x20", *options)
     assert done.code == 0, done.err
     document = done.json
@@ -78,7 +80,7 @@ def test_figures_are_whole_on_80_columns_and_tables_in_the_order_asked_for() -> 
         Result(
             times_the_floor=1.5,
             measured=Measurement(
-                shape=SHAPES[name], logits="trained", contestant="torch 2.13.0 linear_cross_entropy", loss=CE,
+                shape=SHAPES[name], logits=TRAINED, contestant="torch 2.13.0 linear_cross_entropy", loss=CE,
                 tokens_per_set=1, status="ok", peak_bytes=130 * GIB, **figures
             ),
         )
@@ -158,7 +160,7 @@ main()
 
 def test_a_full_disk_loses_no_result(tmp_path: Path) -> None:
     """A real limit on the size of files: whole lines stay, everything is on the screen, and the exit code says so."""
-    arguments = ["bench", "--shapes", "64x300x16x8", "--logits", "random", "--repeats", "1", "-o", "x.csv", "--json"]
+    arguments = ["bench", "--shapes", "64x300x16x8", "--logits", "trained", "--repeats", "1", "-o", "x.csv", "--json"]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=100
     )
@@ -177,7 +179,7 @@ def test_a_full_disk_loses_no_result(tmp_path: Path) -> None:
 
 def test_times_that_say_little_are_called_so() -> None:
     steady = Measurement(
-        shape=TINY, logits="random", contestant="", loss=CE, tokens_per_set=1, status="ok", fastest_ms=1.0,
+        shape=TINY, logits=RANDOM, contestant="", loss=CE, tokens_per_set=1, status="ok", fastest_ms=1.0,
         slowest_ms=1.5,
     )  # fmt: skip
     wild, absent = replace(steady, slowest_ms=9.0), replace(steady, status="absent", fastest_ms=None, slowest_ms=None)
@@ -213,14 +215,14 @@ def broken(*_: object) -> torch.Tensor:
     ],
 )
 def test_what_fails_is_a_result(run: RunLoss, expected: tuple[str, str]) -> None:
-    inputs = make_inputs(TINY, "random", torch.float32, CPU)
-    found = measure(entrant(run), inputs, TINY, "random", lambda: GIB)
+    inputs = make_inputs(TINY, RANDOM, torch.float32, CPU)
+    found = measure(entrant(run), inputs, TINY, RANDOM, lambda: GIB)
     assert ((found.status, found.reason), found.total_ms) == (expected, None)
 
 
 def test_what_does_not_fit_is_not_run() -> None:
-    inputs = make_inputs(TINY, "random", torch.float32, CPU)
-    found = measure(contestants(CPU)[0], inputs, TINY, "random", lambda: 1000)
+    inputs = make_inputs(TINY, RANDOM, torch.float32, CPU)
+    found = measure(contestants(CPU)[0], inputs, TINY, RANDOM, lambda: 1000)
     assert (found.status, found.total_ms) == ("oom", None)
     assert found.reason.startswith("needs ")
 
@@ -228,21 +230,32 @@ def test_what_does_not_fit_is_not_run() -> None:
 def test_the_others_run_after_a_failure_and_a_wrong_loss_shows() -> None:
     wrong = entrant(lambda inputs, shape: 1.5 * ce(inputs.hidden, inputs.table, inputs.targets), "wrong")
     entrants = [entrant(broken), contestants(CPU)[0], wrong]
-    bout = Bout(shapes=[TINY], logits=["random"], entrants=entrants, dtype=torch.float32, device=CPU, repeats=1)
+    bout = Bout(shapes=[TINY], logits=[RANDOM], entrants=entrants, dtype=torch.float32, device=CPU, repeats=1)
     announced: list[str] = []
-    failed, eager, off = run_all(bout, lambda: GIB, announced.append)
+    found = [each for each in run_all(bout, lambda: GIB, announced.append) if isinstance(each, Measurement)]
+    failed, eager, off = found
     assert [failed.status, eager.status, off.status] == ["failed", "ok", "ok"]
     assert failed.loss_error is None
     assert eager.loss_error == 0
     assert off.loss_error == pytest.approx(0.5)
-    assert announced == ["tiny: random inputs", "tiny: other", "tiny: eager ce", "tiny: wrong"]
+    assert announced == ["tiny: random logits of deviation 1", "tiny: other", "tiny: eager ce", "tiny: wrong"]
+
+
+def test_a_triton_kernel_is_no_reference() -> None:
+    """Where nothing else has run its error is unknown, not zero."""
+    eager = contestants(CPU)[0]
+    wrong = replace(entrant(lambda inputs, _: 2 * ce(inputs.hidden, inputs.table, inputs.targets)), on_triton=True)
+    entrants = [wrong, eager, wrong]
+    bout = Bout(shapes=[TINY], logits=[RANDOM], entrants=entrants, dtype=torch.float32, device=CPU, repeats=1)
+    found = [each for each in run_all(bout, lambda: GIB, lambda _: None) if isinstance(each, Measurement)]
+    assert [each.loss_error for each in found] == [None, 0, pytest.approx(1)]
 
 
 def test_inputs_that_cannot_be_made_are_everyones_result() -> None:
     huge = replace(TINY, tokens=1 << 55)
     absent = Contestant(name="absent", loss=CE, absent="not here", ours=False)
     entrants = [entrant(broken), absent]
-    bout = Bout(shapes=[huge, TINY], logits=["random"], entrants=entrants, dtype=torch.float32, device=CPU)
+    bout = Bout(shapes=[huge, TINY], logits=[RANDOM], entrants=entrants, dtype=torch.float32, device=CPU)
     found = list(run_all(bout, lambda: GIB, lambda _: None))
     assert [each.status for each in found] == ["oom", "absent", "failed", "absent"]
     assert found[0].reason == "making the inputs: out of memory"
@@ -257,7 +270,7 @@ def test_a_peer_that_is_not_there_says_how_to_get_it() -> None:
 def test_torchs_peer_is_the_chunked_form_not_eager() -> None:
     """Without options it is eager `ce` under another name; 8,192 x 4,096 logits would be 128 MiB."""
     sized = Shape(name="", tokens=8192, catalog=4096, negatives=8, dim=16)
-    inputs = make_inputs(sized, "random", torch.float32, CPU)
+    inputs = make_inputs(sized, RANDOM, torch.float32, CPU)
     peer = next(each for each in bench_peers.peers(CPU) if each.name.startswith("torch"))
     largest = 0
 
@@ -280,21 +293,25 @@ def test_torchs_peer_is_the_chunked_form_not_eager() -> None:
 def test_trained_like_logits_are_what_they_say() -> None:
     """The target has a tenth of the softmax on average; targets are Zipf's: the first of 2,000 items has 12%."""
     shape = Shape(name="", tokens=4096, catalog=2000, negatives=8, dim=64)
-    inputs = make_inputs(shape, "trained", torch.float32, CPU)
+    inputs = make_inputs(shape, TRAINED, torch.float32, CPU)
     with torch.no_grad():
         share = torch.softmax(inputs.hidden @ inputs.table.T, 1).gather(1, inputs.targets[:, None])
     assert 0.07 < float(share.mean()) < 0.14
     assert 0.10 < float((inputs.targets == 0).float().mean()) < 0.15
-    again = make_inputs(shape, "trained", torch.float32, CPU)
+    again = make_inputs(shape, TRAINED, torch.float32, CPU)
     assert torch.equal(inputs.hidden, again.hidden)
 
 
 def test_the_floor_by_hand() -> None:
-    ceilings = Ceilings(product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=5e8)
+    ceilings = Ceilings(
+        product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=1e6, add_rows_small_s=5e8
+    )
     shape = Shape(name="", tokens=1000, catalog=50_000, negatives=99, dim=256)
     assert floor_ms(shape, CE, 1, ceilings) == pytest.approx(1e3 * 8 * 1000 * 50_000 * 256 / 1e12)
     rows = 1000 * 99
     assert floor_ms(shape, CE_NEG, 1, ceilings) == pytest.approx(1e3 * (2 * rows / 1e9 + rows / 5e8))
+    large = replace(shape, catalog=1_000_000)
+    assert floor_ms(large, CE_NEG, 1, ceilings) == pytest.approx(1e3 * (2 * rows / 1e9 + rows / 1e6))
     products = 8 * 1000 * 100 * 256 / 1e12
     assert floor_ms(shape, CE_NEG, 500, ceilings) == pytest.approx(1e3 * max(products, 2 * (2 * 99 / 1e9 + 99 / 5e8)))
 
@@ -303,7 +320,7 @@ def test_the_ledger_knows_what_operators_allocate_inside() -> None:
     """Of the table's size V D: gradient 4 bytes, copy 2, and 8 more for repeatable sums; M D: the hidden's gradient."""
     shape = Shape(name="", tokens=4096, catalog=50_000, negatives=512)
     table, hidden = shape.catalog * shape.dim, 2 * shape.tokens * shape.dim
-    expected = {"Triton cce-": 6, "Triton cce-, repeatable": 14, "Triton cce-, no copy of the table": 4}
+    expected = {"Triton cce-": 6, "Triton cce- repeatable": 14, "Triton cce- no copy of the table": 4}
     found = {each.name: each for each in contestants(META) if each.tokens_per_set == 32}
     for name, bytes_each in expected.items():
         size = ledger_bytes(found[name], shape, torch.float16)
@@ -330,7 +347,7 @@ def test_scaling_keeps_a_shape_possible() -> None:
 def request(names: str | None = None, scale: float | None = None) -> Request:
     return Request(
         shapes=[parse_shape(name) for name in names.split(",")] if names else [], scale=scale, losses=("ce",),
-        logits=("random",), peers=False, dtype=None, device="cpu", repeats=None,
+        logits=(RANDOM,), peers=False, dtype=None, device="cpu", repeats=None,
     )  # fmt: skip
 
 
@@ -349,7 +366,7 @@ def test_the_screen_puts_forms_of_one_function_side_by_side_and_says_what_is_sca
     assert "ml20m x 0.01, trained logits, sampled softmax" in done.out
     assert "full softmax" not in done.out
     assert "loss off" not in done.out
-    assert "Triton cce-, 32 a set: absent, runs on CUDA" in " ".join(done.out.split())
+    assert "Triton cce- 32 a set: absent, runs on CUDA" in " ".join(done.out.split())
 
 
 def test_shapes_without_a_name_are_what_they_say() -> None:

@@ -11,11 +11,10 @@ from command import Ended
 
 from srsplan.kernels.losses import CE_NEG
 from srsplan.models.errors import InputError
-from srsplan.planner.cli.bench import parse_shape
 from srsplan.profiler.bench import limits
 from srsplan.profiler.bench.ceilings import Ceilings
 from srsplan.profiler.bench.contestants import contestants
-from srsplan.profiler.bench.shapes import Shape
+from srsplan.profiler.bench.shapes import Shape, parse_shape
 
 Run = Callable[..., Ended]
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -36,7 +35,7 @@ def test_what_has_no_end_is_refused_with_the_limit(run: Run, arguments: list[obj
     assert phrase in done.message
 
 
-CEILINGS = Ceilings(product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=5e8)
+CEILINGS = Ceilings(product_flops_s=1e12, copy_bytes_s=1e12, gather_rows_s=1e9, add_rows_s=5e8, add_rows_small_s=5e8)
 
 
 def test_hours_are_refused_by_the_devices_own_rates() -> None:
@@ -45,11 +44,11 @@ def test_hours_are_refused_by_the_devices_own_rates() -> None:
     shape = Shape(name="", tokens=10**6, catalog=10**6, negatives=8, dim=32)
     by_hand = 3 * 1.25 * 8 * shape.tokens * shape.catalog * shape.dim / CEILINGS.product_flops_s
     assert limits.least_seconds(shape, eager[0], CEILINGS, 1) == pytest.approx(by_hand, rel=1e-3)
-    limits.check_time([shape], 3, eager, CEILINGS, 1)
+    limits.check_time([(shape, eager[0])] * 3, CEILINGS, 1)
     with pytest.raises(InputError, match=r"at least 1\.1 hours at the rates just measured, the limit is 1"):
-        limits.check_time([shape], 4, eager, CEILINGS, 1)
+        limits.check_time([(shape, eager[0])] * 4, CEILINGS, 1)
     with pytest.raises(InputError, match="at least"):
-        limits.check_time([shape], 1, eager, CEILINGS, 1000)
+        limits.check_time([(shape, eager[0])], CEILINGS, 1000)
     assert limits.least_seconds(shape, replace(eager[0], run=None), CEILINGS, 1) == 0
 
 
@@ -57,7 +56,7 @@ def test_many_chunks_are_time_as_well() -> None:
     """The ledger walks over every chunk: ten million sets of one token, one at a time, take hours."""
     shape = Shape(name="", tokens=10**7, catalog=10**8, negatives=10**7, dim=8)
     one_a_set = next(each for each in contestants(CPU) if each.chunked and each.loss is CE_NEG)
-    fast = Ceilings(product_flops_s=1e30, copy_bytes_s=1e30, gather_rows_s=1e30, add_rows_s=1e30)
+    fast = Ceilings(product_flops_s=1e30, copy_bytes_s=1e30, gather_rows_s=1e30, add_rows_s=1e30, add_rows_small_s=1e30)
     assert limits.least_seconds(shape, one_a_set, fast, 1) > 3600
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srsplan.models.errors import InputError
-from srsplan.planner.units import (
+from srsplan.models.units import (
     format_count,
     format_duration,
     format_gb,

@@ -15,18 +15,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_draws import kernel_draws
 from torch import Tensor
 
 from srsplan.kernels import Sampling, cce, cce_neg, ce_neg, chunking
+from srsplan.kernels.block_softmax.grid import most_negatives
 from srsplan.kernels.chunking import Windows, set_count
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
 from srsplan.kernels.losses import LOSSES
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
-from srsplan.kernels.samplers.alias_table import popularity
+from srsplan.kernels.samplers.alias_table import Distribution, popularity
+from srsplan.kernels.samplers.blocks import block_draw
 from srsplan.kernels.samplers.draw import draw_items
-from srsplan.kernels.samplers.in_batch import in_batch
+from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.profiler.memory.ledger import Ledger
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
@@ -99,6 +100,15 @@ def call_of(loss: str, sampler: str, batch: Batch, negatives: int, group: int, d
     return choose(loss, device, "triton" if device == CUDA else "auto", options, dim=batch.table.shape[1])
 
 
+def drawn(
+    negatives: int, catalog: int, sampling: Sampling, number: int, drawn_by: Distribution | InBatch | None
+) -> Tensor:
+    """The items of one set of the batch, by another way than the loss takes."""
+    if drawn_by is None:
+        return block_draw(min(negatives, most_negatives(catalog)), catalog, sampling).items(number, 1, CPU)[0]
+    return draw_items((1, negatives), catalog, sampling, number, CPU, drawn_by)[0]
+
+
 batches = st.builds(
     Batch.make,
     tokens=st.integers(1, 60),
@@ -144,7 +154,7 @@ def test_the_batch_is_the_definition(batch: Batch, negatives: int, group: int, s
     losses = []
     for token, target in enumerate(batch.targets.tolist()):
         number = token // (stride * group) * stride + token % stride
-        items = draw_items((1, negatives), catalog, sampling, number, CPU, drawn_by)[0]
+        items = drawn(negatives, catalog, sampling, number, drawn_by)
         kept = items[items != target]
         scores = table[kept] @ hidden[token]
         scores = scores + torch.log((1 - share[target].double()) / (share[kept].double() * max(1, len(kept))))
@@ -171,7 +181,7 @@ def test_passes_of_the_triton_kernels_add_up(
     if loss == "cce" or sampler != "uniform":  # items that are given are corrected as uniform ones
         return
     windows, sampling = Windows.of(tokens, group), replace(call.options.sampling, step=5)
-    items = kernel_draws((len(windows.sets(0, tokens)), 19), 41, sampling)
+    items = block_draw(19, 41, sampling).items(0, len(windows.sets(0, tokens)), CPU)
     number = [token // windows.tokens * windows.stride + token % windows.stride for token in range(tokens)]
     hidden, table = (each.clone().requires_grad_() for each in (batch.hidden, batch.table))
     value = ce_neg(hidden, table, batch.targets, items[number])

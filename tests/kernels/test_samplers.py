@@ -65,7 +65,7 @@ def test_loss_and_gradients_of_every_sampler(shape: tuple[int, ...], sampler: st
     drawn_by = source(sampler, catalog, targets)
     if form == "eager":
         group = 1
-    sampling, sets = Sampling(tokens_per_set=group, seed=3, step=5), -(-tokens // group)
+    sampling, sets = Sampling(tokens_per_set=group, seed=3, step=5, blocks=False), -(-tokens // group)
     draw = kernel_draws if form == "triton" else lambda *a: draw_items(a[0], a[1], a[2], 0, CPU, a[3])
     items = draw((sets, negatives), catalog, sampling, drawn_by)
     spread = items[torch.arange(tokens) % sets]

@@ -81,7 +81,7 @@ def test_forward_and_backward_draw_the_same_items() -> None:
     """The kernel's own draw, read out and given to eager, leads to the same gradients: for every sampler."""
     hidden, table, targets, _ = inputs((33, 90, 32, 21, 16), torch.float32, torch.float32)
     for weights in (None, popularity(np.arange(90), 0.75)):
-        sampling = Sampling(tokens_per_set=16, seed=2**40 + 17, step=2**31 + 5)
+        sampling = Sampling(tokens_per_set=16, seed=2**40 + 17, step=2**31 + 5, blocks=False)
         items = draw(90, 21, 3, sampling, weights)
         spread = items[torch.arange(33) % 3]
         truth = gradients(_weighted_ce_neg, hidden.double(), table.double(), targets, spread, weights)

@@ -30,6 +30,7 @@ WITH_TORCH = (
     "srsplan.models.sequence_model", "srsplan.models.training.", "srsplan.profiler.bench.",
     "srsplan.profiler.memory.derive", "srsplan.profiler.memory.generic_sizes", "srsplan.profiler.memory.ledger",
     "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols", "srsplan.profiler.probes.cuda_child",
+    "srsplan.profiler.probes.card_child", "srsplan.profiler.probes.kernel_", "srsplan.planner.automatic_kernel",
     "srsplan.planner.cli.train_", "srsplan.planner.smaller_run",
 )  # fmt: skip
 """Modules that may need torch at once; every other one is imported without."""

@@ -57,7 +57,7 @@ def stale(call, launch, *rest):
 {loss_operators}._Call.options = stale
 """,
 }
-"""Kernels made wrong: a flipped sign, one NaN, and a launch with other tokens of a program than the grid was made for."""
+"""Kernels made wrong: a flipped sign, one NaN, and a launch with other tokens of a program than its grid."""
 
 LOSSES = {"cce": "full", "cce-": "sampled"}
 

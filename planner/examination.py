@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from srsplan.kernels.losses import LOSSES, SAMPLERS
-from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.models.config import LARGEST_HEAD, Architecture, Configuration, Precision
 from srsplan.models.errors import InputError, SrsplanError
 from srsplan.planner import doctor
 from srsplan.planner.doctor import NO_CUDA, Line, Report
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CATALOG, BATCH_SIZE, SEQ_LEN, NEGATIVES, PASS_TOKENS = 100_000, 64, 128, 256, 3000
 """Sizes of the steps that are probed: large enough to measure, small enough for every card."""
+HEADS = (2, 1, 4, 8, 16)
 SIMULATED_BYTES = 1 << 50
 """Capacity that the ledger is given where there is no card: nothing is refused."""
 
@@ -48,8 +49,13 @@ class Wanted:
             loss=loss, catalog=CATALOG, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, pass_tokens=PASS_TOKENS,
             negatives=(kind.fixed_negatives or NEGATIVES) if kind.sampled else None,
             tokens_per_set=kind.default_tokens_per_set,
-            architecture=Architecture(dim=self.dim), precision=self.precision,
+            architecture=Architecture(dim=self.dim, heads=_heads(self.dim)), precision=self.precision,
         )  # fmt: skip
+
+
+def _heads(dim: int) -> int:
+    """Return a number of attention heads that a hidden size can have; the usual 2 where none can."""
+    return next((heads for heads in HEADS if dim % (8 * heads) == 0 and dim <= heads * LARGEST_HEAD), HEADS[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,9 @@ def checked(each: RankedOrder, data: RunData, check: KernelCheck | None = None) 
     if each.automatic and check is not None:
         order, told = _with_automatic_kernel(each, order, workload, check)
     else:
+        if each.automatic:
+            reason = f"the Triton kernels run on CUDA; same loss and gradients on {order.device.type}"
+            order = replace(order, kernel_reason=reason)
         order, told = _priced(each, order, workload)
     notes = each.notes + told
     planned = each.order.configuration.catalog

@@ -34,11 +34,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return verdicts_file(CARD.name)
 
 
-def child(script: str, timeout_s: float = 20.0, **card: str) -> KernelCheck:
+def child(script: str, timeout_s: float = 20.0) -> KernelCheck:
     """A check whose child is a real process that runs `script`."""
-    return KernelCheck(
-        card=replace(CARD, **card), device="cpu", command=(sys.executable, "-c", script), timeout_s=timeout_s
-    )
+    return KernelCheck(card=CARD, device="cpu", command=(sys.executable, "-c", script), timeout_s=timeout_s)
+
+
+def elsewhere(check: KernelCheck, **card: str) -> KernelCheck:
+    """The same check with a card, driver or version that differs."""
+    return replace(check, card=replace(CARD, **card))
 
 
 def answers(verdict: Verdict, log: Path | None = None) -> str:
@@ -65,8 +68,8 @@ def test_a_verdict_holds_for_its_key_and_no_other(tmp_path: Path) -> None:
     assert not child(answers(WRONG)).run(SUBJECT, SHAPE).right
     assert child("").known(SUBJECT, SHAPE) == WRONG
     for name in ("driver", "torch", "triton", "srsplan", "capability"):
-        assert child("", **{name: "another"}).known(SUBJECT, SHAPE) is None
-    other = child(answers(RIGHT), driver="590.1")
+        assert elsewhere(child(""), **{name: "another"}).known(SUBJECT, SHAPE) is None
+    other = elsewhere(child(answers(RIGHT)), driver="590.1")
     assert other.run(SUBJECT, SHAPE).kernel(SHAPE) == "triton"
     assert other.known(SUBJECT, SHAPE) == RIGHT
     assert child("").known(SUBJECT, SHAPE) == WRONG

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
 from srsplan.kernels.dispatch import LossCall, LossOptions
@@ -25,6 +26,8 @@ EXPONENT = 0.75
 @dataclass(frozen=True, kw_only=True)
 class Times:
     """Milliseconds of forward and backward; None where a form did not fit the card."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     triton_ms: float | None
     chunked_ms: float | None

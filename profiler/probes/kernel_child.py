@@ -26,10 +26,18 @@ from srsplan.profiler.memory.ledger import Ledger
 def instruments_of(device: torch.device) -> Instruments:
     """Return the timer of `srsplan bench`, the card's allocator, and the ledger that says what it should show."""
     return Instruments(
-        timer=lambda run: statistics.median(times(run, device)),
+        timer=lambda run: _time(run, device),
         measured_bytes=_measured if device.type == "cuda" else None,
         predicted_bytes=predicted,
     )
+
+
+def _time(run: Callable[[], object], device: torch.device) -> float:
+    """Return the median milliseconds of a call; what is compiled for its shape is compiled before."""
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return statistics.median(times(run, device))
 
 
 def _measured(run: Callable[[], object]) -> int:

@@ -26,7 +26,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch, triton
 from srsplan.kernels.full_softmax import kernel as full, operators as full_operators
 from srsplan.kernels.sampled_softmax import kernel as sampled, operators as sampled_operators
+from dataclasses import replace
+from srsplan.kernels.verification import check
 from srsplan.profiler.probes import kernel_child
+check.INTERPRETED_SIZES = replace(check.INTERPRETED_SIZES, tokens=18, catalog=301, negatives=9)
 {change}
 kernel_child.main()
 """
@@ -88,3 +91,5 @@ kernel_child.times = lambda run, device: [timer(run)]
 """
 """The first form that is timed, Triton, takes 1 ms and the second one 2 ms."""
 SLOWER = FASTER.replace("1.0 + len(seconds)", "2.0 - len(seconds)")
+AT_ONCE = "kernel_child._time = lambda run, device: 1.0"
+"""Nothing is run to be timed: the doctor's shape is too large for the interpreter."""

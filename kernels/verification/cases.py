@@ -8,7 +8,7 @@ else. Shape letters: M tokens, V items, D hidden size, ns negatives of a set.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -175,7 +175,12 @@ def _drawn_by(case: Case, targets: Tensor) -> Distribution | InBatch | None:
 
 def sampling_of(case: Case) -> Sampling:
     """Return the settings that a case draws with."""
-    return Sampling(tokens_per_set=case.tokens_per_set, seed=3, step=9)
+    return replace(training_sampling(case.tokens_per_set), seed=3, step=9)
+
+
+def training_sampling(tokens_per_set: int) -> Sampling:
+    """Return the settings that a training draws with, whatever its seed."""
+    return Sampling(tokens_per_set=tokens_per_set)
 
 
 def kernel_loss(case: Case, inputs: Inputs) -> Tensor:

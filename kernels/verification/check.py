@@ -16,6 +16,9 @@ from srsplan.kernels.verification.race import race
 from srsplan.kernels.verification.subject import RunShape, Subject
 from srsplan.kernels.verification.verdict import Verdict
 
+MOST_SHAPES = 30
+"""Shapes whose times a verdict holds: the oldest make room."""
+
 
 def check(
     subject: Subject,
@@ -59,7 +62,8 @@ def timed(
     except Exception as error:  # the compiler's and the driver's refusals have no common type
         fault = Fault(f"{shape.tokens:,} tokens and {shape.catalog:,} items", raised(error))
         return replace(verdict, faults=[*verdict.faults, str(fault)])
-    return replace(verdict, times={**verdict.times, str(shape): found})
+    others = {name: times for name, times in verdict.times.items() if name != str(shape)}
+    return replace(verdict, times=dict([*others.items(), (str(shape), found)][-MOST_SHAPES:]))
 
 
 def _compared(case: Case, subject: Subject, device: torch.device, instruments: Instruments) -> tuple[Compared, bool]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from srsplan.kernels.dispatch import LossCall, LossOptions
 from srsplan.kernels.losses import CHUNKED, TRITON
 from srsplan.kernels.samplers.alias_table import popularity
-from srsplan.kernels.samplers.sampling import Sampling
+from srsplan.kernels.verification.cases import training_sampling
 from srsplan.kernels.verification.compare import Instruments
 from srsplan.kernels.verification.subject import RunShape, Subject
 
@@ -71,7 +71,7 @@ class _Lap:
         if subject.sampler == "popularity":
             drawn_by = popularity(1e6 / torch.arange(1, shape.catalog + 1).double(), EXPONENT).to(device)
         options = LossOptions(
-            negatives=shape.negatives, sampling=Sampling(tokens_per_set=subject.tokens_per_set),
+            negatives=shape.negatives, sampling=training_sampling(subject.tokens_per_set),
             compute_dtype=subject.torch_dtype, distribution=drawn_by, in_batch=subject.sampler == "in-batch",
         )  # fmt: skip
         call = LossCall(loss=subject.kind, implementation=implementation, reason="timed", options=options)

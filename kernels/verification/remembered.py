@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from srsplan.kernels.launches.cache import card_file, content_of, replace_file
 from srsplan.kernels.verification.verdict import Verdict
 
-MOST = 200
+MOST = 100
 """Verdicts that a file holds: the oldest make room."""
 
 LOG = logging.getLogger(__name__)

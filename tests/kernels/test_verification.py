@@ -36,6 +36,7 @@ from srsplan.kernels.verification.cases import (
 )
 from srsplan.kernels.verification.check import check, timed
 from srsplan.kernels.verification.compare import Instruments, compare, empty_memory_is_nan
+from srsplan.kernels.verification.race import Times
 from srsplan.kernels.verification.reference import sampled_softmax
 from srsplan.kernels.verification.remembered import read_verdicts, remember, verdicts_file
 from srsplan.kernels.verification.subject import Card, RunShape, Subject
@@ -197,7 +198,7 @@ def test_more_memory_than_the_fake_implementations_say_is_caught(loss: str) -> N
         run()
         return sizes[0]
 
-    wide = replace(SMALL[loss], catalog=900)
+    wide = replace(SMALL[loss], catalog=400)
     instruments = replace(ONE_MS, measured_bytes=measured, predicted_bytes=predicted)
     inputs = 4 * 16 * (wide.tokens + wide.catalog)
     told_bytes = predicted_of(wide, loss)
@@ -320,6 +321,15 @@ def test_new_launches_are_another_key(cache: Path) -> None:
     cache.parent.mkdir(parents=True)
     cache.with_name("launches-Card-9.json").write_text("{}")
     assert CARD.key(FULL) != before
+
+
+def test_the_oldest_shapes_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "MOST_SHAPES", 2)
+    monkeypatch.setattr(checking, "race", lambda *_: Times(triton_ms=1.0, chunked_ms=2.0))
+    verdict = RIGHT
+    for tokens in (1, 2, 3, 2):
+        verdict = timed(verdict, FULL, replace(SHAPE, tokens=tokens), CPU, ONE_MS)
+    assert list(verdict.times) == ["3x90x9", "2x90x9"]
 
 
 def test_the_oldest_verdicts_make_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,18 +114,35 @@ def test_what_is_remembered_is_not_checked_again(capsys: pytest.CaptureFixture[s
     assert "checking the Triton kernels" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("loss", ["cce", "cce-"])
-def test_wrong_kernels_are_caught_and_the_chunked_form_trains(capsys: pytest.CaptureFixture[str], loss: str) -> None:
-    """A flipped sign, found by a real check in a child; under another driver it is checked anew, and right."""
-    sampled = {"negatives": 9, "tokens_per_set": 16} if loss == "cce-" else {}
-    train_all(options(loss=loss, **sampled), kernel_check(spoiled("sign", loss)))
+@pytest.mark.parametrize(
+    ("how", "loss", "found"),
+    [
+        ("sign", "cce", "the table's gradient is off by 2.0e+00 of itself, 1.0e-05 is allowed"),
+        ("nan", "cce-", "values of hidden's gradient are not finite"),
+        ("stale launch", "cce-", "negatives uniform, 32 tokens a set: "),
+    ],
+)
+def test_wrong_kernels_are_caught_and_the_chunked_form_trains(
+    capsys: pytest.CaptureFixture[str], how: str, loss: str, found: str
+) -> None:
+    """By a real check in a child. It is remembered: at the next start a child that would crash is not asked."""
+    sampled = {"negatives": 9, "tokens_per_set": 32} if loss == "cce-" else {}
+    train_all(options(loss=loss, **sampled), kernel_check(spoiled(how, loss)))
     said = " ".join(capsys.readouterr().err.split())
     assert "warning: the Triton kernels did not pass their check on this card: " in said
-    assert "the table's gradient is off by 2.0e+00 of itself, 1.0e-05 is allowed (and " in said
+    assert found in said
     assert "chunked PyTorch is used; report it as an issue of srsplan, with what `srsplan doctor --json` prints" in said
     assert kernel_of() == ("chunked PyTorch", "the Triton kernels did not pass their check on this card")
-    known = train_all(options(loss=loss, overwrite=True, **sampled), kernel_check("raise SystemExit(9)"))
+    known = train_all(options(loss=loss, overwrite=True, **sampled), answering(None))
     assert known[0]["kernel"]["reason"] == "the Triton kernels did not pass their check on this card"
+
+
+def test_once_the_driver_is_another_they_are_checked_again(on_the_card: list[object]) -> None:
+    train_all(options(), answering(WRONG))
+    assert kernel_of()[0] == "chunked PyTorch"
+    newer = replace(answering(RIGHT), card=replace(CARD, driver="590.2"))
+    train_all(options(overwrite=True), newer)
+    assert kernel_of()[0] == "Triton"
 
 
 @pytest.mark.parametrize("verdict", [WRONG, None])
@@ -184,14 +201,14 @@ def test_a_plan_for_the_other_kernel_is_planned_again(
     monkeypatch.setattr(train_orders, "refuse_triton", lambda *_: None)
     given = TrainOptions(data=walks(Path("walks.csv")), output=Path("out"), seq_len=8, batch_size=16, epochs=1)
     (each,) = train_orders.orders_of(given)
-    data = train_orders_data(each)
+    data = data_of(each)
     ready, notes = train_orders.checked(each, data, answering(verdict))
     name = {"triton": "Triton", "chunked": "chunked PyTorch"}[kernel]
     assert ready.order.configuration.kernel == kernel
     assert any(f"the plan is for another kernel: planned again for {name}" in note for note in notes)
 
 
-def train_orders_data(each: train_orders.RankedOrder) -> Any:
+def data_of(each: train_orders.RankedOrder) -> Any:
     from srsplan.models.training.run import read_data
 
     return read_data(replace(each.order, data=replace(each.order.data, strategy="leave-one-out")))
@@ -201,7 +218,7 @@ def test_where_only_the_chunked_form_fits_it_is_taken(
     monkeypatch: pytest.MonkeyPatch, on_the_card: list[object]
 ) -> None:
     (each,) = train_orders.orders_of(options())
-    data = train_orders_data(each)
+    data = data_of(each)
 
     def no_room_for_triton(configuration: Configuration, *rest: Any) -> tuple[str, ...]:
         if configuration.kernel == "triton":
@@ -217,9 +234,10 @@ def test_where_only_the_chunked_form_fits_it_is_taken(
 def test_passes_that_were_given_stay(on_the_card: list[object]) -> None:
     """Without a plan there is none to plan again, whichever kernel runs."""
     right = replace(RIGHT, times={"24x40": RIGHT.times[SHAPE]})
-    (document,) = train_all(options(pass_tokens=24, pass_sequences=3), answering(right))
-    configuration = document["configuration"]
-    assert (configuration["kernel"], configuration["pass_tokens"], configuration["pass_sequences"]) == ("triton", 24, 3)
+    (each,) = train_orders.orders_of(options(pass_tokens=24, pass_sequences=3))
+    ready, notes = train_orders.checked(each, data_of(each), answering(right))
+    found = ready.order.configuration
+    assert (found.kernel, found.pass_tokens, found.pass_sequences, notes) == ("triton", 24, 3, ())
 
 
 def test_a_failure_inside_the_check_is_the_chunked_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from command import Ended
-from simulated_card import CARD
+from simulated_card import AT_ONCE, CARD, kernel_check, spoiled
 
 from srsplan.kernels.verification.race import Times
 from srsplan.kernels.verification.verdict import Verdict
@@ -169,6 +169,22 @@ def test_wrong_kernels(look: Callable[..., Report]) -> None:
     assert "--kernel auto takes the chunked form; report it as an issue of srsplan" in found.advice
     assert found.figures["faults"] == ["dense: the loss is off", "sparse: it too"]
     assert not report.good
+
+
+@pytest.mark.parametrize(
+    ("change", "loss", "good"), [(spoiled("sign", "cce"), "cce", False), (AT_ONCE, "cce-", True)], ids=["sign", "right"]
+)
+def test_the_doctor_on_the_interpreter(monkeypatch: pytest.MonkeyPatch, change: str, loss: str, good: bool) -> None:
+    """The kernels really run, in a child, with every sampler: one with a flipped sign is found, right ones pass."""
+    monkeypatch.setattr(examination, "detect_gpu", lambda: H200)
+    wanted = replace(WANTED, losses=(loss,), dim=16, precision="fp32")
+    report = examine(wanted, bench(kernel_check=lambda *_: kernel_check(change)), lambda _: None)
+    found = line(report, f"kernels of {loss}")
+    assert (report.good, found.status) == (good, "good" if good else "not good")
+    if good:
+        assert found.figures["cases"] == 10
+    else:
+        assert "the table's gradient is off by 2.0e+00 of itself" in found.found
 
 
 def test_slow_kernels_are_no_fault(look: Callable[..., Report]) -> None:

@@ -7,6 +7,7 @@ full_softmax/      `cce`: chunked in PyTorch, and on Triton
 sampled_softmax/   `cce_neg`: the same pair
 samplers/          where negatives come from
 launches/          how the Triton kernels are launched
+verification/      whether they are right on a card, and faster than the chunked forms
 lookup.py          the embedding of a table that the loss uses as well
 """
 

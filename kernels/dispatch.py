@@ -112,20 +112,23 @@ def choose(
     options: LossOptions = LossOptions(),
     *,
     dim: int | None = None,
+    reason: str = "",
 ) -> LossCall:
     """Return the call that computes `loss` on `device`; KeyError for a loss that is not in the registry.
 
-    "auto" takes eager PyTorch for losses that keep all logits, and the chunked form of the others: the Triton kernels
-    are not measured on a GPU yet. An implementation that the loss does not have, or that cannot run for the device, the
-    hidden size `dim` or the compute type, is a ValueError with the reason; so are missing negatives.
+    "auto" takes eager PyTorch for losses that keep all logits, and the chunked form of the others: whether the Triton
+    kernels are right and faster on a card is found out by kernels.verification, and a caller that knows asks for
+    "triton" with the verdict as its `reason`, which is what the call then says of itself. An implementation that the
+    loss does not have, or that cannot run for the device, the hidden size `dim` or the compute type, is a ValueError
+    with the reason; so are missing negatives.
     """
     kind = LOSSES[loss]
     if implementation == "triton":
         refuse_triton(kind, device, dim, options.compute_dtype)
-        found = TRITON, "asked for; its speed and memory on a GPU are not measured yet"
+        found = TRITON, reason or "asked for, and not checked: `srsplan doctor` does that"
     elif kind.chunked:
-        why = "asked for" if implementation == "chunked" else "Triton is not measured on a GPU yet: ask for it"
-        found = CHUNKED, f"{why}; same loss and gradients on {device.type}"
+        why = "asked for" if implementation == "chunked" else "the Triton kernels were not checked here"
+        found = CHUNKED, reason or f"{why}; same loss and gradients on {device.type}"
     elif implementation == "chunked":
         raise ValueError(f"{loss} has no chunked form: {_having(CHUNKED)} have")
     else:

@@ -44,7 +44,17 @@ PRELOADED = (
     "pandas", "pyarrow.csv", "pyarrow.parquet", "pyarrow.compute", "sklearn.ensemble", "sklearn.model_selection",
     "scipy.stats", "scipy.optimize", "matplotlib.figure", "torch", "safetensors.torch", "rich.progress",
 )  # fmt: skip
-WEIGHTS = {"recommend": 25, "estimate": 15, "train": 25, "profile": 12, "analyze": 10, "gpus": 5, "bench": 4, "": 4}
+WEIGHTS = {
+    "recommend": 25,
+    "estimate": 15,
+    "train": 25,
+    "profile": 12,
+    "analyze": 10,
+    "gpus": 5,
+    "bench": 4,
+    "doctor": 3,
+    "": 4,
+}
 
 TRAIN = "--data clicks.csv --dim 8 --heads 1 --seq-len 8 --batch-size 16 --epochs 2 --device cpu"
 COMMANDS = {
@@ -68,6 +78,7 @@ COMMANDS = {
                 "--gpu a100-40gb --losses cce --catalog 3K --probes 1 -o profile.jsonl --fresh"),
     "analyze": ("runs.csv -o analysis --no-plots", "runs.csv -o analysis --format svg", "runs.csv --no-plots --json"),
     "gpus": ("", "a100", "--json"),
+    "doctor": ("--losses cce --dim 16", "--losses cce- --precision bf16 --timeout 20 --json"),
     "bench": ("--shapes 64x100x16x8 --repeats 1 --logits random -o new.csv",),
     "": ("--help", "--version", "nothing"),
 }  # fmt: skip
@@ -165,7 +176,7 @@ def _file(rng: Random, _: str, words: list[str], folder: Path) -> list[str]:
 
 def _output(rng: Random, verb: str, words: list[str], folder: Path) -> list[str]:
     """Another place for the output: something of the user's, something special, an impossible name."""
-    if verb in ("", "gpus", "estimate"):
+    if verb in ("", "gpus", "estimate", "doctor"):
         return words
     place = rng.choice(
         (*MINE, *hostile.NAMES, "mine", ".", "", "special", "special", "run", "plan.yaml", "srsplan.plan.yaml")

@@ -25,6 +25,7 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("gpus a100", 0, "a100-40gb"),
     ("train --data clicks.csv --loss cce", 2, "pip install 'srsplan[train]'"),
     ("profile --gpu a100-40gb --probes 1", 2, "pip install 'srsplan[train]'"),
+    ("doctor", 1, "pip install 'srsplan[train]'"),
     ("bench", 2, "pip install 'srsplan[bench]'"),
     ("analyze clicks.csv", 2, "pip install 'srsplan[analyze]'"),
     ("recommend --data clicks.csv --budget 2GB", 2, "pip install 'srsplan[data]'"),

@@ -30,6 +30,7 @@ WITH_TORCH = (
     "srsplan.models.sequence_model", "srsplan.models.training.", "srsplan.profiler.bench.",
     "srsplan.profiler.memory.derive", "srsplan.profiler.memory.generic_sizes", "srsplan.profiler.memory.ledger",
     "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols", "srsplan.profiler.probes.cuda_child",
+    "srsplan.profiler.probes.card_child", "srsplan.profiler.probes.kernel_", "srsplan.planner.automatic_kernel",
     "srsplan.planner.cli.train_", "srsplan.planner.smaller_run",
 )  # fmt: skip
 """Modules that may need torch at once; every other one is imported without."""
@@ -195,7 +196,7 @@ def test_the_public_surface_of_kernels() -> None:
 
 
 def test_the_verbs() -> None:
-    assert list(VERBS) == ["recommend", "estimate", "profile", "train", "gpus", "analyze", "bench"]
+    assert list(VERBS) == ["recommend", "estimate", "profile", "train", "gpus", "analyze", "doctor", "bench"]
 
 
 OPTIONS = {
@@ -205,6 +206,7 @@ OPTIONS = {
     "estimate": "batch-size blocks budget catalog dim gpu gpus heads json kernel loss mean-length negatives "
     "pass-tokens precision recompute sampler seq-len tokens-per-set",
     "gpus": "json",
+    "doctor": "dim json losses precision timeout",
     "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
     "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json keep-seen "
     "kernel learning-rate loss min-item min-user negatives optimizer output overwrite pass-sequences pass-tokens "

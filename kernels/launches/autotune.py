@@ -11,21 +11,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
+from srsplan.kernels.launches.cache import card_file, content_of, replace_file
 from srsplan.kernels.launches.table import Launch
 
 VARIABLE = "SRSPLAN_AUTOTUNE"
 WARPS, STAGES = (4, 8), (1, 2, 3)
-LARGEST_FILE_BYTES = 1 << 20
-"""Bytes that a file may hold: a launch takes about 100, and there are a few per hidden size and type."""
 
 LOG = logging.getLogger(__name__)
 
@@ -58,30 +54,18 @@ def candidates(default: Launch, block_n: tuple[int, ...] = ()) -> Iterator[Launc
 
 def cache_file(card: str) -> Path:
     """Return the file that a card's launches are kept in."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "srsplan" / f"launches-{re.sub('[^A-Za-z0-9]+', '-', card)}.json"
+    return card_file("launches", card)
 
 
 def read_launches(path: Path) -> dict[str, Launch]:
     """Return the launches kept in a file; none where it is missing, or, with a warning, holds anything else."""
     try:
-        return _parsed(_content(path))
+        return _parsed(content_of(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         LOG.warning("%s is left aside: %s", path, error)
         return {}
-
-
-def _content(path: Path) -> bytes:
-    """Return the bytes of a small regular file; a pipe would wait for ever, a device never ends."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
-        content = file.read(LARGEST_FILE_BYTES + 1)
-    if len(content) > LARGEST_FILE_BYTES:
-        raise ValueError(f"it is larger than {LARGEST_FILE_BYTES >> 20} MiB")
-    return content
 
 
 def _parsed(content: bytes) -> dict[str, Launch]:
@@ -102,17 +86,7 @@ def _launch(key: str, values: object) -> Launch:
 
 def write_launches(path: Path, launches: Mapping[str, Launch]) -> None:
     """Write the file atomically; a place that cannot be written is no reason to stop, and only a file is replaced."""
-    text = json.dumps({key: asdict(launch) for key, launch in launches.items()}, indent=1)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        if path.exists() and not path.is_file():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text + "\n")
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+    replace_file(path, {key: asdict(launch) for key, launch in launches.items()})
 
 
 def fastest(run: Callable[[Launch], object], launches: Iterator[Launch], timer: Timer) -> Launch:

@@ -59,6 +59,8 @@ class Order:
     overwrite: bool = False
     planned: bool = False
     """True where the configuration comes from a plan, whose figures were made for its catalog."""
+    kernel_reason: str = ""
+    """Why the configuration has its kernel, where that was found out on the card."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +164,13 @@ def opened(order: Order, data: RunData, notes: tuple[str, ...] = ()) -> Iterator
 def build(order: Order, parts: Split) -> Trainer:
     """Return the model with its first weights, and the loop that trains it; touches no file."""
     torch.manual_seed(order.settings.seed)
-    step = TrainingStep(order.configuration, order.device, order.settings, item_counts=parts.item_counts[1:])
+    step = TrainingStep(
+        order.configuration,
+        order.device,
+        order.settings,
+        item_counts=parts.item_counts[1:],
+        kernel_reason=order.kernel_reason,
+    )
     return Trainer(step, parts, order.settings, order.folder)
 
 

@@ -69,8 +69,11 @@ class TrainingStep:
         *,
         autocast: Context | None = None,
         item_counts: NDArray[np.integer] | None = None,
+        kernel_reason: str = "",
     ) -> None:
         """Build on `device`; `autocast` overrides torch's, for the ledger's meta tensors.
+
+        `kernel_reason` is why the configuration has its kernel, where somebody found out.
 
         The sampler "popularity" draws by `item_counts` [V] and is a ValueError without them, except on meta tensors,
         where nothing is drawn.
@@ -97,7 +100,8 @@ class TrainingStep:
         if configuration.sampler == "popularity":
             options = replace(options, distribution=self._distribution(item_counts, settings.popularity_exponent))
         kernel = configuration.kernel if LOSSES[configuration.loss].chunked else "auto"
-        self._loss = choose(configuration.loss, device, kernel, options, dim=configuration.architecture.dim)
+        dim = configuration.architecture.dim
+        self._loss = choose(configuration.loss, device, kernel, options, dim=dim, reason=kernel_reason)
 
     @property
     def loss_call(self) -> LossCall:

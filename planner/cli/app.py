@@ -68,6 +68,11 @@ VERBS = {
         "analyze_command",
         "Correlate the three knobs with quality, fit forests, and say which figures to trust.",
     ),
+    "doctor": Verb(
+        "doctor",
+        "doctor_command",
+        "Check this machine: versions, card, memory against its prediction, kernels; exit code 1 if one is not good.",
+    ),
     "bench": Verb(
         "bench",
         "bench_command",

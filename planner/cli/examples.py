@@ -26,6 +26,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "srsplan analyze runs.csv",
         "srsplan analyze runs.csv -o analysis --format svg",
     ),
+    "doctor": (
+        "srsplan doctor",
+        "srsplan doctor --losses cce,cce- --dim 128 --precision bf16 --json",
+    ),
     "bench": (
         "srsplan bench --shapes 512x3Kx64x64",
         "srsplan bench --shapes beauty --scale 0.1 --peers -o bench.csv",

@@ -62,7 +62,7 @@ class TrainOptions:
         typer.Option("--recompute/--no-recompute", help="Activation checkpointing, or not; else the plan's."),
     ] = None
     kernel: Annotated[
-        str, typer.Option("--kernel", help="Of a chunked loss: chunked, or triton on CUDA; auto: the plan's.")
+        str, typer.Option("--kernel", help="Of a chunked loss: chunked, triton, or auto: the faster right one.")
     ] = "auto"
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or adamw, both fused.")] = "adam"
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the optimizer.")] = 1e-3

@@ -15,12 +15,13 @@ from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.data.formats import Columns
 from srsplan.models.data.options import DataOptions, Minimums
 from srsplan.models.data.splits import Strategy
-from srsplan.models.errors import InputError
+from srsplan.models.errors import InputError, NothingFits
 from srsplan.models.training.device import find_device
 from srsplan.models.training.folder import RunFolder
 from srsplan.models.training.run import Order, RunData, fitted, use_expandable_segments
 from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import DTYPES, OPTIMIZERS
+from srsplan.planner.automatic_kernel import automatic_kernel
 from srsplan.planner.budget import CONTEXT_BYTES
 from srsplan.planner.cli import console
 from srsplan.planner.cli.train_options import TrainOptions
@@ -35,6 +36,7 @@ from srsplan.planner.train_configuration import (
     planned_choices,
 )
 from srsplan.planner.workload import FromData
+from srsplan.profiler.probes.kernel_check import KernelCheck
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class RankedOrder:
     notes: tuple[str, ...]
     """Sentences on what was decided otherwise than the plan says."""
     limits: Limits
+    automatic: bool = False
+    """True where the kernel is to be chosen by a check on the card."""
 
 
 def orders_of(options: TrainOptions) -> list[RankedOrder]:
@@ -63,20 +67,65 @@ def orders_of(options: TrainOptions) -> list[RankedOrder]:
     return [_order(options, rank, choice, several=len(ranks) > 1) for rank, choice in zip(ranks, choices, strict=True)]
 
 
-def checked(each: RankedOrder, data: RunData) -> tuple[RankedOrder, tuple[str, ...]]:
-    """Return the order fitted to the data, and warnings about its memory; an error where it cannot be carried out."""
+def checked(each: RankedOrder, data: RunData, check: KernelCheck | None = None) -> tuple[RankedOrder, tuple[str, ...]]:
+    """Return the order fitted to the data, and warnings about its memory; an error where it cannot be carried out.
+
+    With a `check` of the card's kernels an automatic order gets the faster one that is right.
+    """
     order = fitted(each.order, data)
     RunFolder(order.folder).check(order.resume, order.overwrite)
     check_model_fits(order.configuration, each.limits.device_bytes)
     workload = FromData(order.data.path, data.split.train.lengths, data.split.test.histories.lengths)
-    configuration, changes = _in_passes(each, order, workload)
-    order = replace(order, configuration=replace(configuration, precision=order.configuration.precision))
-    notes = each.notes + changes + batch_of_all(configuration, workload)
-    notes += check_memory(configuration, order.settings.evaluation_batch, workload, each.limits)
+    if each.automatic and check is not None:
+        order, told = _with_automatic_kernel(each, order, workload, check)
+    else:
+        if each.automatic:
+            reason = f"the Triton kernels run on CUDA; same loss and gradients on {order.device.type}"
+            order = replace(order, kernel_reason=reason)
+        order, told = _priced(each, order, workload)
+    notes = each.notes + told
     planned = each.order.configuration.catalog
     if order.planned and data.split.catalog < planned:
         notes += (f"the plan is for {planned:,} items, the data have {data.split.catalog:,}: less memory is needed",)
     return replace(each, order=order), notes
+
+
+def _priced(each: RankedOrder, order: Order, workload: FromData) -> tuple[Order, tuple[str, ...]]:
+    """Return the order in passes that fit, and what is to be said about its memory; NothingFits where none does."""
+    configuration, notes = _in_passes(each, order, workload)
+    notes += batch_of_all(configuration, workload)
+    notes += check_memory(configuration, order.settings.evaluation_batch, workload, each.limits)
+    return replace(order, configuration=replace(configuration, precision=order.configuration.precision)), notes
+
+
+def _with_automatic_kernel(
+    each: RankedOrder, order: Order, workload: FromData, check: KernelCheck
+) -> tuple[Order, tuple[str, ...]]:
+    """Return the order with the kernel that the check speaks for, priced for it.
+
+    Where only the chunked form has a pass that fits, it is taken, however fast the other one is.
+    """
+    configuration, _ = _in_passes(each, order, workload)
+    timed = replace(configuration, precision=order.configuration.precision)
+    found = automatic_kernel(timed, check, lambda sentence: console.err.print(sentence, style="dim", soft_wrap=True))
+    warnings = (found.warning,) if found.warning else ()
+    if not order.planned:  # passes that were given by hand are for whichever kernel runs
+        each = replace(each, planned_kernel=found.kernel)
+    chosen = _on(order, found.kernel, found.reason)
+    try:
+        order, notes = _priced(each, chosen, workload)
+    except NothingFits:
+        if found.kernel == "chunked":
+            raise
+        order, notes = _priced(
+            each, _on(order, "chunked", "the faster Triton kernels have no pass that fits"), workload
+        )
+    return order, warnings + notes
+
+
+def _on(order: Order, kernel: Kernel, reason: str) -> Order:
+    """Return the order with a kernel and the reason for it."""
+    return replace(order, configuration=replace(order.configuration, kernel=kernel), kernel_reason=reason)
 
 
 def _in_passes(each: RankedOrder, order: Order, workload: FromData) -> tuple[Configuration, tuple[str, ...]]:
@@ -139,7 +188,13 @@ def _order(options: TrainOptions, rank: int, choice: PlannedChoice | None, *, se
         device_bytes=_usable_bytes() if device.type == "cuda" else None,
     )
     return RankedOrder(
-        rank=rank, order=order, planned_precision=precision, planned_kernel=planned_kernel, notes=notes, limits=limits
+        rank=rank,
+        order=order,
+        planned_precision=precision,
+        planned_kernel=planned_kernel,
+        notes=notes,
+        limits=limits,
+        automatic=options.kernel == "auto" and LOSSES[configuration.loss].chunked,
     )
 
 

@@ -12,23 +12,30 @@ from srsplan.models.training.progress import Progress
 from srsplan.models.training.retries import out_of_memory_explained
 from srsplan.models.training.run import Order, Prepared, RunData, finish, opened, read_data
 from srsplan.models.units import format_duration, format_ms
+from srsplan.planner.automatic_kernel import check_here
 from srsplan.planner.cli import console, data_progress
 from srsplan.planner.cli.options import words_of
 from srsplan.planner.cli.train_options import TrainOptions
 from srsplan.planner.cli.train_orders import RankedOrder, checked, orders_of
 from srsplan.planner.cli.train_screens import ProgressBars, counted, introduce, memory_lines
 from srsplan.planner.smaller_run import LONG_SECONDS, smaller_run
+from srsplan.profiler.probes.kernel_check import KernelCheck
 
 INTERRUPTED = 130
 
 
-def train_all(options: TrainOptions) -> list[dict[str, Any]]:
-    """Train every rank that was asked for, one after another; return their documents."""
+def train_all(options: TrainOptions, check: KernelCheck | None = None) -> list[dict[str, Any]]:
+    """Train every rank that was asked for, one after another; return their documents.
+
+    `check` is that of the card's kernels, for `--kernel auto`; the card that is here without one.
+    """
     orders = orders_of(options)
     try:
         with data_progress.shown():
             data = read_data(orders[0].order)
-        ready = [checked(each, data) for each in orders]
+        if check is None and any(each.automatic for each in orders):
+            check = check_here(orders[0].order.device)
+        ready = [checked(each, data, check) for each in orders]
         return [_train(options, each, data, notes) for each, notes in ready]
     except KeyboardInterrupt:
         console.err.print("stopped before training began")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,15 +12,12 @@ from pydantic import ValidationError
 
 from srsplan.models.config import Configuration
 from srsplan.models.errors import SrsplanError
-from srsplan.models.training.allocator_settings import with_expandable_segments
+from srsplan.profiler.probes.child import Answer, ask
 from srsplan.profiler.probes.probe import EVALUATION_USERS, TIMED_STEPS
 from srsplan.profiler.probes.records import Findings, ProbeRecord, Status
 from srsplan.profiler.versions import installed
 
 CHILD = (sys.executable, "-m", "srsplan.profiler.probes.cuda_child")
-TAIL_LINES, TAIL_CHARACTERS = 5, 2000
-"""Lines and characters that a record keeps at most of what a failed child wrote to stderr."""
-
 LOST = (
     "no cuda-capable device", "no cuda gpus are available", "busy or unavailable", "fallen off the bus",
     "gpu is lost", "unable to determine the device handle", "driver shutting down",
@@ -66,44 +60,33 @@ class CudaProbe:
             "steps": self.steps, "evaluation_users": self.evaluation_users,
         }  # fmt: skip
         began = time.perf_counter()
-        child = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", env=with_expandable_segments(os.environ), start_new_session=True,
-        )  # fmt: skip
-        try:
-            out, err = child.communicate(json.dumps(task), timeout=self.timeout_s)
-        except subprocess.TimeoutExpired:
-            _kill(child)
+        answer = ask(self.command, task, self.timeout_s)
+        if answer.code is None:
             found: dict[str, Any] = {"status": "timeout", "error_tail": f"no answer within {self.timeout_s:g} s"}
-        except BaseException:
-            _kill(child)
-            raise
         else:
-            found = _outcome(child.returncode, out, err)
+            found = _outcome(answer.code, answer)
         seconds = round(time.perf_counter() - began, 3)
         return self.blank(configuration).changed(**found, seconds=seconds)
 
 
-def _kill(child: subprocess.Popen[str]) -> None:
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
-
-
-def _outcome(code: int, out: str, err: str) -> dict[str, Any]:
+def _outcome(code: int, answer: Answer) -> dict[str, Any]:
     """Return what the child found, or why it found nothing. CardLost where the card itself is gone."""
-    lines = out.strip().splitlines()
-    if code == 0 and lines:
+    if code == 0 and answer.line:
         try:
-            found = Findings.model_validate_json(lines[-1])
+            found = Findings.model_validate_json(answer.line)
         except ValidationError:
-            return {"status": "failed", "error_tail": f"the child answered {lines[-1][:200]!r}"}
+            return {"status": "failed", "error_tail": f"the child answered {answer.line[:200]!r}"}
         return {**found.model_dump(exclude_unset=True), "time_basis": "measured"}
-    tail = "\n".join(err.strip().splitlines()[-TAIL_LINES:])[-TAIL_CHARACTERS:]
-    if any(phrase in err.lower() for phrase in LOST):
+    if is_lost(answer.err):
         raise CardLost(
-            f"the card does not answer: {tail.splitlines()[-1]}", "what was probed is kept; start again then"
+            f"the card does not answer: {answer.tail.splitlines()[-1]}", "what was probed is kept; start again then"
         )
-    return {"status": classify(code, err), "error_tail": tail}
+    return {"status": classify(code, answer.err), "error_tail": answer.tail}
+
+
+def is_lost(err: str) -> bool:
+    """Tell whether a child said that the card itself is gone."""
+    return any(phrase in err.lower() for phrase in LOST)
 
 
 def classify(code: int, err: str) -> Status:

@@ -70,6 +70,14 @@ def _outside_catalogue(name: str, total_bytes: int, device: str | None) -> Gpu:
     )
 
 
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, "" where nvidia-smi does not tell."""
+    try:
+        return _ask_driver("driver_version", _visible_device())[:40]
+    except InputError:
+        return ""
+
+
 def _visible_device() -> str | None:
     """Return the first entry of CUDA_VISIBLE_DEVICES, None where it is not set."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -194,9 +194,9 @@ def blocks_forward(
         if GRAD:
             acc = tl.dot(p.to(rows.dtype), scored, acc * alpha[:, None], input_precision=PRECISION)
         m_i = m_new
-    rest = (
-        tl.log(tl.cast(tl.maximum(catalog - 1, 1), tl.float32)) - tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
-    )
+    rest = kept * 0.0
+    if LOG_Q:
+        rest = tl.log(tl.cast(tl.maximum(catalog - 1, 1), tl.float32)) - tl.log(tl.maximum(kept, 1.0))
     others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37) / LIFT) + rest, LOWEST)
     lse_i = log_add_exp(positive, others)
     tl.store(losses + tokens, tl.where(live, lse_i - positive, 0.0), mask=inside)

@@ -10,9 +10,11 @@ import torch
 import triton
 from torch import Tensor
 
+from srsplan.kernels.block_softmax.grid import most_negatives
 from srsplan.kernels.sampled_softmax import kernel as kernels
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution
+from srsplan.kernels.samplers.blocks import block_draw, draws_blocks
 from srsplan.kernels.samplers.draw import kind_of
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.sampling import Sampling
@@ -56,9 +58,14 @@ def triton_negatives(
 
     Arguments are those of `cce_neg_triton`: a number of negatives to draw, or the negatives of the sets, [S, ns].
     """
+    blocks = draws_blocks(negatives, sampling, drawn_by)
+    if draws_blocks(negatives, sampling, drawn_by):
+        negatives = min(negatives, most_negatives(catalog))
     sets = CallSets.of(negatives, sampling, tokens)
     if isinstance(negatives, Tensor):
         items = negatives
+    elif blocks:
+        items = block_draw(negatives, catalog, sampling).items(0, sets.numbers.stop, device)
     else:
         items = triton_draws((sets.numbers.stop, negatives), catalog, sampling, drawn_by, device)
     return items[set_of_token(sets, device)]

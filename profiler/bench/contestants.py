@@ -81,8 +81,12 @@ def contestants(device: torch.device) -> list[Contestant]:
         _triton_sampled("Triton cce-", device, Sampling(tokens_per_set=1)),
         _triton_sampled("Triton cce-", device, Sampling(tokens_per_set=32)),
         _triton_sampled("Triton cce-", device, Sampling(tokens_per_set=64)),
-        _triton_sampled("Triton cce- repeatable", device, Sampling(tokens_per_set=32), deterministic=True),
         _triton_sampled("Triton cce- no copy of the table", device, Sampling(tokens_per_set=32), copy_table=False),
+        _triton_sampled("Triton cce- independent", device, Sampling(tokens_per_set=1, blocks=False)),
+        _triton_sampled("Triton cce- independent", device, Sampling(tokens_per_set=32, blocks=False)),
+        _triton_sampled(
+            "Triton cce- independent repeatable", device, Sampling(tokens_per_set=32, blocks=False), deterministic=True
+        ),
     ]
 
 

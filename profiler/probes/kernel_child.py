@@ -19,7 +19,7 @@ from srsplan.kernels.verification.check import check, timed
 from srsplan.kernels.verification.compare import Instruments
 from srsplan.kernels.verification.subject import RunShape, Subject
 from srsplan.kernels.verification.verdict import Verdict
-from srsplan.profiler.bench.measuring import times
+from srsplan.profiler.bench.timing import times
 from srsplan.profiler.memory.ledger import Ledger
 
 

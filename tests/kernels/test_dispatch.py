@@ -14,12 +14,12 @@ from sequences import on_cpu
 from torch import Tensor
 
 from srsplan.kernels import Sampling, eager
+from srsplan.kernels.block_softmax import operators as block_operators
 from srsplan.kernels.dispatch import FUNCTIONS, Implementation, LossCall, LossOptions, choose
 from srsplan.kernels.full_softmax import api as full
 from srsplan.kernels.full_softmax import operators as full_operators
 from srsplan.kernels.losses import LOSSES, TRITON
 from srsplan.kernels.sampled_softmax import api as sampled
-from srsplan.kernels.sampled_softmax import operators as sampled_operators
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import InputError
 from srsplan.models.training.step import StepInputs, TrainingStep
@@ -33,7 +33,7 @@ ENTRIES = {
     ("cce", "chunked PyTorch"): (full, "softmax_chunks"),
     ("cce-", "chunked PyTorch"): (sampled, "sampled_chunks"),
     ("cce", "Triton"): (full_operators, "full_softmax"),
-    ("cce-", "Triton"): (sampled_operators, "sampled_softmax"),
+    ("cce-", "Triton"): (block_operators, "block_softmax"),
 }
 """The function that computes a loss in an implementation, where its callers look it up."""
 

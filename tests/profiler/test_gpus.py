@@ -307,7 +307,7 @@ def test_no_driver_and_a_hanging_driver(fake_driver: FakeDriver, monkeypatch: py
 
 def test_naming_a_card_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from srsplan.planner import units; import srsplan.planner.cli.gpus;"
+        "import sys; from srsplan.models import units; import srsplan.planner.cli.gpus;"
         "from srsplan.profiler.probes import catalogue; catalogue.find_gpu('a100-40gb'); units.parse_bytes('40GB');"
         "print({'torch', 'numpy', 'pandas', 'pydantic', 'pyarrow', 'rich.table'} & set(sys.modules))"
     )

@@ -85,23 +85,26 @@ def cce_neg_triton(
     16-bit hidden states. `deterministic` makes the table's gradient, and so the run, bitwise repeatable at the price of
     an int64 [V, D] in backward.
 
-    Memory above the inputs: forward 8 bytes a token; backward the gradients of both inputs and 8 bytes a token; while a
-    kernel runs, where each of the table's rows is read more than once on average, a copy of the table in hidden's type,
-    unless `copy_table` is False: then every row is read in fp32, twice the bytes.
+    Memory above the inputs: forward 8 bytes a token; backward the gradients of both inputs, unless they are frozen, and
+    8 bytes a token; while a kernel runs, where each of the table's rows is read more than three times on average, a
+    copy of the table in hidden's type, unless `copy_table` is False: then every row is read in fp32, twice the bytes.
+    Sets of more than 32 tokens are handled 32 tokens at a time, by programs that gather the set's rows, and add to
+    their gradients, each for itself: beyond 32 a larger set saves nothing of either.
     ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
     not go together.
     """
-    from srsplan.kernels.sampled_softmax.operators import Numbers, sampled_softmax, source_of  # needs Triton
+    from srsplan.kernels.sampled_softmax import operators  # needs Triton
 
     check_inputs(hidden, item_table, targets)
     sampler = kind_of(negatives, distribution)
     sets = CallSets.of(negatives, sampling, len(hidden))
-    numbers = Numbers.of(sets, sampling, ignore_index)
+    numbers = operators.Numbers.of(sets, sampling, ignore_index)
     group = sets.windows.tokens_per_set
     pays = chunking.table_copy_pays(len(hidden), group, numbers.negatives, len(item_table))
     pays = pays and item_table.dtype != hidden.dtype
-    losses, _ = sampled_softmax(
+    losses, _ = operators.sampled_softmax(
         hidden.contiguous(), item_table.contiguous(), targets.contiguous(), int(sampler),
-        source_of(sampler, negatives, distribution), list(numbers), sampling.log_q, copy_table and pays, deterministic,
+        operators.source_of(sampler, negatives, distribution), list(numbers), *operators.moment_of(sampling),
+        sampling.log_q, copy_table and pays, deterministic,
     )  # fmt: skip
     return reduce_losses(losses, targets != ignore_index, reduction)

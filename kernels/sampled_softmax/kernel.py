@@ -264,8 +264,8 @@ def sampled_backward(
     if HIDDEN_GRAD:
         acc = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
     if TABLE_GRAD:
-        pull = surplus[:, None] * rows.to(tl.float32) * table_unit
-        add_rows(grad_table, target, columns, pull, live, DIM, FIXED)
+        own = surplus[:, None] * rows.to(tl.float32) * table_unit
+        add_rows(grad_table, target, columns, own, live, DIM, FIXED)
     rest = tl.zeros((BLOCK_M,), tl.float32)
     if LOG_Q and ((SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH)):
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))

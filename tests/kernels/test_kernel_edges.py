@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from srsplan.kernels import Sampling, cce_neg, ce, ce_neg, debug
+from srsplan.kernels import Sampling, cce_neg, ce, ce_neg, chunking, debug
 from srsplan.kernels.full_softmax.api import cce_triton
 from srsplan.kernels.full_softmax.grid import SoftmaxGrid
 from srsplan.kernels.launches.table import Launch
@@ -359,3 +359,9 @@ def test_every_element_of_what_is_not_zeroed_is_written(name: str, batch: tuple[
     assert y.grad is not None
     assert all(each.isfinite().all() for each in (losses, x.grad, y.grad))
     assert bool(x.grad.any(dim=1).equal(targets != IGNORED))
+
+
+def test_a_copy_of_the_table_pays_from_more_than_three_reads_of_a_row() -> None:
+    """Six bytes an entry to make it, two saved by every read."""
+    assert not chunking.table_copy_pays(32 * 60, 32, 50, 1000)
+    assert chunking.table_copy_pays(32 * 61, 32, 50, 1000)

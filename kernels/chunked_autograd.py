@@ -4,7 +4,8 @@ Shape letters: M tokens, V items, D hidden size.
 
 Forward computes the gradients beside the loss while a chunk's probabilities are at hand (three matrix products instead
 of the four of a recomputing backward); backward only multiplies them by the incoming scalar. With reduction "none" the
-weights are not known before backward, which then runs the chunks again.
+weights are not known before backward, which then runs the chunks again; so does a second backward through a graph that
+is kept, whose gradients all pass through autograd.
 
 A table's gradient of its own is a [V, D] that autograd adds to the one of the calls before: two at once where a batch
 is run in several calls. A caller that knows what the incoming scalar will be says so (`backward_scale`), and forward
@@ -165,6 +166,8 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         done = _without_autocast(run, tokens, wanted)
         ctx.tokens, ctx.run, ctx.weights = tokens, run, None if wanted is None else wanted.weights
+        ctx.read = tokens.hidden, item_table.detach()  # they count changes together with what they are views of
+        ctx.versions = [each._version for each in ctx.read]
         ctx.grads = (done.grad_hidden, done.grad_table)
         ctx.promised = None if wanted is None or wanted.into is None else wanted.scale
         return done.losses if wanted is None else done.losses * wanted.weights
@@ -175,6 +178,10 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden, grad_table = ctx.grads
         ctx.grads = (None, None)
         if grad_hidden is None:  # reduction "none", or a second backward
+            if ctx.versions != [each._version for each in ctx.read]:
+                raise RuntimeError(
+                    "the loss is run backward again, and its hidden states or its table have changed since"
+                )
             weights = grad_losses if ctx.weights is None else grad_losses * ctx.weights
             done = _without_autocast(ctx.run, ctx.tokens, Wanted(torch.where(ctx.tokens.keep, weights, 0.0)))
             return done.grad_hidden, done.grad_table, None, None, None

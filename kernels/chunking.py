@@ -34,6 +34,9 @@ ITEM_ROWS = 1 << 16
 """Rows of the table's gradient that one 16-bit product fills at a time: the block is [65536, D]."""
 
 
+COPY_READS = 3
+"""Reads of an fp32 row from which on a 16-bit copy of it pays."""
+
 TRACED_CHUNKS = 5
 """Chunks that a loss runs on meta tensors, at most: the first, some between, and the last."""
 
@@ -77,8 +80,11 @@ def set_count(tokens: int, tokens_per_set: int) -> int:
 
 
 def table_copy_pays(tokens: int, tokens_per_set: int, negatives: int, catalog: int) -> bool:
-    """Tell whether a 16-bit copy of an fp32 table is worth making: its rows are read more than once on average."""
-    return set_count(tokens, tokens_per_set) * negatives > catalog
+    """Tell whether a 16-bit copy of an fp32 table is worth making: its rows are read more than three times on average.
+
+    A row that is copied costs six bytes an entry, four read and two written; each read of the copy saves two.
+    """
+    return set_count(tokens, tokens_per_set) * negatives > COPY_READS * catalog
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,12 +40,13 @@ TYPES = {
     "catalog": "i32", "negatives": "i32", "prob": "*fp32", "alias": "*i32", "indices": "*i64", "count": "i32",
     "stride": "i32", "group": "i32", "first_set": "i32", "first_token": "i32", "ignore_index": "i64",
     "positives": "*fp32", "partials": "*fp32", "spans": "*i8", "lse": "*fp32",
-    "split_items": "i32", "span_count": "i32", "threshold": "fp32", "state": "*fp32", "live_spans": "*i64",
+    "split_items": "i32", "threshold": "fp32", "state": "*fp32", "live_spans": "*i64",
     "sparse_limit": "i32", "padded": "i32", "parts": "*fp32", "splits": "i32", "out": "*fp16",
+    "broken": "*fp32", "sums": "*i64", "size": "i64",
 }  # fmt: skip
 NUMBERS = {
     "seed", "step", "catalog", "negatives", "count", "stride", "group", "first_set", "first_token", "ignore_index",
-    "split_items", "span_count", "sparse_limit", "padded", "splits",
+    "split_items", "sparse_limit", "padded", "splits", "size",
 }  # fmt: skip
 """Arguments of a launch that are int32 where they are small, and constants of the compiler where they are 1."""
 DIMS = tuple(SAMPLED_FORWARD)
@@ -60,6 +61,7 @@ SOFTMAX = {
 }
 SMALL = {
     "sample": sampled.sample,
+    "from_fixed_point": sampled.from_fixed_point,
     "softmax_join": softmax.softmax_join,
     "softmax_state": softmax.softmax_state,
     "scale_rows": softmax.scale_rows,
@@ -70,7 +72,10 @@ SMALL_LAUNCH = Launch(8, 64, 4, 3)
 
 @dataclass(frozen=True)
 class Variant:
-    """The options a kernel is compiled with beside its launch. `ones`: all of its NUMBERS are 1."""
+    """The options a kernel is compiled with beside its launch.
+
+    `in_memory`: it loads seed and step; `ones`: all of its NUMBERS are 1.
+    """
 
     name: str = ""
     hidden: str = "fp16"
@@ -80,6 +85,9 @@ class Variant:
     deterministic: bool = False
     sparse: bool = False
     split: bool = False
+    in_memory: bool = False
+    hidden_grad: bool = True
+    table_grad: bool = True
     ones: bool = False
 
 
@@ -90,7 +98,8 @@ VARIANTS = (
     Variant("repeatable", deterministic=True), Variant("fp32 table", table="fp32"),
     Variant("bf16", hidden="bf16", table="bf16"), Variant("bf16, fp32 table", hidden="bf16", table="fp32"),
     Variant("fp32", hidden="fp32", table="fp32"), Variant("sparse", sparse=True),
-    Variant("split", split=True),
+    Variant("split", split=True), Variant("seed in memory", in_memory=True),
+    Variant("frozen hidden", hidden_grad=False), Variant("frozen table", table_grad=False),
 )  # fmt: skip
 COMPUTE = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}
 
@@ -103,14 +112,17 @@ def compiled(capability: int, dim: int, name: str, variant: Variant = DEFAULT) -
         "DIM": dim, "BLOCK_D": dim, "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n,
         "SPAN_TILES": SPAN_ITEMS // launch.block_n, "SPAN_ROWS": max(128, launch.block_m), "SPARSE": variant.sparse,
         "SPLIT": variant.split, "GRAD": name != "softmax_forward_loss", "FP32": variant.hidden == "fp32",
+        "SPANS": variant.table_grad, "HIDDEN_GRAD": variant.hidden_grad, "TABLE_GRAD": variant.table_grad,
+        "LOAD_SEED": variant.in_memory, "LOAD_STEP": variant.in_memory,
         "SAMPLER": int(variant.sampler), "LOG_Q": variant.log_q,
         "COMPUTE": COMPUTE[variant.hidden], "PRECISION": "ieee",
-        "FIXED": sampled.FIXED_POINT if variant.deterministic else 0.0,
+        "FIXED": sampled.FIXED_POINT if variant.deterministic or name == "from_fixed_point" else 0.0,
     }  # fmt: skip
     types = {
         **TYPES, "hidden": f"*{variant.hidden}", "grad_hidden": f"*{variant.hidden}", "table": f"*{variant.table}",
         "grad_table": "*i64" if variant.deterministic else "*fp32",
-        "row_grads": "*fp32" if variant.split else f"*{variant.hidden}",
+        "directions": "*fp32" if variant.split else f"*{variant.hidden}",
+        **(dict.fromkeys(("seed", "step"), "*i64") if variant.in_memory else {}),
     }  # fmt: skip
     values |= dict.fromkeys(NUMBERS, 1) if variant.ones else {}
     types = {name: "constexpr" if name in values else kind for name, kind in types.items()}
@@ -152,7 +164,12 @@ def tables(kernel: str, capability: int, variant: Variant) -> Table:
 def applies(kernel: str, variant: Variant) -> bool:
     """Samplers and tables that are not copied are the sampled softmax's, spans and splits the full one's."""
     if kernel in SAMPLED:
-        return not (variant.sparse or variant.split)
+        frozen = not (variant.hidden_grad and variant.table_grad)
+        return not (variant.sparse or variant.split or (frozen and kernel == "sampled_forward"))
+    if variant.in_memory or not variant.hidden_grad:
+        return False
+    if not variant.table_grad:
+        return kernel != "softmax_backward_table"
     if variant.sparse or variant.split:
         return kernel == ("softmax_backward_table" if variant.sparse else "softmax_forward")
     return variant.hidden == variant.table and not (variant.sampler or not variant.log_q or variant.deterministic)

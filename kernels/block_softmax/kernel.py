@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 
 from srsplan.kernels.block_softmax import grid
-from srsplan.kernels.sampled_softmax.kernel import load_rows, mixed, tokens_of
+from srsplan.kernels.sampled_softmax.kernel import load_rows, mixed, number_of, program_of, tokens_of
 from srsplan.kernels.samplers import blocks
-from srsplan.kernels.triton_math import LOWEST, log_add_exp, surplus_of
+from srsplan.kernels.triton_math import LIFT, LOW, LOWEST, loss_of
 
 BLOCK_ITEMS = tl.constexpr(grid.BLOCK_ITEMS)
 PAIRS = tl.constexpr(blocks.PAIRS)
@@ -30,9 +30,8 @@ FIRST_FACTOR, SECOND_FACTOR = tl.constexpr(blocks.ROUND_FACTORS[0]), tl.constexp
 GOLDEN = tl.constexpr(blocks.GOLDEN)
 MIX_ONE, MIX_TWO = tl.constexpr(blocks.MIX_64[0][1]), tl.constexpr(blocks.MIX_64[1][1])
 
-LIFT = tl.constexpr(1024.0)
 LOG_LIFT = tl.constexpr(6.931471805599453)
-"""Shares are lifted before they are rounded to 16 bit: fp16 then holds shares down to 6e-11 instead of 6e-8."""
+"""The logarithm of LIFT."""
 
 VARYING = ["seed", "step", "count", "stride", "first_set", "sets", "first_token", "upper", "width", "blocks"]
 """The integers that change from call to call: nothing is compiled for a value of theirs."""
@@ -47,13 +46,11 @@ def mixed_64(bits):
 
 
 @triton.jit
-def step_state(seed, step, CLOCK: tl.constexpr):
-    """Return the state that a step's keys are made from, uint64 [1]; with CLOCK both arguments are pointers."""
-    if CLOCK:
-        seed, step = tl.load(seed), tl.load(step)
+def step_state(seed, step, LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr):
+    """Return the state that a step's keys are made from, uint64 [1]; what is loaded is given as a pointer."""
     zero = tl.full((1,), 0, tl.uint64)
-    state = mixed_64(zero + tl.cast(seed, tl.int64).to(tl.uint64) + GOLDEN)
-    return mixed_64(state + (zero + tl.cast(step, tl.int64).to(tl.uint64)) * GOLDEN)
+    state = mixed_64(zero + number_of(seed, LOAD_SEED).to(tl.uint64) + GOLDEN)
+    return mixed_64(state + (zero + number_of(step, LOAD_STEP).to(tl.uint64)) * GOLDEN)
 
 
 @triton.jit
@@ -78,9 +75,11 @@ def added_in(left, right, upper, key):
 
 
 @triton.jit(do_not_specialize=["seed", "step", "upper"])
-def permute(order, seed, step, catalog, upper, bits, CLOCK: tl.constexpr, BLOCK: tl.constexpr):
+def permute(
+    order, seed, step, catalog, upper, bits, LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr, BLOCK: tl.constexpr
+):
     """Store the items of the step's permutation, in order, in order int32 [V]."""
-    state = step_state(seed, step, CLOCK)
+    state = step_state(seed, step, LOAD_SEED, LOAD_STEP)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     upper, size = tl.cast(upper, tl.uint32), tl.cast(catalog, tl.uint32)
     shift = tl.cast(bits, tl.uint32)
@@ -99,10 +98,10 @@ def permute(order, seed, step, catalog, upper, bits, CLOCK: tl.constexpr, BLOCK:
 
 @triton.jit(do_not_specialize=["seed", "step", "count", "upper"])
 def target_places(
-    targets, places, seed, step, catalog, upper, bits, count, ignore_index, CLOCK: tl.constexpr, BLOCK: tl.constexpr
+    targets, places, seed, step, catalog, upper, bits, count, ignore_index, LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Store the places of targets [M] in the step's permutation, int32 [M]: V where a target is ignored."""
-    state = step_state(seed, step, CLOCK)
+    state = step_state(seed, step, LOAD_SEED, LOAD_STEP)
     tokens = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     target = tl.load(targets + tokens, mask=tokens < count, other=ignore_index)
     live = target != ignore_index
@@ -157,15 +156,14 @@ def tile_items(order, wrap_bits, first, place, start, negatives, blocks, width, 
 
 @triton.jit(do_not_specialize=VARYING)
 def blocks_forward(
-    hidden, table, targets, order, losses, shifts, row_grads, seed, step, catalog, negatives, blocks, width,
-    count, stride, group, first_set, first_token, ignore_index, parts,
+    hidden, table, targets, order, losses, shifts, directions, seed, step, catalog, negatives, blocks, width,
+    count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LOG_Q: tl.constexpr,
-    PRECISION: tl.constexpr, GRAD: tl.constexpr, CLOCK: tl.constexpr,
+    PRECISION: tl.constexpr, GRAD: tl.constexpr, LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr,
 ):  # fmt: skip
-    """Store losses [M], shifts [M] (a negative's share is exp(logit - shift)), and with GRAD row_grads [M, D]: the mean
-    of the negatives' rows by their softmax, minus the target's row."""
-    set_number = first_set + tl.program_id(0) // parts
-    members = tl.program_id(0) % parts * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Store losses [M], shifts [M] (a negative's share is exp(logit - shift)), and with GRAD directions [M, D]: the mean
+    of the negatives' rows by their softmax less the target's row."""
+    set_number, members = program_of(first_set, group, BLOCK_M)
     tokens, inside = tokens_of(set_number, members, stride, group, first_token, count)
     columns = tl.arange(0, BLOCK_D)
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
@@ -173,10 +171,10 @@ def blocks_forward(
     target = tl.where(live, target, 0)
     rows = load_rows(hidden, tokens, columns, live, DIM)
     positive = tl.sum(rows.to(tl.float32) * load_rows(table, target, columns, live, DIM).to(tl.float32), 1)
-    first, second = key_of(step_state(seed, step, CLOCK), PAIRS + 1)
+    first, second = key_of(step_state(seed, step, LOAD_SEED, LOAD_STEP), PAIRS + 1)
     wrap_bits = first_bits(set_number // blocks + tl.zeros_like(first), first, second)
     place = set_number % blocks
-    m_i = tl.full((BLOCK_M,), LOWEST, tl.float32)
+    m_i = tl.full((BLOCK_M,), LOW, tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     kept = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D if GRAD else 1), tl.float32)
@@ -188,9 +186,9 @@ def blocks_forward(
         logits = tl.where(counts, logits, LOWEST)
         m_new = tl.maximum(m_i, tl.max(logits, 1))
         alpha = tl.exp(m_i - m_new)
-        p = tl.where(logits > LOWEST, tl.exp(logits - (m_new - LOG_LIFT)[:, None]), 0.0)
+        p = tl.exp(logits - (m_new - LOG_LIFT)[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
-        kept += tl.sum((logits > LOWEST).to(tl.float32), 1)
+        kept += tl.sum((logits > LOW).to(tl.float32), 1)
         if GRAD:
             acc = tl.dot(p.to(rows.dtype), scored, acc * alpha[:, None], input_precision=PRECISION)
         m_i = m_new
@@ -198,51 +196,15 @@ def blocks_forward(
     if LOG_Q:
         rest = tl.log(tl.cast(tl.maximum(catalog - 1, 1), tl.float32)) - tl.log(tl.maximum(kept, 1.0))
     others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37) / LIFT) + rest, LOWEST)
-    lse_i = log_add_exp(positive, others)
-    tl.store(losses + tokens, tl.where(live, lse_i - positive, 0.0), mask=inside)
-    tl.store(shifts + tokens, lse_i - rest, mask=inside)
+    loss = loss_of(others, positive)
+    tl.store(losses + tokens, tl.where(live, loss, 0.0), mask=inside)
+    tl.store(shifts + tokens, positive + loss - rest, mask=inside)
     if GRAD:
         mean = acc / tl.maximum(l_i, 1e-37)[:, None] - load_rows(table, target, columns, live, DIM).to(tl.float32)
         tl.store(
-            row_grads + tokens[:, None] * DIM + columns[None, :], mean.to(row_grads.dtype.element_ty),
+            directions + tokens[:, None] * DIM + columns[None, :], mean.to(directions.dtype.element_ty),
             mask=inside[:, None] & (columns < DIM)[None, :],
         )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["count"])
-def blocks_hidden(row_grads, losses, weights, targets, out, count, ignore_index, DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """Store the gradient of hidden [M, D] in out: row_grads times the share that the target lacks, times weights."""
-    tokens = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = tokens < count
-    columns = tl.arange(0, BLOCK_D)
-    live = tl.load(targets + tokens, mask=inside, other=ignore_index) != ignore_index
-    weight = tl.load(weights + tokens, mask=inside, other=0.0)
-    factor = tl.where(live, -surplus_of(tl.load(losses + tokens, mask=inside, other=0.0)) * weight, 0.0)
-    mask = inside[:, None] & (columns < DIM)[None, :]
-    place = tokens[:, None] * DIM + columns[None, :]
-    rows = tl.load(row_grads + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + place, tl.where(live[:, None], rows * factor[:, None], 0.0).to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["count"])
-def token_state(
-    targets, losses, shifts, weights, scale, state, count, padded, ignore_index, BLOCK_M: tl.constexpr
-):  # fmt: skip
-    """Store state fp32 [4, padded]: for each token the bits of its target (-1 where it is ignored), its shift, its own
-    share and its weight, both relative to `scale`, the largest weight, and lifted."""
-    tokens = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = tokens < count
-    target = tl.load(targets + tokens, mask=inside, other=ignore_index)
-    live = target != ignore_index
-    weight = tl.load(weights + tokens, mask=inside, other=0.0) / tl.maximum(tl.abs(tl.load(scale)), 1e-37)
-    weight = tl.where(live, weight * LIFT, 0.0)
-    place, step = state + tokens, tl.cast(padded, tl.int64)
-    tl.store(place, tl.where(live, target, -1).to(tl.int32).to(tl.float32, bitcast=True))
-    tl.store(place + step, tl.load(shifts + tokens, mask=inside, other=0.0))
-    tl.store(place + 2 * step, weight * surplus_of(tl.load(losses + tokens, mask=inside, other=0.0)))
-    tl.store(place + 3 * step, weight)
 
 
 @triton.jit
@@ -270,9 +232,9 @@ def takers(
 @triton.jit(do_not_specialize=VARYING)
 def blocks_backward(
     hidden, table, order, state, scale, sorted_tokens, starts, grad_table,
-    seed, step, catalog, negatives, blocks, width, rounds, count, padded, stride, group, first_set, sets, first_token,
+    seed, step, catalog, negatives, blocks, width, rounds, padded, count, stride, group, first_set, sets, first_token,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SETS: tl.constexpr,
-    GROUP: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, CLOCK: tl.constexpr,
+    GROUP: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr,
 ):  # fmt: skip
     """Store the rows of grad_table [V, D] that belong to one block, or a part of one: from the sets that took it, then
     from the tokens whose target is among its items."""
@@ -286,7 +248,7 @@ def blocks_backward(
     items = tl.load(order + begin + tl.arange(0, BLOCK_N), mask=there, other=0)
     scored = load_rows(table, items, columns, there, DIM).to(hidden.dtype.element_ty)
     acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    first, second = key_of(step_state(seed, step, CLOCK), PAIRS + 1)
+    first, second = key_of(step_state(seed, step, LOAD_SEED, LOAD_STEP), PAIRS + 1)
     length = tl.cast(padded, tl.int64)
     last_set = first_set + sets
     last_wrap = tl.where(block < blocks, (last_set + blocks - 1) // blocks, first_set // blocks)

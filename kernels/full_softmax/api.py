@@ -76,14 +76,15 @@ def cce_triton(
     """Compute the cross-entropy over the whole catalog by Triton kernels; arguments and result are those of `cce`.
 
     Runs are bitwise repeatable. The gradient of the table skips spans of items whose largest share of the softmax is
-    below `filter_eps`: None takes what the format cannot represent, 0 skips nothing, up to 1e-4 is published to keep
-    quality. Products run in `hidden`'s type (fp16, bf16, fp32 without tf32), sums in fp32; the table may be fp32 beside
-    16-bit hidden states.
+    below `filter_eps`: None takes what the format cannot represent, 0 skips nothing, PUBLISHED_FILTER (3e-5, of the
+    package) is what a peer ships, up to 1e-4 is published to keep quality. Products run in `hidden`'s type (fp16, bf16,
+    fp32 without tf32), sums in fp32; the table may be fp32 beside 16-bit hidden states.
 
     Memory above the inputs: 8 bytes a token, one byte per 128 tokens (fewer above D 256 and in fp32) x 256 items, and
-    hidden's gradient but for its weights, [M, D] in hidden's type, from forward on; with fewer tokens than keep a card
+    hidden's gradient but for its length, [M, D] in hidden's type, from forward on; with fewer tokens than keep a card
     busy, at most 64 MiB of partial sums during forward; in backward the gradients of both inputs and 16 bytes a token;
-    a 16-bit copy of an fp32 table while a kernel runs. Hidden states of ignored tokens must be finite.
+    a 16-bit copy of an fp32 table while a kernel runs. What is frozen takes none of it. Hidden states of ignored tokens
+    must be finite.
     ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
     not go together.
     """
@@ -94,8 +95,9 @@ def cce_triton(
         raise ValueError(f"filter_eps {filter_eps} is outside [0, 1)")
     eps = FORMAT_FILTER[hidden.dtype] if filter_eps is None else filter_eps
     threshold = math.log(eps) if eps > 0 else -1e29
+    grad = torch.is_grad_enabled()
     losses, *_ = full_softmax(
         hidden.contiguous(), item_table.contiguous(), targets.contiguous(), ignore_index, threshold,
-        torch.is_grad_enabled() and hidden.requires_grad,
+        grad and hidden.requires_grad, grad and item_table.requires_grad,
     )  # fmt: skip
     return reduce_losses(losses, targets != ignore_index, reduction)

@@ -9,15 +9,17 @@ A program keeps its block in shared memory and walks over the other side a tile 
 serves a whole block, and products are large enough for the widest tensor-core instruction (64 rows and more on Hopper).
 
 Forward is attention over the catalog with the item table as keys and as values: beside the running log-sum-exp it keeps
-the running mean of the rows, which is all of the gradient of hidden that the loss's weights do not decide. So forward
-and backward are four matrix products, not five. What is negligible is remembered: a running log-sum-exp, begun at the
-target's logit, is never above the final one, so an entry that is negligible against it is negligible; one byte per
-block of rows and span of SPAN_ITEMS items says whether any entry of it matters.
+the running mean of the other items' rows. Less the target's row it is the direction of the gradient of hidden, whose
+length, 1 - the target's share, follows from the loss: what is rounded to 16 bit has the size of the table's entries
+however small the gradient is. So forward and backward are four matrix products, not five. What is negligible is
+remembered: a running log-sum-exp, begun at the target's logit, is never above the final one, so an entry that is
+negligible against it is negligible; one byte per span of SPAN_ITEMS items and block of rows says whether any entry
+matters. The bytes of a span stand one after another.
 
 Backward makes the gradient of the table, by items: each sum is made in registers, in a fixed order, and the result is
 bitwise repeatable. Its kernel comes twice: dense, where the copy of the next tile overlaps the products of this one,
-and with a look at every span, which pays only where most of them are empty. Both are launched, and the number of spans
-that matter decides on the card which of the two returns at once.
+and with a look at the span's bytes, LOOK blocks of rows at once, which pays where most of them are empty. Both are
+launched, and the number of spans that matter decides on the card which of the two returns at once.
 """
 
 from __future__ import annotations
@@ -25,17 +27,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from srsplan.kernels.triton_math import LOWEST, log_add_exp, surplus_of
-
-LOW = tl.constexpr(-1e20)
-"""The value that a running maximum begins with: above LOWEST, which is an excluded entry, and below every logit."""
+from srsplan.kernels.triton_math import LIFT, LOW, LOWEST, log_add_exp, loss_of, surplus_of
 
 SPARSE_SHARE = 0.4
 """Share of spans that matter below which looking at each is worth more than overlapping copies."""
 
-LIFT = tl.constexpr(1024.0)
-"""Shares are lifted before they are rounded to 16 bit: fp16 then holds shares down to 6e-11 instead of 6e-8."""
+LOOK = tl.constexpr(1024)
+"""Blocks of rows whose bytes the sparse form reads at once: 131,072 tokens in blocks of 128."""
+
 LOG_LIFT = tl.constexpr(6.931471805599453)
+"""The logarithm of LIFT."""
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -70,9 +71,10 @@ def load_block(base, first, offsets, columns, end, DIM: tl.constexpr, BLOCK_D: t
 def forward_tile(
     rows, table, start, catalog, target, live, positive, threshold, m_i, l_i, acc, matters, columns,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, GRAD: tl.constexpr,
+    SPANS: tl.constexpr,
 ):  # fmt: skip
     """Take one tile into m_i (the largest logit), l_i (LIFT x sum of exp (logit - m_i)), acc (that sum of rows [R, D])
-    and what matters."""
+    and, with SPANS, what matters."""
     FP32: tl.constexpr = rows.dtype == tl.float32
     offsets = tl.arange(0, BLOCK_N)
     scored = load_block(table, start, offsets, columns, catalog, DIM, BLOCK_D).to(rows.dtype)
@@ -87,24 +89,26 @@ def forward_tile(
     l_i = l_i * alpha + tl.sum(p, 1)
     if GRAD:
         acc = tl.dot(p.to(rows.dtype), scored, acc * alpha[:, None], input_precision=PRECISION)
-    known = tl.maximum(positive, m_new + tl.log(tl.maximum(l_i, 1e-37) / LIFT))
-    own = (target >= start) & (target < start + BLOCK_N)
-    matters = matters | (live & (own | (tile_max - known > threshold))).to(tl.int32)
+    if SPANS:
+        known = tl.maximum(positive, m_new + tl.log(tl.maximum(l_i, 1e-37) / LIFT))
+        own = (target >= start) & (target < start + BLOCK_N)
+        matters = matters | (live & (own | (tile_max - known > threshold))).to(tl.int32)
     return m_new, l_i, acc, matters
 
 
 @triton.jit(do_not_specialize=["count"])
 def softmax_forward(
-    hidden, table, targets, losses, lse, row_grads, partials, positives, spans, count, catalog, split_items,
-    span_count, threshold, ignore_index,
+    hidden, table, targets, losses, lse, directions, partials, positives, spans, count, catalog, split_items, threshold,
+    ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPAN_TILES: tl.constexpr,
-    PRECISION: tl.constexpr, GRAD: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, GRAD: tl.constexpr, SPLIT: tl.constexpr, SPANS: tl.constexpr,
 ):  # fmt: skip
-    """Store losses and log-sum-exps [M], and with GRAD row_grads [M, D]: (softmax - one-hot) times the table.
+    """Store losses and log-sum-exps [M]; with GRAD directions [M, D]; with SPANS what matters, int8 [spans, blocks].
 
+    A direction is the mean of the other items' rows by their softmax less the target's row; 0 for ignored tokens.
     With SPLIT a program sees one part of the catalog and stores partials [splits, M] (log-sum-exp of its items without
-    the target), row_grads [splits, M, D] (mean of its rows by their softmax) and positives [M]; `softmax_join` adds
-    them up.
+    the target), directions [splits, M, D] (the mean of its rows, without the target's) and positives [M];
+    `softmax_join` joins them.
     """
     block, split = tl.program_id(0), tl.program_id(1)
     offsets = tl.arange(0, BLOCK_M)
@@ -124,81 +128,84 @@ def softmax_forward(
     acc = tl.zeros((BLOCK_M, BLOCK_D if GRAD else 1), tl.float32)
     first = split * split_items
     last = tl.minimum(first + split_items, catalog)
-    span = spans + block.to(tl.int64) * span_count + first // (BLOCK_N * SPAN_TILES)
+    span = spans + (first // (BLOCK_N * SPAN_TILES)).to(tl.int64) * tl.num_programs(0) + block
     for start in range(first, last, BLOCK_N):
         m_i, l_i, acc, matters = forward_tile(
             rows, table, start, catalog, target, live, positive, threshold, m_i, l_i, acc, matters, columns,
-            DIM, BLOCK_D, BLOCK_N, PRECISION, GRAD,
+            DIM, BLOCK_D, BLOCK_N, PRECISION, GRAD, SPANS,
         )  # fmt: skip
-        if ((start // BLOCK_N + 1) % SPAN_TILES == 0) | (start + BLOCK_N >= last):
-            tl.store(span, tl.max(matters, 0).to(tl.int8))
-            span += 1
-            matters = tl.zeros((BLOCK_M,), tl.int32)
-    others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37) / LIFT), LOWEST)
+        if SPANS:  # noqa: SIM102 - this one is the compiler's
+            if ((start // BLOCK_N + 1) % SPAN_TILES == 0) | (start + BLOCK_N >= last):
+                tl.store(span, tl.max(matters, 0).to(tl.int8))
+                span += tl.num_programs(0)
+                matters = tl.zeros((BLOCK_M,), tl.int32)
+    others = tl.where(l_i == 0, LOWEST, m_i + tl.log(tl.where(l_i == 0, LIFT, l_i) / LIFT))
     if SPLIT:
         place = split.to(tl.int64) * count + tokens
         tl.store(partials + place, others, mask=inside)
         tl.store(positives + tokens, positive, mask=inside & (split == 0))
-        scale = 1.0 / tl.maximum(l_i, 1e-37)
     else:
         place = tokens.to(tl.int64)
-        lse_i = log_add_exp(others, positive)
-        loss = tl.where(live, lse_i - positive, 0.0)
-        tl.store(losses + tokens, loss, mask=inside)
-        tl.store(lse + tokens, lse_i, mask=inside)
-        scale = tl.where(live, tl.exp(others - lse_i) / tl.maximum(l_i, 1e-37), 0.0)
+        tl.store(losses + tokens, tl.where(live, loss_of(others, positive), 0.0), mask=inside)
+        tl.store(lse + tokens, log_add_exp(others, positive), mask=inside)
     if GRAD:
-        acc = acc * scale[:, None]
+        acc = acc * tl.where(live, 1.0 / tl.maximum(l_i, 1e-37), 0.0)[:, None]
         if not SPLIT:
-            acc += surplus_of(loss)[:, None] * tl.load(goal, mask=known, other=0.0).to(tl.float32)
+            acc -= tl.load(goal, mask=known, other=0.0).to(tl.float32)
         tl.store(
-            row_grads + place[:, None] * DIM + columns[None, :], acc.to(row_grads.dtype.element_ty),
+            directions + place[:, None] * DIM + columns[None, :], acc.to(directions.dtype.element_ty),
             mask=inside[:, None] & (columns < DIM)[None, :],
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count", "splits"])
 def softmax_join(
-    table, targets, partials, positives, parts, losses, lse, row_grads, count, splits, ignore_index,
+    table, targets, partials, positives, parts, losses, lse, directions, count, splits, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Join the splits of `softmax_forward`: parts fp32 [splits, M, D] become row_grads [M, D]."""
+    """Join the splits of `softmax_forward`: parts fp32 [splits, M, D] become directions [M, D]."""
     tokens = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
     inside = tokens < count
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
     live = target != ignore_index
     positive = tl.load(positives + tokens, mask=inside, other=0.0)
-    lse_i = positive
+    others = tl.full((BLOCK_M,), LOWEST, tl.float32)
     for split in range(splits):
         place = tl.cast(split, tl.int64) * count + tokens
-        lse_i = log_add_exp(lse_i, tl.load(partials + place, mask=inside, other=LOWEST))
-    loss = tl.where(live, lse_i - positive, 0.0)
-    tl.store(losses + tokens, loss, mask=inside)
-    tl.store(lse + tokens, lse_i, mask=inside)
+        others = log_add_exp(others, tl.load(partials + place, mask=inside, other=LOWEST))
+    tl.store(losses + tokens, tl.where(live, loss_of(others, positive), 0.0), mask=inside)
+    tl.store(lse + tokens, log_add_exp(others, positive), mask=inside)
     if GRAD:
         mask = inside[:, None] & (columns < DIM)[None, :]
         goal = table + tl.where(live, target, 0)[:, None] * DIM + columns[None, :]
-        acc = surplus_of(loss)[:, None] * tl.load(goal, mask=mask, other=0.0).to(tl.float32)
+        acc = -tl.load(goal, mask=mask, other=0.0).to(tl.float32)
         for split in range(splits):
             place = tl.cast(split, tl.int64) * count + tokens
-            p = tl.exp(tl.load(partials + place, mask=inside, other=LOWEST) - lse_i)
+            p = tl.exp(tl.load(partials + place, mask=inside, other=LOWEST) - others)
             acc += p[:, None] * tl.load(parts + place[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
         acc = tl.where(live[:, None], acc, 0.0)
-        place = row_grads + tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
-        tl.store(place, acc.to(row_grads.dtype.element_ty), mask=mask)
+        place = directions + tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
+        tl.store(place, acc.to(directions.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["count"])
-def scale_rows(row_grads, weights, out, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Store row_grads times weights [M] in out [M, D]; 0 where the weight is 0."""
+def scale_rows(
+    directions, losses, weights, out, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr
+):  # fmt: skip
+    """Store in out [M, D] the gradient of hidden: directions [M, D] times (1 - the target's share) x weights [M].
+
+    The product is rounded once, with the weights, and so a loss scale, in it. 0 where the factor is 0.
+    """
     tokens = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
-    mask = (tokens < count)[:, None] & (columns < DIM)[None, :]
-    weight = tl.load(weights + tokens, mask=tokens < count, other=0.0)[:, None]
+    inside = tokens < count
+    mask = inside[:, None] & (columns < DIM)[None, :]
+    loss = tl.load(losses + tokens, mask=inside, other=0.0)
+    factor = (-surplus_of(loss) * tl.load(weights + tokens, mask=inside, other=0.0))[:, None]
     place = tokens.to(tl.int64)[:, None] * DIM + columns[None, :]
-    rows = tl.load(row_grads + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + place, tl.where(weight != 0, rows * weight, 0.0).to(out.dtype.element_ty), mask=mask)
+    rows = tl.load(directions + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + place, tl.where(factor != 0, rows * factor, 0.0).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -253,7 +260,7 @@ def table_tile(
 
 @triton.jit(do_not_specialize=["count", "sparse_limit"])
 def softmax_backward_table(
-    hidden, table, state, scale, spans, live_spans, sparse_limit, grad_table, count, padded, catalog, span_count,
+    hidden, table, state, scale, spans, live_spans, sparse_limit, grad_table, count, padded, catalog,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPAN_ROWS: tl.constexpr,
     SPAN_TILES: tl.constexpr, PRECISION: tl.constexpr, SPARSE: tl.constexpr,
 ):  # fmt: skip
@@ -267,26 +274,19 @@ def softmax_backward_table(
     scored = load_block(table, first, offsets, columns, catalog, DIM, BLOCK_D).to(hidden.dtype.element_ty)
     acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     if SPARSE:
-        span = spans + first // (BLOCK_N * SPAN_TILES)
-        for start in range(0, count, SPAN_ROWS):
-            if tl.load(span) != 0:
+        ahead, blocks = tl.arange(0, LOOK), tl.cdiv(count, SPAN_ROWS)
+        span = spans + (first // (BLOCK_N * SPAN_TILES)).to(tl.int64) * blocks
+        for begin in range(0, blocks, LOOK):
+            matters = tl.load(span + begin + ahead, mask=begin + ahead < blocks, other=0) != 0
+            block = tl.min(tl.where(matters, ahead, LOOK), 0)
+            while block < LOOK:
+                start = (begin + block) * SPAN_ROWS
                 for tile in range(start, tl.minimum(start + SPAN_ROWS, count), BLOCK_M):
                     acc = table_tile(
-                        acc,
-                        scored,
-                        hidden,
-                        state,
-                        tile,
-                        count,
-                        padded,
-                        items,
-                        columns,
-                        DIM,
-                        BLOCK_D,
-                        BLOCK_M,
+                        acc, scored, hidden, state, tile, count, padded, items, columns, DIM, BLOCK_D, BLOCK_M,
                         PRECISION,
-                    )
-            span += span_count
+                    )  # fmt: skip
+                block = tl.min(tl.where(matters & (ahead > block), ahead, LOOK), 0)
     else:
         for start in range(0, count, BLOCK_M):
             acc = table_tile(

@@ -2,11 +2,12 @@
 
 Shape letters: M tokens, V items, D hidden size.
 
-Memory contract. Forward: losses and log-sum-exps, fp32 [M] each; one byte per block of rows (128, fewer above D 512 and
-in fp32) and span of 256 items; where hidden wants a gradient, [M, D] in its type, kept for backward. Where blocks of
-rows would leave a card partly idle the catalog is split, and fp32 [splits, M, D] (at most 64 MiB) and [splits + 1, M]
-live during forward. Backward: four numbers a token and one fp32 [V, D], then the gradient of hidden in its type. Beside
-16-bit hidden states a copy of an fp32 table in their type lives during either. Never [M, V].
+Memory contract. Forward: losses and log-sum-exps, fp32 [M] each; where the table wants a gradient, one byte per block
+of rows (128, fewer above D 512 and in fp32) and span of 256 items; where hidden does, [M, D] in its type, kept for
+backward. Where blocks of rows would leave a card partly idle the catalog is split, and fp32 [splits, M, D] (at most 64
+MiB) and [splits + 1, M] live during forward. Backward: for the table four numbers a token, one fp32 [V, D] and, beside
+16-bit hidden states, a copy of an fp32 table in their type, which forward holds as well; then the gradient of hidden in
+its type. What wants no gradient takes nothing. Never [M, V].
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
+from srsplan.kernels.debug import check_targets
 from srsplan.kernels.full_softmax import kernel as kernels
 from srsplan.kernels.full_softmax.grid import STATE_ROWS, SoftmaxGrid
 from srsplan.kernels.launches.call import launch_options, row_options, tuned_launch
@@ -37,34 +39,37 @@ def full_softmax(
     targets: Tensor,
     ignore_index: int,
     log_filter: float,
-    with_grad: bool,
+    hidden_grad: bool,
+    table_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return losses and log-sum-exps, fp32 [M]; which spans matter, int8 [blocks, spans]; and row gradients.
+    """Return losses and log-sum-exps, fp32 [M]; which spans matter, int8 [spans, blocks]; and directions.
 
-    Row gradients, (softmax - one-hot) times the table, are [M, D] in hidden's type with `with_grad`, otherwise [0, D].
+    Directions, the mean of the other items' rows by their softmax less the target's row, are [M, D] in hidden's type
+    with `hidden_grad`, otherwise [0, D]; without `table_grad` there are no spans, [0, blocks].
     """
-    call = _Call(hidden, item_table, with_grad)
-    losses, lse, spans, row_grads = call.outputs()
+    check_targets(targets, len(item_table), ignore_index)
+    call = _Call(hidden, item_table, hidden_grad)
+    losses, lse, spans, directions = call.outputs(table_grad)
     if not len(hidden):
-        return losses.zero_(), lse.zero_(), spans, row_grads
-    partials, positives, parts = call.split_outputs(losses, row_grads)
+        return losses, lse, spans, directions
+    partials, positives, parts = call.split_outputs(losses, directions)
     table = item_table.to(hidden.dtype)
 
     def run(launch: Launch) -> None:
         kernels.softmax_forward[(call.blocks, call.splits)](
             hidden, table, targets, losses, lse, parts, partials, positives, spans, len(hidden), call.catalog,
-            call.split_items, call.spans, log_filter, ignore_index,
-            GRAD=with_grad, SPLIT=call.splits > 1, **call.options(launch),
+            call.split_items, log_filter, ignore_index,
+            GRAD=hidden_grad, SPLIT=call.splits > 1, SPANS=table_grad, **call.options(launch),
         )  # fmt: skip
 
     with torch.cuda.device_of(hidden):
         run(call.launch(call.forward, run))
         if call.splits > 1:
             kernels.softmax_join[(triton.cdiv(len(hidden), JOIN_ROWS),)](
-                table, targets, partials, positives, parts, losses, lse, row_grads, len(hidden), call.splits,
-                ignore_index, GRAD=with_grad, **call.rows_options(),
+                table, targets, partials, positives, parts, losses, lse, directions, len(hidden), call.splits,
+                ignore_index, GRAD=hidden_grad, **call.rows_options(),
             )  # fmt: skip
-    return losses, lse, spans, row_grads
+    return losses, lse, spans, directions
 
 
 @full_softmax.register_fake
@@ -74,15 +79,16 @@ def full_softmax_fake(
     targets: Tensor,
     ignore_index: int,
     log_filter: float,
-    with_grad: bool,
+    hidden_grad: bool,
+    table_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Allocate what the operator does, in its order, and keep it as long."""
-    call = _Call(hidden, item_table, with_grad)
-    losses, lse, spans, row_grads = call.outputs()
-    during = call.split_outputs(losses, row_grads)
+    call = _Call(hidden, item_table, hidden_grad)
+    losses, lse, spans, directions = call.outputs(table_grad)
+    during = call.split_outputs(losses, directions)
     table = item_table.to(hidden.dtype)
     del during, table
-    return losses, lse, spans, row_grads
+    return losses, lse, spans, directions
 
 
 @torch.library.custom_op("srsplan::full_softmax_backward", mutates_args=())
@@ -93,23 +99,36 @@ def full_softmax_backward(
     losses: Tensor,
     lse: Tensor,
     spans: Tensor,
-    row_grads: Tensor,
+    directions: Tensor,
     weights: Tensor,
     ignore_index: int,
+    hidden_grad: bool,
+    table_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of sum(weights x losses): of hidden, from its rows', and of the table, fp32 [V, D]."""
-    call = _Call(hidden, item_table, len(row_grads) > 0)
-    grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
+    """Return the gradients of sum(weights x losses): of hidden [M, D] in its type, and of the table, fp32 [V, D].
+
+    One that is not asked for is [0, D]. RuntimeError where forward was told that it would not be.
+    """
+    call = _Call(hidden, item_table, len(directions) > 0)
+    _check_kept(call, hidden, directions, spans, (hidden_grad, table_grad))
+    grad_table = call.grad_table(item_table, table_grad)
     if not len(hidden):
-        return torch.empty_like(row_grads), grad_table.zero_()
+        return torch.empty_like(hidden), grad_table.zero_()
     with torch.cuda.device_of(hidden):
-        _fill_grad_table(call, grad_table, hidden, item_table, (targets, losses, lse, weights), spans, ignore_index)
-        grad_hidden = torch.empty_like(row_grads)
-        if len(row_grads):
+        if table_grad:
+            _fill_grad_table(call, grad_table, hidden, item_table, (targets, losses, lse, weights), spans, ignore_index)
+        grad_hidden = call.grad_hidden(hidden_grad)
+        if hidden_grad:
             kernels.scale_rows[(triton.cdiv(len(hidden), JOIN_ROWS),)](
-                row_grads, weights, grad_hidden, len(hidden), **call.rows_options()
+                directions, losses, weights, grad_hidden, len(hidden), **call.rows_options()
             )
     return grad_hidden, grad_table
+
+
+def _check_kept(call: _Call, hidden: Tensor, directions: Tensor, spans: Tensor, wanted: tuple[bool, bool]) -> None:
+    """Raise RuntimeError where forward has not kept what a gradient is made of."""
+    if (wanted[0] and len(directions) != len(hidden)) or (wanted[1] and len(spans) != call.spans):
+        raise RuntimeError("full_softmax was told that a gradient is not wanted, and it is")
 
 
 def _fill_grad_table(
@@ -130,7 +149,7 @@ def _fill_grad_table(
         for sparse in (False, True):
             kernels.softmax_backward_table[(triton.cdiv(call.catalog, launch.block_n),)](
                 hidden, table, state, scale, spans, live, sparse_limit, grad_table, len(hidden), call.padded,
-                call.catalog, call.spans, SPAN_ROWS=call.span_rows, SPARSE=sparse, **call.options(launch),
+                call.catalog, SPAN_ROWS=call.span_rows, SPARSE=sparse, **call.options(launch),
             )  # fmt: skip
 
     run(call.launch("softmax_backward_table", run))
@@ -144,17 +163,19 @@ def full_softmax_backward_fake(
     losses: Tensor,
     lse: Tensor,
     spans: Tensor,
-    row_grads: Tensor,
+    directions: Tensor,
     weights: Tensor,
     ignore_index: int,
+    hidden_grad: bool,
+    table_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Allocate what the operator does, in its order, and keep it as long."""
     call = _Call(hidden, item_table, True)
-    grad_table = item_table.new_empty(item_table.shape, dtype=torch.float32)
-    table = item_table.to(hidden.dtype)
-    state = hidden.new_empty((4, call.padded), dtype=torch.float32)
-    del table, state
-    return torch.empty_like(row_grads), grad_table
+    grad_table = call.grad_table(item_table, table_grad)
+    if table_grad:
+        during = (item_table.to(hidden.dtype), hidden.new_empty((4, call.padded), dtype=torch.float32))
+        del during
+    return call.grad_hidden(hidden_grad), grad_table
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -164,10 +185,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, grad_losses: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    tensors = ctx.saved_tensors
-    grad_hidden, grad_table = full_softmax_backward(*tensors, grad_losses.contiguous(), ctx.ignore_index)
-    wanted = grad_hidden if ctx.needs_input_grad[0] else None
-    return wanted, grad_table.to(tensors[1].dtype), None, None, None, None
+    tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[:2]
+    grads = full_softmax_backward(*tensors, grad_losses.contiguous(), ctx.ignore_index, *wanted)
+    grad_hidden = grads[0] if wanted[0] else None
+    return grad_hidden, grads[1].to(tensors[1].dtype) if wanted[1] else None, *[None] * 5
 
 
 full_softmax.register_autograd(_backward, setup_context=_save)
@@ -186,22 +207,30 @@ class _Call:
         self.blocks, self.spans, self.padded = self._grid.blocks, self._grid.spans, self._grid.padded
         self.splits, self.split_items = self._grid.splits, self._grid.split_items
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Make losses, lse, spans, row_grads; not filled."""
+    def outputs(self, table_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Make losses, lse, spans, directions; not filled."""
         tokens, dim = self._hidden.shape
         losses, lse = (self._hidden.new_empty(tokens, dtype=torch.float32) for _ in range(2))
-        spans = self._hidden.new_empty((self.blocks, self.spans), dtype=torch.int8)
+        spans = self._hidden.new_empty((self.spans if table_grad else 0, self.blocks), dtype=torch.int8)
         return losses, lse, spans, self._hidden.new_empty((tokens if self._with_grad else 0, dim))
 
-    def split_outputs(self, losses: Tensor, row_grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def grad_hidden(self, wanted: bool) -> Tensor:
+        """Make the gradient of hidden, [M, D] in its type; [0, D] where it is not wanted. Not filled."""
+        return self._hidden.new_empty((self._hidden.shape[0] if wanted else 0, self._hidden.shape[1]))
+
+    def grad_table(self, item_table: Tensor, wanted: bool) -> Tensor:
+        """Make the gradient of the table, fp32 [V, D]; [0, D] where it is not wanted. Not filled."""
+        return item_table.new_empty((self.catalog if wanted else 0, item_table.shape[1]), dtype=torch.float32)
+
+    def split_outputs(self, losses: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make partials, positives, parts; any tensors where there is one split, which writes to the outputs."""
         if self.splits == 1:
-            return losses, losses, row_grads
+            return losses, losses, directions
         tokens, dim = self._hidden.shape
         partials = self._hidden.new_empty((self.splits, tokens), dtype=torch.float32)
         positives = self._hidden.new_empty(tokens, dtype=torch.float32)
         if not self._with_grad:
-            return partials, positives, row_grads
+            return partials, positives, directions
         return partials, positives, self._hidden.new_empty((self.splits, tokens, dim), dtype=torch.float32)
 
     def launch(self, kernel: str, run: Callable[[Launch], object]) -> Launch:

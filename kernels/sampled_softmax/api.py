@@ -89,30 +89,32 @@ def cce_neg_triton(
     16-bit hidden states. `deterministic` makes the table's gradient, and so the run, bitwise repeatable at the price of
     an int64 [V, D] in backward.
 
-    Memory above the inputs: forward 8 bytes a token; backward the gradients of both inputs and 8 bytes a token; while a
-    kernel runs, where each of the table's rows is read more than once on average, a copy of the table in hidden's type,
-    unless `copy_table` is False: then every row is read in fp32, twice the bytes.
+    Memory above the inputs: forward 8 bytes a token; backward the gradients of both inputs, unless they are frozen, and
+    8 bytes a token; while a kernel runs, where each of the table's rows is read more than three times on average, a
+    copy of the table in hidden's type, unless `copy_table` is False: then every row is read in fp32, twice the bytes.
+    Sets of more than 32 tokens are handled 32 tokens at a time, by programs that gather the set's rows, and add to
+    their gradients, each for itself: beyond 32 a larger set saves nothing of either.
     ValueError for hidden sizes that are no multiple of 16 or above 1024 (256 in fp32), and for types that do
     not go together.
     """
-    from srsplan.kernels.block_softmax import operators as blocks_operators
-    from srsplan.kernels.sampled_softmax import operators  # Triton is not installed everywhere
+    from srsplan.kernels.block_softmax.operators import block_softmax  # needs Triton
+    from srsplan.kernels.sampled_softmax import operators
 
     check_inputs(hidden, item_table, targets)
     sampler, blocks = kind_of(negatives, distribution), draws_blocks(negatives, sampling, distribution)
     if draws_blocks(negatives, sampling, distribution):
         negatives = min(negatives, most_negatives(len(item_table)))
     sets = CallSets.of(negatives, sampling, len(hidden))
+    numbers, moment = operators.Numbers.of(sets, sampling, ignore_index), operators.moment_of(sampling)
     pays = chunking.table_copy_pays(len(hidden), sets.windows.tokens_per_set, sets.negatives, len(item_table))
     copied = copy_table and pays and item_table.dtype != hidden.dtype
     tensors = hidden.contiguous(), item_table.contiguous(), targets.contiguous()
     if blocks:
-        numbers = blocks_operators.Numbers.of(sets, sampling, ignore_index)
         with_grad = torch.is_grad_enabled() and hidden.requires_grad
-        losses, *_ = blocks_operators.block_softmax(*tensors, list(numbers), sampling.log_q, copied, with_grad)
+        losses, *_ = block_softmax(*tensors, list(numbers), *moment, sampling.log_q, copied, with_grad)
     else:
         losses, _ = operators.sampled_softmax(
-            *tensors, int(sampler), operators.source_of(sampler, negatives, distribution),
-            list(operators.Numbers.of(sets, sampling, ignore_index)), sampling.log_q, copied, deterministic,
+            *tensors, int(sampler), operators.source_of(sampler, negatives, distribution), list(numbers), *moment,
+            sampling.log_q, copied, deterministic,
         )  # fmt: skip
     return reduce_losses(losses, targets != ignore_index, reduction)

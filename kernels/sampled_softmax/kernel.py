@@ -5,12 +5,14 @@ Names are FlashAttention's: m_i running maximum, l_i running sum, acc the gradie
 log-sum-exp, BLOCK_M tokens and BLOCK_N negatives of a program's tiles; BLOCK_D is D rounded up to a power of two.
 
 A set holds every R-th token of a window of R x g (kernels.chunking.Windows); one program handles all of them, or as
-many as its registers hold (32). Sets and tokens are numbered in the batch; where a call covers a part of it, some
-places of its first and last sets are empty.
+many as its registers hold (32): a set of 128 is handled by four, each of which gathers the set's rows, and adds to
+their gradients, for itself. Sets and tokens are numbered in the batch; where a call covers a part of it, some places of
+its first and last sets are empty.
 It walks over the set's negatives a tile at a time, drawing them anew from (seed, step, set, slot) in forward and in
 backward: neither [M, ns] logits nor the indices exist in memory. A tile's scores are one matrix product
 [g, D] x [D, B], its gradients two more. The gradient of the table accumulates in fp32 by atomic adds, or,
-deterministically, in 64-bit fixed point, where the order of additions is no matter.
+deterministically, in 64-bit fixed point, where the order of additions is no matter. What fixed point cannot hold (NaN,
+infinity, numbers beyond its range) makes all of the gradient NaN: it must not pass for a number.
 
 A token's negatives that equal its target leave the sum and the count. The count is known only after the last tile:
 forward keeps log sum exp of the kept negatives apart from the target's logit and joins the two at the end.
@@ -22,7 +24,7 @@ import triton
 import triton.language as tl
 
 from srsplan.kernels.samplers.kind import SamplerKind
-from srsplan.kernels.triton_math import LOWEST, log_add_exp, surplus_of
+from srsplan.kernels.triton_math import LIFT, LOW, LOWEST, log_add_exp, loss_of, surplus_of
 
 WEIGHTED = tl.constexpr(int(SamplerKind.WEIGHTED))
 GIVEN = tl.constexpr(int(SamplerKind.GIVEN))
@@ -33,7 +35,9 @@ VARYING = ["seed", "step", "count", "stride", "group", "first_set", "first_token
 """The integers that change from call to call: nothing is compiled for a value of theirs."""
 
 FIXED_POINT = 2.0**36
-"""Units of the deterministic sum per 1: numbers are 1.5e-11 apart, up to 1.3e8."""
+"""Units of the deterministic sum per 1: numbers are 1.5e-11 apart, up to 6.7e7."""
+FIXED_RANGE = tl.constexpr(2.0**62)
+"""Units that a number of the deterministic sum, and the sum, must be below: half of what int64 holds."""
 
 
 @triton.jit
@@ -48,6 +52,23 @@ def mixed(bits, salt):
     bits = (bits ^ (bits >> 11) ^ salt) * 0xAC4C1B51
     bits = (bits ^ (bits >> 15)) * 0x31848BAB
     return bits ^ (bits >> 14)
+
+
+@triton.jit
+def number_of(number, LOADED: tl.constexpr):
+    """Return a number of a launch, int64; LOADED: from memory, where a CUDA graph that is replayed finds a new one."""
+    found = number
+    if LOADED:
+        found = tl.load(number)
+    return tl.cast(found, tl.int64)
+
+
+@triton.jit
+def program_of(first_set, group, BLOCK_M: tl.constexpr):
+    """Return the program's set and its members of it, int32 [BLOCK_M]; the parts of a set are programs side by side."""
+    parts = tl.cdiv(group, BLOCK_M)
+    program = tl.program_id(0)
+    return first_set + program // parts, program % parts * BLOCK_M + tl.arange(0, BLOCK_M)
 
 
 @triton.jit
@@ -122,16 +143,19 @@ def score_tile(
     columns, DIM: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr, LOG_Q: tl.constexpr,
     COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Draw and score one tile of a set: items [B], which of them are drawn [B], their rows, corrected logits [g, B],
-    and which of those count [g, B]: all that are drawn and not the target."""
+    """Draw and score one tile of a set: items [B], which of them are drawn [B], their rows, corrected logits [g, B].
+
+    LOWEST is the logit of what does not count: slots beyond the last, and items that are the target. It is told by
+    this number: a mask beside the logits, summed up, would have the items drawn once more in a layout of its own.
+    """
     slots = start + tl.arange(0, BLOCK_N)
     drawn = slots < negatives
     items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
     scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
     logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
     logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
-    counts = drawn[None, :] & (items[None, :] != target[:, None])
-    return items, drawn, scored, logits, counts
+    logits = tl.where(drawn[None, :] & (items[None, :] != target[:, None]), logits, LOWEST)
+    return items, drawn, scored, logits
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -141,10 +165,10 @@ def sampled_forward(
     count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SAMPLER: tl.constexpr, LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+    LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr,
 ):  # fmt: skip
     """Store losses [M] and shifts [M], both fp32: a negative's share is exp(logit + correction - shift)."""
-    set_number = first_set + tl.program_id(0)
-    members = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    set_number, members = program_of(first_set, group, BLOCK_M)
     tokens, inside = tokens_of(set_number, members, stride, group, first_token, count)
     columns = tl.arange(0, BLOCK_D)
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
@@ -155,25 +179,23 @@ def sampled_forward(
     rest = tl.zeros((BLOCK_M,), tl.float32)
     if LOG_Q and ((SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH)):
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
-    m_i = tl.full((BLOCK_M,), LOWEST, tl.float32)
+    m_i = tl.full((BLOCK_M,), LOW, tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     kept = tl.zeros((BLOCK_M,), tl.float32)
-    first, second = set_keys(seed, step, set_number)
+    first, second = set_keys(number_of(seed, LOAD_SEED), number_of(step, LOAD_STEP), set_number)
     for start in range(0, negatives, BLOCK_N):
-        _items, _drawn, _scored, logits, counts = score_tile(
+        _items, _drawn, _scored, logits = score_tile(
             rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias,
             indices, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION,
         )  # fmt: skip
-        logits = tl.where(counts, logits, LOWEST)
         m_new = tl.maximum(m_i, tl.max(logits, 1))
-        l_i = l_i * tl.exp(m_i - m_new) + tl.sum(tl.where(counts, tl.exp(logits - m_new[:, None]), 0.0), 1)
-        kept += tl.sum(counts.to(tl.float32), 1)
+        l_i = l_i * tl.exp(m_i - m_new) + tl.sum(tl.exp(logits - m_new[:, None]), 1)
+        kept += tl.sum((logits > LOW).to(tl.float32), 1)
         m_i = m_new
     log_kept = tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
-    others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37)) - log_kept, LOWEST)
-    lse_i = log_add_exp(positive, others)
-    tl.store(losses + tokens, tl.where(live, lse_i - positive, 0.0), mask=inside)
-    tl.store(shifts + tokens, lse_i + log_kept, mask=inside)
+    others = tl.where(l_i == 0, LOWEST, m_i + tl.log(tl.where(l_i == 0, 1.0, l_i)) - log_kept)
+    tl.store(losses + tokens, tl.where(live, loss_of(others, positive), 0.0), mask=inside)
+    tl.store(shifts + tokens, log_add_exp(positive, others) + log_kept, mask=inside)
 
 
 @triton.jit
@@ -187,21 +209,44 @@ def add_rows(base, rows, columns, values, live, DIM: tl.constexpr, FIXED: tl.con
         tl.atomic_add(place, values, mask=mask, sem="relaxed")
 
 
+@triton.jit
+def check_fixed_point(broken, rows, weight, surplus, shift, FIXED: tl.constexpr):
+    """Store NaN in `broken` fp32 [1] where a program could add what fixed point does not hold.
+
+    No number that it adds is above what all its rows [R, D] add up to with their weights [R], lifted, as shares are at
+    most 1; and none is NaN where neither these are, nor the tokens' shifts [R] and surpluses [R].
+    """
+    reach = tl.sum(tl.abs(rows.to(tl.float32)) * (weight + tl.abs(surplus))[:, None]) + tl.sum(shift * 0.0)
+    tl.store(broken, float("nan"), mask=(reach * (FIXED / LIFT) < FIXED_RANGE) == 0)  # NaN is not below it either
+
+
+@triton.jit(do_not_specialize=["size"])
+def from_fixed_point(sums, broken, scale, out, size, FIXED: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Store in out fp32 [size] what sums int64 [size] stand for, times scale fp32 [1]; NaN beyond the range, and
+    everywhere if `broken` fp32 [1] is."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    units = tl.load(sums + place, mask=place < size, other=0).to(tl.float32)
+    values = units * (1.0 / FIXED) * tl.load(scale) + tl.load(broken)
+    tl.store(out + place, tl.where(tl.abs(units) < FIXED_RANGE, values, float("nan")), mask=place < size)
+
+
 @triton.jit(do_not_specialize=VARYING)
 def sampled_backward(
-    hidden, table, targets, losses, shifts, log_prob, weights, scale, grad_hidden, grad_table,
+    hidden, table, targets, losses, shifts, log_prob, weights, scale, grad_hidden, grad_table, broken,
     seed, step, catalog, negatives, prob, alias, indices,
     count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr,
-    LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr,
+    LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, LOAD_SEED: tl.constexpr,
+    LOAD_STEP: tl.constexpr, FIXED: tl.constexpr, HIDDEN_GRAD: tl.constexpr, TABLE_GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Store grad_hidden [M, D] and add up grad_table [V, D], the gradients of the losses weighted by `weights` [M].
+    """Store grad_hidden [M, D] and add up grad_table [V, D], the gradients of the losses weighted by `weights` [M], or
+    one of them.
 
-    Shares are weighted relative to `scale`, the largest weight, before they are rounded to the compute type, and the
-    products are scaled after: a mean over a million tokens would underflow in fp16. The fixed-point sum is unscaled.
+    Shares are weighted relative to `scale`, the largest weight, and lifted before they are rounded to the compute type;
+    the products are scaled after: a mean over a million tokens would underflow in fp16. The fixed-point sum is
+    unscaled.
     """
-    set_number = first_set + tl.program_id(0)
-    members = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    set_number, members = program_of(first_set, group, BLOCK_M)
     tokens, inside = tokens_of(set_number, members, stride, group, first_token, count)
     columns = tl.arange(0, BLOCK_D)
     target = tl.load(targets + tokens, mask=inside, other=ignore_index)
@@ -209,29 +254,37 @@ def sampled_backward(
     target = tl.where(live, target, 0)
     rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
     unit = tl.load(scale)
-    weight = tl.where(live, tl.load(weights + tokens, mask=inside, other=0.0) / tl.maximum(tl.abs(unit), 1e-37), 0.0)
-    shift = tl.load(shifts + tokens, mask=inside, other=0.0)
-    loss = tl.load(losses + tokens, mask=inside, other=0.0)
-    table_unit = 1.0 if FIXED > 0 else unit
-    surplus = weight * surplus_of(loss)
-    acc = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
-    add_rows(grad_table, target, columns, surplus[:, None] * rows.to(tl.float32) * table_unit, live, DIM, FIXED)
+    weight = tl.load(weights + tokens, mask=inside, other=0.0) / tl.maximum(tl.abs(unit), 1e-37)
+    weight = tl.where(live, weight * LIFT, 0.0)
+    shift = tl.load(shifts + tokens, mask=inside, other=-LOWEST)
+    table_unit = (1.0 if FIXED > 0 else unit) / LIFT
+    surplus = weight * surplus_of(tl.load(losses + tokens, mask=inside, other=0.0))
+    if FIXED > 0:
+        check_fixed_point(broken, rows, weight, surplus, shift, FIXED)
+    if HIDDEN_GRAD:
+        acc = surplus[:, None] * load_rows(table, target, columns, live, DIM).to(tl.float32)
+    if TABLE_GRAD:
+        own = surplus[:, None] * rows.to(tl.float32) * table_unit
+        add_rows(grad_table, target, columns, own, live, DIM, FIXED)
     rest = tl.zeros((BLOCK_M,), tl.float32)
     if LOG_Q and ((SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH)):
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
-    first, second = set_keys(seed, step, set_number)
+    first, second = set_keys(number_of(seed, LOAD_SEED), number_of(step, LOAD_STEP), set_number)
     for start in range(0, negatives, BLOCK_N):
-        items, drawn, scored, logits, counts = score_tile(
+        items, drawn, scored, logits = score_tile(
             rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias,
             indices, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION,
         )  # fmt: skip
-        p = tl.where(counts, tl.exp(tl.minimum(logits - shift[:, None], 0.0)), 0.0) * weight[:, None]
-        p = p.to(COMPUTE)
-        acc += tl.dot(p, scored, input_precision=PRECISION)
-        pull = tl.dot(tl.trans(p), rows, input_precision=PRECISION) * table_unit
-        add_rows(grad_table, items, columns, pull, drawn, DIM, FIXED)
-    place = grad_hidden + tokens[:, None] * DIM + columns[None, :]
-    tl.store(place, (acc * unit).to(grad_hidden.dtype.element_ty), mask=inside[:, None] & (columns < DIM)[None, :])
+        p = (tl.exp(logits - shift[:, None]) * weight[:, None]).to(COMPUTE)
+        if HIDDEN_GRAD:
+            acc += tl.dot(p, scored, input_precision=PRECISION)
+        if TABLE_GRAD:
+            pull = tl.dot(tl.trans(p), rows, input_precision=PRECISION) * table_unit
+            add_rows(grad_table, items, columns, pull, drawn, DIM, FIXED)
+    if HIDDEN_GRAD:
+        place = grad_hidden + tokens[:, None] * DIM + columns[None, :]
+        mask = inside[:, None] & (columns < DIM)[None, :]
+        tl.store(place, (acc * (unit / LIFT)).to(grad_hidden.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -3,8 +3,9 @@
 Shape letters: M tokens, V items, D hidden size, ns negatives of a set.
 
 Memory contract. Forward: losses and shifts, fp32 [M] each. Backward: the gradient of hidden in its type, one fp32
-[V, D], and two fp32 [M] of weights; `deterministic` adds an int64 [V, D] (two more tables) while the sum is taken. With
-`copy_table` a copy of the table in hidden's type lives during either. Never [M, ns], never the indices.
+[V, D], and two fp32 [M] of weights; `deterministic` adds an int64 [V, D] (two more tables) while the sum is taken. What
+wants no gradient takes nothing. With `copy_table` a copy of the table in hidden's type lives during either. Never
+[M, ns], never the indices.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from srsplan.kernels.debug import check_items, check_targets
 from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options, tuned_launch
 from srsplan.kernels.launches.table import SAMPLED_BACKWARD, SAMPLED_FORWARD, Launch, launch_for
 from srsplan.kernels.sampled_softmax import kernel as kernels
@@ -28,6 +30,8 @@ from srsplan.kernels.samplers.sampling import Sampling
 
 TUNED_BLOCK_N = (16, 32, 64)
 """Items of a tile that autotuning tries."""
+CONVERTED = 2048
+"""Numbers of a program that ends a sum in fixed point."""
 
 TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -44,6 +48,7 @@ class Numbers(NamedTuple):
     """The integers of a call, in the order in which the operators take them.
 
     `stride` and `group` are those of the batch's windows (kernels.chunking), `first_set` and `sets` what the call runs.
+    `seed` and `step` are 0 where they are tensors (`moment_of`).
     """
 
     negatives: int
@@ -59,10 +64,17 @@ class Numbers(NamedTuple):
     @classmethod
     def of(cls, sets: CallSets, sampling: Sampling, ignore_index: int) -> Numbers:
         """Return the integers of a call over some sets."""
+        seed, step = (0 if isinstance(each, Tensor) else each for each in (sampling.seed, sampling.step))
         return cls(
-            sets.negatives, sampling.seed, sampling.step, ignore_index, sets.windows.stride,
+            sets.negatives, seed, step, ignore_index, sets.windows.stride,
             sets.windows.tokens_per_set, sets.numbers.start, len(sets.numbers), sets.first_token,
         )  # fmt: skip
+
+
+def moment_of(sampling: Sampling) -> tuple[Tensor | None, Tensor | None]:
+    """Return seed and step where they are tensors, which the kernels load, in the order of the operators."""
+    seed, step = sampling.seed, sampling.step
+    return seed if isinstance(seed, Tensor) else None, step if isinstance(step, Tensor) else None
 
 
 def source_of(
@@ -87,18 +99,25 @@ def sampled_softmax(
     sampler: int,
     source: list[Tensor],
     numbers: list[int],
+    seed: Tensor | None,
+    step: Tensor | None,
     log_q: bool,
     copy_table: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return losses and shifts, fp32 [M].
 
-    `sampler` is a SamplerKind, `source` the tensors that SOURCE_TENSORS names for it, `numbers` a Numbers.
+    `sampler` is a SamplerKind, `source` the tensors that SOURCE_TENSORS names for it, `numbers` a Numbers; `seed` and
+    `step`, int64 [], stand for its own where they are given.
     """
-    losses, shifts = (hidden.new_zeros(len(hidden), dtype=torch.float32) for _ in range(2))
+    # every token is of one of the call's sets: nothing is left as it was
+    losses, shifts = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
     if not len(hidden):
         return losses, shifts
-    call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, Numbers(*numbers))
+    check_targets(targets, len(item_table), numbers[Numbers._fields.index("ignore_index")])
+    if sampler in (SamplerKind.GIVEN, SamplerKind.IN_BATCH):
+        check_items(source[0], len(item_table))
+    call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, Numbers(*numbers), (seed, step))
     table = item_table.to(hidden.dtype) if copy_table else item_table
 
     def run(launch: Launch) -> None:
@@ -114,7 +133,7 @@ def sampled_softmax(
 @sampled_softmax.register_fake
 def sampled_softmax_fake(
     hidden: Tensor, item_table: Tensor, targets: Tensor, sampler: int, source: list[Tensor], numbers: list[int],
-    log_q: bool, copy_table: bool, deterministic: bool,
+    seed: Tensor | None, step: Tensor | None, log_q: bool, copy_table: bool, deterministic: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Allocate what the operator does, in its order, and keep it as long."""
     losses, shifts = (hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
@@ -131,47 +150,65 @@ def sampled_softmax_backward(
     sampler: int,
     source: list[Tensor],
     numbers: list[int],
+    seed: Tensor | None,
+    step: Tensor | None,
     log_q: bool,
     copy_table: bool,
     deterministic: bool,
     losses: Tensor,
     shifts: Tensor,
     weights: Tensor,
+    hidden_grad: bool,
+    table_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of sum(weights x losses): of hidden [M, D] in its type, of the table [V, D] in fp32."""
-    grad_hidden = torch.zeros_like(hidden)
-    kind = torch.int64 if deterministic else torch.float32
-    grad_table = torch.zeros(item_table.shape, dtype=kind, device=item_table.device)
+    """Return the gradients of sum(weights x losses): of hidden [M, D] in its type, of the table [V, D] in fp32.
+
+    One that is not asked for is [0, D].
+    """
+    grad_hidden, grad_table = _gradients(hidden, item_table, deterministic, (hidden_grad, table_grad))
+    grad_table.zero_()
     if not len(hidden):
         return grad_hidden, grad_table.float()
-    call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, Numbers(*numbers))
+    call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, Numbers(*numbers), (seed, step))
     table = item_table.to(hidden.dtype) if copy_table else item_table
-    scale = weights.abs().max()
+    scale, broken = weights.abs().max(), weights.new_zeros(1 if deterministic else 0)
 
     def run(launch: Launch) -> None:
         kernels.sampled_backward[call.grid(launch)](
-            hidden, table, targets, losses, shifts, call.log_prob, weights, scale, grad_hidden, grad_table,
-            *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0, **call.options(launch, log_q),
+            hidden, table, targets, losses, shifts, call.log_prob, weights, scale, grad_hidden, grad_table, broken,
+            *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0, HIDDEN_GRAD=hidden_grad,
+            TABLE_GRAD=table_grad, **call.options(launch, log_q),
         )  # fmt: skip
 
     with torch.cuda.device_of(hidden):
         launch, tried = call.launch("sampled_backward", launch_for(SAMPLED_BACKWARD, hidden.shape[1]), run)
         if tried:
             grad_table.zero_()
+            broken.zero_()
         run(launch)
-    if deterministic:
-        grad_table = grad_table.float().mul_(scale / kernels.FIXED_POINT)
+        if deterministic:
+            grad_table = _from_fixed_point(grad_table, broken, scale)
     return grad_hidden, grad_table
+
+
+def _from_fixed_point(sums: Tensor, broken: Tensor, scale: Tensor) -> Tensor:
+    """Return what a sum in fixed point, int64 [*, D], stands for, in fp32."""
+    out = torch.empty_like(sums, dtype=torch.float32)
+    if len(sums):
+        kernels.from_fixed_point[(triton.cdiv(sums.numel(), CONVERTED),)](
+            sums, broken, scale, out, sums.numel(), FIXED=kernels.FIXED_POINT, BLOCK_N=CONVERTED
+        )
+    return out
 
 
 @sampled_softmax_backward.register_fake
 def sampled_softmax_backward_fake(
     hidden: Tensor, item_table: Tensor, targets: Tensor, sampler: int, source: list[Tensor], numbers: list[int],
-    log_q: bool, copy_table: bool, deterministic: bool, losses: Tensor, shifts: Tensor, weights: Tensor,
+    seed: Tensor | None, step: Tensor | None, log_q: bool, copy_table: bool, deterministic: bool, losses: Tensor,
+    shifts: Tensor, weights: Tensor, hidden_grad: bool, table_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Allocate what the operator does, in its order, and keep it as long."""
-    grad_hidden = torch.empty_like(hidden)
-    grad_table = item_table.new_empty(item_table.shape, dtype=torch.int64 if deterministic else torch.float32)
+    grad_hidden, grad_table = _gradients(hidden, item_table, deterministic, (hidden_grad, table_grad))
     table = _copied(item_table, hidden) if copy_table else item_table
     if deterministic:
         grad_table = grad_table.to(torch.float32)
@@ -179,23 +216,35 @@ def sampled_softmax_backward_fake(
     return grad_hidden, grad_table
 
 
+def _gradients(
+    hidden: Tensor, item_table: Tensor, deterministic: bool, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Make both gradients, [0, D] where they are not wanted; not filled. `deterministic` adds up in int64."""
+    dim = hidden.shape[1]
+    grad_hidden = hidden.new_empty((hidden.shape[0] if wanted[0] else 0, dim))
+    kind = torch.int64 if deterministic else torch.float32
+    return grad_hidden, item_table.new_empty((item_table.shape[0] if wanted[1] else 0, dim), dtype=kind)
+
+
 def _copied(item_table: Tensor, hidden: Tensor) -> Tensor:
     return item_table.new_empty(item_table.shape, dtype=hidden.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, item_table, targets, ctx.sampler, source, ctx.numbers, *ctx.switches = inputs
-    ctx.save_for_backward(hidden, item_table, targets, *source, *output)
+    hidden, item_table, targets, ctx.sampler, source, ctx.numbers, seed, step, *ctx.switches = inputs
+    ctx.save_for_backward(hidden, item_table, targets, seed, step, *source, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Any, ...]:
-    hidden, item_table, targets, *source, losses, shifts = ctx.saved_tensors
-    grad_hidden, grad_table = sampled_softmax_backward(
-        hidden, item_table, targets, ctx.sampler, source, ctx.numbers, *ctx.switches, losses, shifts,
-        grad_losses.contiguous(),
+    hidden, item_table, targets, seed, step, *source, losses, shifts = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:2]
+    grads = sampled_softmax_backward(
+        hidden, item_table, targets, ctx.sampler, source, ctx.numbers, seed, step, *ctx.switches, losses, shifts,
+        grad_losses.contiguous(), *wanted,
     )  # fmt: skip
-    return grad_hidden, grad_table.to(item_table.dtype), None, None, [None] * len(source), None, None, None, None
+    both = grads[0] if wanted[0] else None, grads[1].to(item_table.dtype) if wanted[1] else None
+    return *both, None, None, [None] * len(source), *[None] * 6
 
 
 sampled_softmax.register_autograd(_backward, setup_context=_save)
@@ -206,7 +255,7 @@ class _Call:
 
     def __init__(
         self, hidden: Tensor, item_table: Tensor, targets: Tensor, sampler: SamplerKind, source: list[Tensor],
-        numbers: Numbers,
+        numbers: Numbers, moment: tuple[Tensor | None, Tensor | None],
     ) -> None:  # fmt: skip
         self.hidden, self.sets, self.group, self.sampler = hidden, numbers.sets, numbers.group, sampler
         tensors = dict(zip(SOURCE_TENSORS[sampler], source, strict=True))
@@ -214,18 +263,21 @@ class _Call:
         prob, alias, self.log_prob = (tensors.get(name, hidden) for name in ("prob", "alias", "log_prob"))
         indices = tensors.get("indices", targets)
         drawn_from = len(indices) if sampler == SamplerKind.IN_BATCH else item_table.shape[0]
+        seed, step = (None if each is None else each.to(hidden.device, non_blocking=True) for each in moment)
+        self._loaded = {"LOAD_SEED": seed is not None, "LOAD_STEP": step is not None}
         self.arguments = (
-            numbers.seed, numbers.step, drawn_from, numbers.negatives, prob, alias, indices, len(hidden),
-            numbers.stride, numbers.group, numbers.first_set, numbers.first_token, numbers.ignore_index,
+            numbers.seed if seed is None else seed, numbers.step if step is None else step, drawn_from,
+            numbers.negatives, prob, alias, indices, len(hidden), numbers.stride, numbers.group, numbers.first_set,
+            numbers.first_token, numbers.ignore_index,
         )  # fmt: skip
 
     def launch(self, kernel: str, default: Launch, run: Callable[[Launch], object]) -> tuple[Launch, bool]:
         """Return the table's launch, or what autotuning found; and whether `run` was called to find it."""
         return tuned_launch(kernel, self.hidden, default, run, TUNED_BLOCK_N)
 
-    def grid(self, launch: Launch) -> tuple[int, int]:
-        """Return the launch's grid: sets, and programs of a set."""
-        return self.sets, triton.cdiv(self.group, self._block_m(launch))
+    def grid(self, launch: Launch) -> tuple[int]:
+        """Return the launch's grid, programs of a set beside each other: its second dimension ends at 65,535."""
+        return (self.sets * triton.cdiv(self.group, self._block_m(launch)),)
 
     def options(self, launch: Launch, log_q: bool) -> dict[str, Any]:
         """Return the compile-time arguments of both kernels."""
@@ -235,6 +287,7 @@ class _Call:
             "BLOCK_M": self._block_m(launch),
             "SAMPLER": int(self.sampler),
             "LOG_Q": log_q,
+            **self._loaded,
             "COMPUTE": TRITON_TYPES[self.hidden.dtype],
         }
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from srsplan.kernels.chunking import Windows
 
 
@@ -21,10 +24,12 @@ class Sampling:
     blocks: bool = True
     """Uniform negatives of `cce-` come in blocks of a permutation of the catalog (kernels.samplers.blocks): without
     replacement within a set, and with a gradient of the table that needs no atomic additions. False draws every one
-    independently, and so do sets that want nearly as many negatives as there are items."""
-    seed: int = 0
-    """With `step`, fixes the draw: a resumed run repeats it."""
-    step: int = 0
+    independently."""
+    seed: int | Tensor = 0
+    """With `step`, fixes the draw: a resumed run repeats it. Either may be a tensor, int64 [], which the Triton kernels
+    load when they run: a CUDA graph that is replayed draws what it holds then. It is on the device of the hidden
+    states, and keeps its value between forward and backward. The other forms take ints."""
+    step: int | Tensor = 0
     """The training step."""
     first_token: int = 0
     """The number of the call's first token within its batch, where a batch is run in several calls."""
@@ -32,6 +37,9 @@ class Sampling:
     """N: the tokens of the whole batch. None: the batch ends with the call."""
 
     def __post_init__(self) -> None:
+        for each in (self.seed, self.step):
+            if isinstance(each, Tensor) and (each.dtype != torch.int64 or each.ndim):
+                raise ValueError(f"seed and step as tensors are int64 [], not {each.dtype} {list(each.shape)}")
         if self.tokens_per_set < 1:
             raise ValueError(f"tokens_per_set {self.tokens_per_set} is below 1")
         if self.first_token < 0:

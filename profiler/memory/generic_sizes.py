@@ -116,10 +116,10 @@ def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
 
 
 def _tokens(kind: Kind, catalog: int, negatives: int | None, group: int, chunks: int) -> int:
-    """Return the fewest tokens of candidates; a table's copy pays from `catalog` drawn rows on."""
+    """Return the fewest tokens of candidates; a table's copy pays from COPY_READS x `catalog` drawn rows on."""
     loss = LOSSES[kind.loss]
     if kind.kernel == "triton" and loss.sampled:
-        return (chunks - 1) * catalog * group // NEGATIVES + 20_011
+        return (chunks - 1) * chunking.COPY_READS * catalog * group // NEGATIVES + 20_011
     if kind.kernel == "triton" or not loss.chunked:
         return 70_001
     full = _chunk_tokens(catalog, negatives, group)

@@ -12,6 +12,16 @@ HERE = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A card has the torch and the Triton that it has: what they say about themselves and each other is no error here.
+
+    Warnings are errors everywhere else: a deprecation of ours is raised in a module of ours.
+    """
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
+        for package in ("torch", "triton"):
+            config.addinivalue_line("filterwarnings", rf"ignore::{kind}:{package}(\..*)?")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not HERE and not (INTERPRETED and "interpreted" in item.keywords):

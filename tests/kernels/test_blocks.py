@@ -16,11 +16,12 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from srsplan.kernels import Sampling, ce_neg
+from srsplan.kernels.block_softmax.call import BlockCall
 from srsplan.kernels.block_softmax.grid import most_negatives
-from srsplan.kernels.block_softmax.operators import BlockCall, Numbers
 from srsplan.kernels.full_softmax.api import cce
 from srsplan.kernels.sampled_softmax.api import cce_neg, cce_neg_triton
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
+from srsplan.kernels.sampled_softmax.operators import Numbers
 from srsplan.kernels.samplers.blocks import BlockDraw
 
 CPU = torch.device("cpu")

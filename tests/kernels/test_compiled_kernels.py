@@ -51,9 +51,10 @@ def test_every_launch_fits_the_card(capability: int, dims: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_sampler_type_and_option_compiles(capability: int) -> None:
-    """At D 256: four samplers, log-Q or not, repeatable sums, spans skipped, a catalog that is split, all types."""
+    """At D 256: samplers, log-Q or not, repeatable sums, spans skipped, a catalog that is split, all types, numbers
+    in memory, one input frozen."""
     rows = compiled(capability, "variants")
-    assert len(rows) == 2 * 9 + 3 * 2 + 2
+    assert len(rows) == 2 * 10 + 2 + 3 * 2 + 2 + 2
     for row in rows:
         assert row["shared_bytes"] <= SHARED_MEMORY_BYTES[90 if capability == 90 else 86], row
         assert row["spilled_bytes"] <= (SPARSE_SPILLED_BYTES if row["variant"] == "sparse" else SPILLED_BYTES), row
@@ -61,7 +62,7 @@ def test_every_sampler_type_and_option_compiles(capability: int) -> None:
 
 def test_sizes_of_one_are_constants_of_the_compiler() -> None:
     """The first token, the second step, a single set: a launch then passes no tensor but a constant."""
-    assert len(compiled(80, "ones")) == 5 + 4
+    assert len(compiled(80, "ones")) == 5 + 5
 
 
 @pytest.mark.parametrize("fp32", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -273,3 +274,22 @@ def test_a_target_whose_share_is_nothing_has_its_loss_all_the_same() -> None:
     assert hidden.grad is not None
     shares = torch.softmax(scores, 1) - torch.nn.functional.one_hot(targets, 4)
     torch.testing.assert_close(hidden.grad.double(), shares @ table.detach().double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", [cce, partial(cce_neg, negatives=9)])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_a_graph_that_is_kept_may_be_run_backward_again(form: Callable[..., Tensor], scale: float | None) -> None:
+    """Each time the whole gradient is added, also where forward has added that of the table already."""
+    torch.manual_seed(0)
+    hidden, table = torch.randn(40, 8, requires_grad=True), torch.randn(60, 8, requires_grad=True)
+    targets = torch.randint(60, (40,))
+    once = torch.autograd.grad(form(hidden, table, targets) * 0.5, (hidden, table))
+    loss = form(hidden, table, targets, backward_scale=scale) * 0.5
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(hidden.grad, times * once[0], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(table.grad, times * once[1], rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        table.mul_(2)
+    with pytest.raises(RuntimeError, match="its table have changed since"):
+        loss.backward()

@@ -205,13 +205,18 @@ def test_operators_keep_torchs_rules(switches: tuple[bool, bool, bool]) -> None:
         int(SamplerKind.GIVEN),
         [drawn],
         list(numbers),
+        None,
+        None,
         *switches,
     )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(sampled_softmax, arguments, test_utils=tests)
     losses, shifts = (tensor.detach() for tensor in sampled_softmax(*arguments))
     detached = (hidden.detach(), table.detach(), *arguments[2:], losses, shifts, torch.ones(9))
-    torch.library.opcheck(sampled_softmax_backward, detached, test_utils=("test_schema", "test_faketensor"))
+    for wanted in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(
+            sampled_softmax_backward, (*detached, *wanted), test_utils=("test_schema", "test_faketensor")
+        )
 
 
 @pytest.mark.parametrize(

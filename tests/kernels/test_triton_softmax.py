@@ -7,10 +7,12 @@ import triton_interpreter  # noqa: F401 - first, so that triton interprets
 # isort: split
 import pytest
 import torch
+import triton.language as tl
 from test_triton_sampled import IGNORED, errors, gradients
 from torch import Tensor
 
 from srsplan.kernels import ce
+from srsplan.kernels.full_softmax import PUBLISHED_FILTER
 from srsplan.kernels.full_softmax import kernel as triton_softmax
 from srsplan.kernels.full_softmax import operators as softmax_operators
 from srsplan.kernels.full_softmax.api import cce_triton
@@ -84,7 +86,7 @@ def peaked() -> tuple[Tensor, Tensor, Tensor]:
 
 def spans_that_matter(filter_eps: float) -> Tensor:
     hidden, table, targets = peaked()
-    spans: Tensor = full_softmax(hidden, table, targets, IGNORED, float(torch.tensor(filter_eps).log()), True)[2]
+    spans: Tensor = full_softmax(hidden, table, targets, IGNORED, float(torch.tensor(filter_eps).log()), True, True)[2]
     return spans
 
 
@@ -138,15 +140,46 @@ def test_non_contiguous_inputs() -> None:
 
 def test_operators_keep_torchs_rules() -> None:
     hidden, table, targets = inputs((9, 300, 16), torch.float32, torch.float32)
-    arguments = (hidden.requires_grad_(), table.requires_grad_(), targets, IGNORED, -20.0, True)
+    arguments = (hidden.requires_grad_(), table.requires_grad_(), targets, IGNORED, -20.0, True, True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(full_softmax, arguments, test_utils=tests)
     state = [tensor.detach() for tensor in full_softmax(*arguments)]
     detached = (hidden.detach(), table.detach(), targets, *state, torch.ones(9), IGNORED)
-    torch.library.opcheck(full_softmax_backward, detached, test_utils=("test_schema", "test_faketensor"))
+    for wanted in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(full_softmax, (*arguments[:5], *wanted), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            full_softmax_backward, (*detached, *wanted), test_utils=("test_schema", "test_faketensor")
+        )
+    with pytest.raises(RuntimeError, match="told that a gradient is not wanted"):
+        full_softmax_backward(*detached[:5], state[2][:0], *detached[6:], True, True)
 
 
 @pytest.mark.parametrize("filter_eps", [-0.1, 1.0])
 def test_an_impossible_filter_is_refused(filter_eps: float) -> None:
     with pytest.raises(ValueError, match=r"outside \[0, 1\)"):
         cce_triton(torch.zeros(3, 16), torch.zeros(5, 16), torch.zeros(3, dtype=torch.long), filter_eps=filter_eps)
+
+
+def test_the_published_filter_skips_more_than_the_format_and_keeps_the_gradient() -> None:
+    hidden, table, targets = peaked()
+    truth = gradients(ce, hidden.double(), table.double(), targets)
+    assert max(errors(gradients(cce_triton, hidden, table, targets, filter_eps=PUBLISHED_FILTER), truth)) <= 1e-2
+    assert spans_that_matter(1e-4).sum() <= spans_that_matter(PUBLISHED_FILTER).sum()
+    assert spans_that_matter(PUBLISHED_FILTER).sum() <= spans_that_matter(2.0**-40).sum()
+
+
+@pytest.mark.parametrize("look", [2, 4])
+def test_the_sparse_form_finds_every_span_that_matters(monkeypatch: pytest.MonkeyPatch, look: int) -> None:
+    """More blocks of rows than it looks at in one go, some of them empty: of 13 blocks five hold a live token."""
+    monkeypatch.setattr(triton_softmax, "LOOK", tl.constexpr(look))
+    monkeypatch.setattr(triton_softmax, "SPARSE_SHARE", 2.0)
+    torch.manual_seed(5)
+    hidden, table = torch.randn(13 * 128 - 5, 16).half(), torch.randn(300, 16).half()
+    targets = torch.full((len(hidden),), IGNORED)
+    for place in (3, 300, 301, 128 * 7, 128 * 8 + 127, len(hidden) - 1):
+        targets[place] = place % 300
+    truth = gradients(ce, hidden.double(), table.double(), targets)
+    assert max(errors(gradients(cce_triton, hidden, table, targets), truth)) <= 1e-3
+    spans: Tensor = full_softmax(hidden, table, targets, IGNORED, -20.0, True, True)[2]
+    assert spans.shape == (2, 13)
+    assert spans.any(0).nonzero().flatten().tolist() == [0, 2, 7, 8, 12]

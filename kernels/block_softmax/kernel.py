@@ -98,7 +98,8 @@ def permute(
 
 @triton.jit(do_not_specialize=["seed", "step", "count", "upper"])
 def target_places(
-    targets, places, seed, step, catalog, upper, bits, count, ignore_index, LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr, BLOCK: tl.constexpr
+    targets, places, seed, step, catalog, upper, bits, count, ignore_index,
+    LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store the places of targets [M] in the step's permutation, int32 [M]: V where a target is ignored."""
     state = step_state(seed, step, LOAD_SEED, LOAD_STEP)
@@ -161,8 +162,8 @@ def blocks_forward(
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LOG_Q: tl.constexpr,
     PRECISION: tl.constexpr, GRAD: tl.constexpr, LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr,
 ):  # fmt: skip
-    """Store losses [M], shifts [M] (a negative's share is exp(logit - shift)), and with GRAD directions [M, D]: the mean
-    of the negatives' rows by their softmax less the target's row."""
+    """Store losses [M], shifts [M] (a negative's share is exp(logit - shift)), and with GRAD directions [M, D]: the
+    mean of the negatives' rows by their softmax less the target's row."""
     set_number, members = program_of(first_set, group, BLOCK_M)
     tokens, inside = tokens_of(set_number, members, stride, group, first_token, count)
     columns = tl.arange(0, BLOCK_D)

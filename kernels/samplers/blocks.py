@@ -52,8 +52,9 @@ def draws_blocks(
 
 
 def block_draw(negatives: int, catalog: int, sampling: Sampling) -> BlockDraw:
-    """Return the draw of a step's sampling."""
-    return BlockDraw(catalog=catalog, negatives=negatives, seed=sampling.seed, step=sampling.step)
+    """Return the draw of a step's sampling; ValueError where its seed or step are tensors."""
+    seed, step = sampling.moment()
+    return BlockDraw(catalog=catalog, negatives=negatives, seed=seed, step=step)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,10 +86,9 @@ def draw_items(
 
 
 def _key(sampling: Sampling, stream: Stream) -> int:
-    """Return where a stream of a step begins, an int64; ValueError for tensors: a GPU would be waited for."""
-    if isinstance(sampling.seed, Tensor) or isinstance(sampling.step, Tensor):
-        raise ValueError("seed and step as tensors are for the Triton kernels: the other forms take ints")
-    text = f"{sampling.seed} {sampling.step} {int(stream)}".encode()
+    """Return where a stream of a step begins, an int64; ValueError where seed or step are tensors."""
+    seed, step = sampling.moment()
+    text = f"{seed} {step} {int(stream)}".encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 

@@ -47,6 +47,12 @@ class Sampling:
         if self.batch_tokens is not None and self.batch_tokens < self.first_token:
             raise ValueError(f"first_token {self.first_token} is beyond a batch of {self.batch_tokens} tokens")
 
+    def moment(self) -> tuple[int, int]:
+        """Return seed and step; ValueError for tensors: a GPU would be waited for to see what they hold."""
+        if isinstance(self.seed, Tensor) or isinstance(self.step, Tensor):
+            raise ValueError("seed and step as tensors are for the Triton kernels: the other forms take ints")
+        return self.seed, self.step
+
     def windows(self, tokens: int) -> Windows:
         """Return the windows of the batch that a call over M tokens is a part of; ValueError where it does not fit."""
         end = self.first_token + tokens

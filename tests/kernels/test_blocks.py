@@ -22,7 +22,7 @@ from srsplan.kernels.full_softmax.api import cce
 from srsplan.kernels.sampled_softmax.api import cce_neg, cce_neg_triton
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.sampled_softmax.operators import Numbers
-from srsplan.kernels.samplers.blocks import BlockDraw
+from srsplan.kernels.samplers.blocks import BlockDraw, block_draw
 
 CPU = torch.device("cpu")
 IGNORED = -100
@@ -197,7 +197,7 @@ def truth(shape: tuple[int, ...], sampling: Sampling, reduction: str, tensors: t
     hidden, table, targets = tensors
     tokens, catalog, _, negatives, _ = shape
     sets = CallSets.of(negatives, sampling, tokens)
-    draw = drawn(catalog, negatives, sampling.step, sampling.seed)
+    draw = block_draw(negatives, catalog, sampling)
     items = draw.items(sets.numbers.start, len(sets.numbers), CPU)
     of_token = torch.empty(tokens, negatives, dtype=torch.int64)
     for members, row in zip(sets.members(sets.numbers, CPU), items, strict=True):
@@ -257,10 +257,57 @@ def test_a_token_that_is_well_fitted_keeps_its_gradient_in_fp16() -> None:
     hidden = hidden.half()
     sampling = Sampling(tokens_per_set=8, step=1)
 
-    def scaled(*tensors: Tensor) -> Tensor:
-        return cce_neg_triton(*tensors, 32, sampling=sampling, reduction="none") * 2.0**12
+    def scaled(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        return cce_neg_triton(hidden, table, targets, 32, sampling=sampling, reduction="none") * 2.0**12
 
     found = gradients(scaled, hidden, table, targets)
     expected = [each * 2.0**12 for each in truth((8, 64, 16, 32, 8), sampling, "none", (hidden, table, targets))]
     assert float(expected[0].min()) < 2.0**12 * 2e-4
     assert float(((found[1] - expected[1]).norm(dim=1) / expected[1].norm(dim=1)).max()) < 2e-3
+
+
+def test_a_seed_in_memory_is_read_when_the_kernels_run() -> None:
+    """As a replayed CUDA graph does: nothing changes but what the tensors hold."""
+    hidden, table, targets = inputs((40, 200, 16, 40, 8), torch.float32, torch.float32)
+    seed, step = torch.tensor(4), torch.tensor(11)
+    loaded = Sampling(tokens_per_set=8, seed=seed, step=step)
+    for numbers_ in ((4, 11), (4, 12), (2**40, 3)):
+        seed.fill_(numbers_[0])
+        step.fill_(numbers_[1])
+        told = Sampling(tokens_per_set=8, seed=numbers_[0], step=numbers_[1])
+        found, expected = (
+            gradients(cce_neg_triton, hidden, table, targets, 40, sampling=each) for each in (loaded, told)
+        )
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match="tensors are for the Triton kernels"):
+        cce_neg(hidden, table, targets, 40, sampling=loaded)
+
+
+def test_runs_are_bitwise_equal_and_frozen_inputs_have_no_gradient() -> None:
+    hidden, table, targets = inputs((130, 40, 32, 32, 8), torch.float16, torch.float32)
+    sampling = Sampling(tokens_per_set=8)
+    runs = [gradients(cce_neg_triton, hidden, table, targets, 30, sampling=sampling) for _ in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+    for frozen in (0, 1):
+        pair = [each.clone().requires_grad_(number != frozen) for number, each in enumerate((hidden, table))]
+        cce_neg_triton(pair[0], pair[1], targets, 30, sampling=sampling, reduction="none").backward(
+            torch.linspace(0.5, 1.5, 130)
+        )
+        learned = pair[1 - frozen].grad
+        assert pair[frozen].grad is None
+        assert learned is not None
+        assert torch.equal(
+            learned.double(),
+            gradients(cce_neg_triton, hidden, table, targets, 30, sampling=sampling, reduction="none")[2 - frozen],
+        )
+
+
+def test_nothing_to_learn_from() -> None:
+    """No tokens, and no target that counts: a loss of 0 and gradients of 0."""
+    for tokens in (0, 6):
+        hidden, table = torch.randn(tokens, 16, requires_grad=True), torch.randn(70, 16, requires_grad=True)
+        loss = cce_neg_triton(hidden, table, torch.full((tokens,), IGNORED), 20)
+        loss.backward()
+        assert hidden.grad is not None
+        assert table.grad is not None
+        assert (float(loss.detach()), float(hidden.grad.abs().sum()), float(table.grad.abs().sum())) == (0.0, 0.0, 0.0)

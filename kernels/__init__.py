@@ -8,6 +8,7 @@ sampled_softmax/   `cce_neg`: the same pair
 samplers/          where negatives come from
 launches/          how the Triton kernels are launched
 lookup.py          the embedding of a table that the loss uses as well
+debug.py           checks of what the Triton kernels index with
 """
 
 from __future__ import annotations

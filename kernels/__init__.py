@@ -9,6 +9,7 @@ samplers/          where negatives come from
 launches/          how the Triton kernels are launched
 verification/      whether they are right on a card, and faster than the chunked forms
 lookup.py          the embedding of a table that the loss uses as well
+debug.py           checks of what the Triton kernels index with
 """
 
 from __future__ import annotations

@@ -253,11 +253,11 @@ def sampled_backward(
     live = target != ignore_index
     target = tl.where(live, target, 0)
     rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
-    unit = tl.load(scale)
-    weight = tl.load(weights + tokens, mask=inside, other=0.0) / tl.maximum(tl.abs(unit), 1e-37)
+    weight = tl.load(weights + tokens, mask=inside, other=0.0) / tl.maximum(tl.abs(tl.load(scale)), 1e-37)
     weight = tl.where(live, weight * LIFT, 0.0)
     shift = tl.load(shifts + tokens, mask=inside, other=-LOWEST)
-    table_unit = (1.0 if FIXED > 0 else unit) / LIFT
+    unit = tl.load(scale) / LIFT
+    table_unit = 1.0 / LIFT if FIXED > 0 else unit
     surplus = weight * surplus_of(tl.load(losses + tokens, mask=inside, other=0.0))
     if FIXED > 0:
         check_fixed_point(broken, rows, weight, surplus, shift, FIXED)
@@ -284,7 +284,7 @@ def sampled_backward(
     if HIDDEN_GRAD:
         place = grad_hidden + tokens[:, None] * DIM + columns[None, :]
         mask = inside[:, None] & (columns < DIM)[None, :]
-        tl.store(place, (acc * (unit / LIFT)).to(grad_hidden.dtype.element_ty), mask=mask)
+        tl.store(place, (acc * unit).to(grad_hidden.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -19,19 +19,20 @@ from srsplan.kernels.launches.table import (
     softmax_table,
 )
 
-SPILLED_BYTES = 32
-"""Eight registers of a thread, outside the loop: the assembler's rounding, not a lack."""
+SPILLED_BYTES = 40
+"""Ten registers of a thread, outside the loop: the assembler's rounding, not a lack."""
 EPILOGUE_SPILLED_BYTES = {("softmax_forward", 512): 352}
 """Beside [64, 512] sums the targets' rows are loaded once more, after the loop, which itself spills nothing."""
-SPARSE_SPILLED_BYTES = 128
-"""More is allowed where spans are looked at one by one: few of them are worked on."""
+VARIANT_SPILLED_BYTES = {"sparse": 128, "frozen table": 160}
+"""More is allowed where spans are looked at one by one, of which few are worked on, and where no span is kept: forward
+of D 256 then holds the places of the targets' rows in other registers, before and after its loop."""
 
 
 def compiled(*arguments: object) -> list[dict[str, Any]]:
     """Rows of compile_kernels.py, which must not be interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -57,7 +58,7 @@ def test_every_sampler_type_and_option_compiles(capability: int) -> None:
     assert len(rows) == 2 * 10 + 2 + 3 * 2 + 2 + 2
     for row in rows:
         assert row["shared_bytes"] <= SHARED_MEMORY_BYTES[90 if capability == 90 else 86], row
-        assert row["spilled_bytes"] <= (SPARSE_SPILLED_BYTES if row["variant"] == "sparse" else SPILLED_BYTES), row
+        assert row["spilled_bytes"] <= VARIANT_SPILLED_BYTES.get(row["variant"], SPILLED_BYTES), row
 
 
 def test_sizes_of_one_are_constants_of_the_compiler() -> None:

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TABLES = 2
+"""Raised whenever a table below or a kernel changes: launches that autotuning found for others are not used."""
+
 
 @dataclass(frozen=True)
 class Launch:

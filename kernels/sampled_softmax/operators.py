@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from srsplan.kernels.launches.autotune import Form
 from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options, tuned_launch
 from srsplan.kernels.launches.table import SAMPLED_BACKWARD, SAMPLED_FORWARD, Launch, launch_for
 from srsplan.kernels.sampled_softmax import kernel as kernels
@@ -107,7 +108,7 @@ def sampled_softmax(
         )
 
     with torch.cuda.device_of(hidden):
-        run(call.launch("sampled_forward", launch_for(SAMPLED_FORWARD, hidden.shape[1]), run)[0])
+        run(call.launch("sampled_forward", launch_for(SAMPLED_FORWARD, hidden.shape[1]), run, table, log_q)[0])
     return losses, shifts
 
 
@@ -155,7 +156,8 @@ def sampled_softmax_backward(
         )  # fmt: skip
 
     with torch.cuda.device_of(hidden):
-        launch, tried = call.launch("sampled_backward", launch_for(SAMPLED_BACKWARD, hidden.shape[1]), run)
+        default = launch_for(SAMPLED_BACKWARD, hidden.shape[1])
+        launch, tried = call.launch("sampled_backward", default, run, table, log_q, deterministic)
         if tried:
             grad_table.zero_()
         run(launch)
@@ -219,9 +221,16 @@ class _Call:
             numbers.stride, numbers.group, numbers.first_set, numbers.first_token, numbers.ignore_index,
         )  # fmt: skip
 
-    def launch(self, kernel: str, default: Launch, run: Callable[[Launch], object]) -> tuple[Launch, bool]:
+    def launch(
+        self, kernel: str, default: Launch, run: Callable[[Launch], object], table: Tensor, log_q: bool,
+        deterministic: bool = False,
+    ) -> tuple[Launch, bool]:  # fmt: skip
         """Return the table's launch, or what autotuning found; and whether `run` was called to find it."""
-        return tuned_launch(kernel, self.hidden, default, run, TUNED_BLOCK_N)
+        form = Form(
+            table=str(table.dtype), set_tokens=triton.next_power_of_2(self.group), sampler=self.sampler.name,
+            log_q=log_q, deterministic=deterministic,
+        )  # fmt: skip
+        return tuned_launch(kernel, self.hidden, default, run, form, TUNED_BLOCK_N)
 
     def grid(self, launch: Launch) -> tuple[int, int]:
         """Return the launch's grid: sets, and programs of a set."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srsplan.kernels.launches.autotune import (
+    Form,
     Key,
     Launches,
     cache_file,
@@ -23,7 +25,8 @@ from srsplan.kernels.launches.autotune import (
 from srsplan.kernels.launches.table import Launch
 
 DEFAULT = Launch(32, 32, 8, 2)
-KEY = Key(kernel="sampled_forward", dim=256, dtype="torch.float16")
+FORM = Form(table="torch.float16", set_tokens=32, sampler="UNIFORM", log_q=True)
+KEY = Key(kernel="sampled_forward", dim=256, dtype="torch.float16", capability=80, form=FORM, triton="3.7.1")
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_the_fastest_is_found_once_and_remembered(card: str, monkeypatch: pytest
     assert launches.choose(KEY, DEFAULT, here.run, (16, 32, 64)) == (best, False)
     monkeypatch.delenv("SRSPLAN_AUTOTUNE")
     assert Launches(card, here.timer).choose(KEY, DEFAULT, here.run, (16, 32, 64)) == (best, False)
-    other = Key(kernel="sampled_backward", dim=256, dtype="torch.float16")
+    other = replace(KEY, kernel="sampled_backward")
     assert Launches(card, here.timer).choose(other, DEFAULT, here.run) == (DEFAULT, False)
     assert len(here.tried) == tried
     assert cache_file(card).name == "launches-NVIDIA-A100-SXM4-40GB.json"
@@ -128,6 +131,20 @@ def test_a_remembered_launch_that_is_no_candidate_is_not_used(card: str, launch:
     write_launches(cache_file(card), {str(KEY): launch})
     here = Card()
     assert Launches(card, here.timer).choose(KEY, DEFAULT, here.run, (16, 32, 64)) == (DEFAULT, False)
+
+
+def test_launches_of_an_older_version_are_left_in_their_file_and_not_used(
+    card: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their key says less than what a launch depends on. Another environment may still use them."""
+    old = {"sampled_forward/256/torch.float16": Launch(32, 64, 4, 3)}
+    write_launches(cache_file(card), old)
+    here = Card()
+    assert Launches(card, here.timer).choose(KEY, DEFAULT, here.run, (16, 32, 64)) == (DEFAULT, False)
+    monkeypatch.setenv("SRSPLAN_AUTOTUNE", "1")
+    found, _ = Launches(card, here.timer).choose(KEY, DEFAULT, here.run, (16, 32, 64))
+    assert read_launches(cache_file(card)) == {**old, str(KEY): found}
+    assert not caplog.records
 
 
 @given(st.dictionaries(st.text(min_size=1), st.builds(Launch, *[st.integers(1, 1024)] * 4)))

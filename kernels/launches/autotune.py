@@ -6,7 +6,8 @@ used from then on, with or without the variable; without the file the table of k
 holds anything but launches is left aside with a warning; a launch that is none of a kernel's candidates, or was found
 for other tables or by another Triton, is not used.
 
-The tokens of a program are always the table's: grids, spans and what a program leaves to others follow from them.
+The tokens of a program are always the table's: grids, spans and what a program leaves to others follow from them. So
+the full softmax is not tried in blocks of other sizes, such as 64 tokens by 64 items in 4 warps.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ import torch
 from srsplan.kernels.launches.table import TABLES, Launch
 
 VARIABLE = "SRSPLAN_AUTOTUNE"
-WARPS, STAGES = (4, 8), (1, 2, 3)
+WARPS, STAGES = (4, 8), (2, 3, 4, 5)
+"""What is tried beside the default: copies overlap the products from three stages on, from five where items are looked
+up before their rows are."""
 LARGEST_FILE_BYTES = 1 << 20
 """Bytes that a file may hold: a launch takes about 100, and there are a few per hidden size and type."""
 

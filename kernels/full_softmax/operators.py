@@ -22,6 +22,7 @@ from torch import Tensor
 from srsplan.kernels.debug import check_targets
 from srsplan.kernels.full_softmax import kernel as kernels
 from srsplan.kernels.full_softmax.grid import STATE_ROWS, SoftmaxGrid
+from srsplan.kernels.launches.autotune import Form
 from srsplan.kernels.launches.call import launch_options, row_options, tuned_launch
 from srsplan.kernels.launches.device import capability_of
 from srsplan.kernels.launches.table import SPAN_ITEMS, Launch, launch_for, softmax_table
@@ -235,7 +236,9 @@ class _Call:
 
     def launch(self, kernel: str, run: Callable[[Launch], object]) -> Launch:
         """Return the table's launch, or what autotuning found."""
-        return tuned_launch(kernel, self._hidden, self._default(kernel), run, TUNED_BLOCK_N.get(kernel, ()))[0]
+        split = kernel == self.forward and self.splits > 1
+        form = Form(table=str(self._hidden.dtype), with_grad=self._with_grad, split=split)
+        return tuned_launch(kernel, self._hidden, self._default(kernel), run, form, TUNED_BLOCK_N.get(kernel, ()))[0]
 
     def options(self, launch: Launch) -> dict[str, Any]:
         """Return the compile-time arguments of the kernels that walk over tiles."""

@@ -1,9 +1,13 @@
 """Launches chosen by time, once per card: off unless SRSPLAN_AUTOTUNE=1 is set, and remembered in a file.
 
-The first call of a kernel with a hidden size and a type tries a few launches on its own tensors and keeps the fastest
-in $XDG_CACHE_HOME/srsplan/launches-CARD.json (~/.cache without it). A launch that was found is used from then on, with
-or without the variable; without the file the table of kernels.launches.table is. A file that holds anything but
-launches is left aside with a warning, and a launch that is none of a kernel's candidates is not used.
+The first call of a kernel that is compiled or walks in a way of its own (`Key`) tries a few launches on its own tensors
+and keeps the fastest in $XDG_CACHE_HOME/srsplan/launches-CARD.json (~/.cache without it). A launch that was found is
+used from then on, with or without the variable; without the file the table of kernels.launches.table is. A file that
+holds anything but launches is left aside with a warning; a launch that is none of a kernel's candidates, or was found
+for other tables or by another Triton, is not used.
+
+The tokens of a program are always the table's: grids, spans and what a program leaves to others follow from them. So
+the full softmax is not tried in blocks of other sizes, such as 64 tokens by 64 items in 4 warps.
 """
 
 from __future__ import annotations
@@ -18,15 +22,35 @@ from pathlib import Path
 import torch
 
 from srsplan.kernels.launches.cache import card_file, content_of, replace_file
-from srsplan.kernels.launches.table import Launch
+from srsplan.kernels.launches.table import TABLES, Launch
 
 VARIABLE = "SRSPLAN_AUTOTUNE"
-WARPS, STAGES = (4, 8), (1, 2, 3)
+WARPS, STAGES = (4, 8), (2, 3, 4, 5)
+"""What is tried beside the default: copies overlap the products from three stages on, from five where items are looked
+up before their rows are."""
 
 LOG = logging.getLogger(__name__)
 
 Timer = Callable[[Callable[[], object]], float]
 """Milliseconds of a call; raises what the call raises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a kernel is compiled with, or walks over, beside hidden states of a size and a type."""
+
+    table: str
+    """Type of the table's rows as the kernel reads them: hidden's, where they are copied."""
+    set_tokens: int = 0
+    """Tokens of a set, rounded up to a power of two; 0 where there are no sets."""
+    sampler: str = ""
+    log_q: bool = False
+    deterministic: bool = False
+    """Sums are taken in fixed point."""
+    with_grad: bool = False
+    """Hidden states want a gradient, where that decides how the full softmax is cut into blocks."""
+    split: bool = False
+    """Programs see a part of the catalog."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +60,14 @@ class Key:
     kernel: str
     dim: int
     dtype: str
+    capability: int
+    form: Form
+    triton: str
+    """Version of the compiler."""
 
     def __str__(self) -> str:
-        return f"{self.kernel}/{self.dim}/{self.dtype}"
+        parts = {**asdict(self), **asdict(self.form), "tables": TABLES}
+        return " ".join(f"{name}={value}" for name, value in parts.items() if name != "form")
 
 
 def candidates(default: Launch, block_n: tuple[int, ...] = ()) -> Iterator[Launch]:

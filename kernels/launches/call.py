@@ -8,7 +8,8 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from srsplan.kernels.launches.autotune import Key, launch_on
+from srsplan.kernels.launches.autotune import Form, Key, launch_on
+from srsplan.kernels.launches.device import capability_of
 from srsplan.kernels.launches.table import Launch
 
 SMALLEST_BLOCK = 16
@@ -16,10 +17,14 @@ SMALLEST_BLOCK = 16
 
 
 def tuned_launch(
-    kernel: str, hidden: Tensor, default: Launch, run: Callable[[Launch], object], block_n: tuple[int, ...] = ()
-) -> tuple[Launch, bool]:
+    kernel: str, hidden: Tensor, default: Launch, run: Callable[[Launch], object], form: Form,
+    block_n: tuple[int, ...] = (),
+) -> tuple[Launch, bool]:  # fmt: skip
     """Return the table's launch of a kernel, or what autotuning found; and whether `run` was called to find it."""
-    key = Key(kernel=kernel, dim=hidden.shape[1], dtype=str(hidden.dtype))
+    key = Key(
+        kernel=kernel, dim=hidden.shape[1], dtype=str(hidden.dtype), capability=capability_of(hidden.device),
+        form=form, triton=triton.__version__,
+    )  # fmt: skip
     return launch_on(hidden.device, key, default, run, block_n)
 
 

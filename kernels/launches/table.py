@@ -1,14 +1,20 @@
-"""Launch configurations as data, chosen by the padded hidden size.
+"""Launch configurations as data, chosen by the padded hidden size. Speed is unmeasured. Imports no torch.
 
-test_compiled_kernels.py compiles every entry for sm_80 and sm_90, and the largest for sm_86, 89 and 100: none exceeds
-the shared memory of its card, and none spills more than eight registers. They are chosen by what the compiler
-says of them (operands read again from shared memory, instructions beside the products, spills); speed is unmeasured.
-Imports no torch.
+examples/compiled_kernels.py compiles every entry for every family of cards; its tables are kept beside it. Nothing
+exceeds the shared memory of its card, and nothing spills in its loop. Of what fits, those of the sampled softmax are
+chosen by what the compiler says of them:
+
+- asynchronous copies are in flight beside the products: three stages, and five where items are looked up first;
+- the warps that a multiprocessor holds are eight or more;
+- then the fewest instructions per row; a fifth more is paid for twelve warps, or for two programs in the place of one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+TABLES = 2
+"""Raised whenever a table below or a kernel changes: launches that autotuning found for others are not used."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,78 @@ SHARED_MEMORY_BYTES = {80: 163_840, 86: 101_376, 89: 101_376, 90: 232_448, 100: 
 """Shared memory that a program may use, by compute capability."""
 
 SAMPLED_FORWARD = {
-    64: Launch(32, 32, 4, 2),
-    128: Launch(32, 32, 4, 2),
-    256: Launch(32, 32, 8, 2),
-    512: Launch(32, 32, 8, 2),
-    1024: Launch(32, 16, 8, 2),
+    64: Launch(32, 32, 4, 3),
+    128: Launch(32, 32, 4, 3),
+    256: Launch(32, 32, 4, 3),
+    512: Launch(32, 32, 8, 3),
+    1024: Launch(32, 32, 8, 3),
 }
 SAMPLED_BACKWARD = {
-    64: Launch(32, 32, 4, 2),
-    128: Launch(32, 32, 8, 2),
-    256: Launch(32, 32, 8, 2),
-    512: Launch(32, 16, 8, 1),
-    1024: Launch(16, 16, 16, 1),
+    64: Launch(32, 64, 4, 3),
+    128: Launch(32, 32, 4, 3),
+    256: Launch(32, 32, 4, 3),
+    512: Launch(32, 32, 8, 3),
+    1024: Launch(16, 16, 8, 3),
+}
+
+MOST_SET_TOKENS, SMALL_SET_TOKENS = 32, 16
+"""Tokens of a set that one program takes at most; and up to how many a set has launches of its own, of 16 rows."""
+_SAMPLED = {
+    "sampled_forward": SAMPLED_FORWARD,
+    "sampled_backward": SAMPLED_BACKWARD,
+    "sampled_forward_small": {
+        64: Launch(16, 64, 4, 3),
+        128: Launch(16, 64, 4, 3),
+        256: Launch(16, 64, 4, 3),
+        512: Launch(16, 32, 4, 3),
+        1024: Launch(16, 16, 4, 3),
+    },
+    "sampled_backward_small": {
+        64: Launch(16, 64, 4, 3),
+        128: Launch(16, 32, 4, 3),
+        256: Launch(16, 32, 4, 3),
+        512: Launch(16, 16, 4, 3),
+        1024: Launch(16, 16, 8, 3),
+    },
+}
+"""Hopper's, and what the others have where nothing else is said."""
+_SAMPLED_BLACKWELL = {"sampled_backward": {256: Launch(32, 16, 4, 3), 512: Launch(32, 16, 8, 3)}}
+"""Its compiler needs more registers there."""
+_SAMPLED_AMPERE = {
+    "sampled_forward": {512: Launch(32, 16, 4, 3), 1024: Launch(32, 16, 8, 3)},
+    "sampled_backward": {64: Launch(32, 32, 4, 3)},
+    "sampled_forward_small": {256: Launch(16, 32, 4, 3), 1024: Launch(16, 16, 8, 3)},
+    "sampled_backward_small": {64: Launch(16, 32, 4, 3)},
+}
+"""Atomic additions of four numbers at once are Hopper's: before, wide tiles spend registers on places."""
+_SAMPLED_DESKTOP = {
+    "sampled_forward": {256: Launch(32, 16, 4, 3), 512: Launch(32, 32, 8, 3), 1024: Launch(32, 16, 8, 2)},
+    "sampled_backward": {256: Launch(32, 16, 4, 3), 512: Launch(32, 16, 8, 3), 1024: Launch(16, 16, 8, 1)},
+    "sampled_forward_small": {128: Launch(16, 32, 4, 3), 512: Launch(16, 16, 4, 3)},
+    "sampled_backward_small": {256: Launch(16, 16, 4, 3), 512: Launch(16, 16, 8, 3), 1024: Launch(16, 16, 8, 1)},
+}
+"""Cards with 99 KiB of shared memory."""
+_SAMPLED_BACKWARD_HEAVY = {
+    64: Launch(32, 32, 4, 3),
+    128: Launch(32, 32, 8, 3),
+    256: Launch(32, 32, 8, 3),
+    512: Launch(32, 16, 8, 3),
+    1024: Launch(16, 16, 8, 1),
+}
+"""For every card, where items are looked up or sums are in fixed point: a thread holds more, and has half the sums."""
+_SAMPLED_WIDE = {"sampled_forward": {1024: Launch(32, 16, 8, 3)}}
+_SAMPLED_WIDE_AMPERE = {
+    "sampled_forward": {512: Launch(32, 16, 8, 3), 1024: Launch(32, 16, 8, 1)},
+    "sampled_backward": {512: Launch(32, 16, 8, 1), 1024: Launch(16, 16, 8, 1)},
+}
+_SAMPLED_WIDE_DESKTOP = {
+    "sampled_forward": {512: Launch(32, 16, 8, 3), 1024: Launch(16, 16, 8, 1)},
+    "sampled_backward": {512: Launch(32, 16, 8, 1), 1024: Launch(16, 16, 8, 1)},
+}
+"""Where the rows of a tile are in fp32. Backward of D 1024 has no room then on cards with 99 KiB."""
+_SAMPLED_FP32 = {
+    "sampled_forward": {64: Launch(32, 16, 4, 3), 128: Launch(32, 16, 8, 3), 256: Launch(32, 16, 8, 3)},
+    "sampled_backward": {64: Launch(32, 16, 4, 3), 128: Launch(32, 16, 8, 3), 256: Launch(32, 16, 8, 3)},
 }
 
 _BLOCKS = {
@@ -141,6 +207,44 @@ def softmax_table(kernel: str, capability: int, fp32: bool = False) -> Table:
     if not 90 <= capability < 120:
         return _AMPERE[kernel]
     return _HOPPER[kernel] if capability < 100 else _HOPPER[kernel] | _BLACKWELL.get(kernel, {})
+
+
+def sampled_table(
+    kernel: str, capability: int, set_tokens: int, *, fp32: bool = False, wide: bool = False, looked_up: bool = False,
+    deterministic: bool = False,
+) -> Table:  # fmt: skip
+    """Return the launches of a kernel of the sampled softmax for sets of some tokens, by padded hidden size.
+
+    `fp32` is hidden's type, `wide` a table in fp32 beside 16-bit hidden states; `looked_up` says that items are loaded
+    (from an alias table, a list, the batch) before their rows are: each load of the chain takes a stage.
+    """
+    if fp32:  # no tensor cores: registers hold the operands
+        found = _SAMPLED_FP32[kernel]
+    elif kernel == "sampled_backward" and (looked_up or deterministic):
+        found = _SAMPLED_BACKWARD_HEAVY
+    else:
+        found = _sampled_family(kernel + "_small" * (set_tokens <= SMALL_SET_TOKENS), capability)
+    if wide:
+        found = found | _sampled_wide(capability).get(kernel, {})
+    most = SMALL_SET_TOKENS if set_tokens <= SMALL_SET_TOKENS else MOST_SET_TOKENS
+    return {dim: _of_sets(each, most, 2 if looked_up else 0) for dim, each in found.items()}
+
+
+def _sampled_wide(capability: int) -> dict[str, Table]:
+    if 90 <= capability < 120:
+        return _SAMPLED_WIDE
+    return _SAMPLED_WIDE_AMPERE if capability == 80 else _SAMPLED_WIDE_DESKTOP
+
+
+def _of_sets(launch: Launch, most_tokens: int, more_stages: int) -> Launch:
+    stages = launch.num_stages + (more_stages if launch.num_stages > 1 else 0)
+    return replace(launch, block_m=min(launch.block_m, most_tokens), num_stages=stages)
+
+
+def _sampled_family(name: str, capability: int) -> Table:
+    if 90 <= capability < 120:
+        return _SAMPLED[name] | (_SAMPLED_BLACKWELL.get(name, {}) if capability >= 100 else {})
+    return _SAMPLED[name] | _SAMPLED_AMPERE[name] | ({} if capability == 80 else _SAMPLED_DESKTOP[name])
 
 
 def launch_for(table: Table, dim: int) -> Launch:

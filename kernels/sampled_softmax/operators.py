@@ -19,8 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from srsplan.kernels.debug import check_items, check_targets
+from srsplan.kernels.launches.autotune import Form
 from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options, tuned_launch
-from srsplan.kernels.launches.table import SAMPLED_BACKWARD, SAMPLED_FORWARD, Launch, launch_for
+from srsplan.kernels.launches.device import capability_of
+from srsplan.kernels.launches.table import Launch, launch_for, sampled_table
 from srsplan.kernels.sampled_softmax import kernel as kernels
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution
@@ -126,7 +128,7 @@ def sampled_softmax(
         )
 
     with torch.cuda.device_of(hidden):
-        run(call.launch("sampled_forward", launch_for(SAMPLED_FORWARD, hidden.shape[1]), run)[0])
+        run(call.launch("sampled_forward", run, table, log_q)[0])
     return losses, shifts
 
 
@@ -181,7 +183,7 @@ def sampled_softmax_backward(
         )  # fmt: skip
 
     with torch.cuda.device_of(hidden):
-        launch, tried = call.launch("sampled_backward", launch_for(SAMPLED_BACKWARD, hidden.shape[1]), run)
+        launch, tried = call.launch("sampled_backward", run, table, log_q, deterministic)
         if tried:
             grad_table.zero_()
             broken.zero_()
@@ -271,9 +273,21 @@ class _Call:
             numbers.first_token, numbers.ignore_index,
         )  # fmt: skip
 
-    def launch(self, kernel: str, default: Launch, run: Callable[[Launch], object]) -> tuple[Launch, bool]:
+    def launch(
+        self, kernel: str, run: Callable[[Launch], object], table: Tensor, log_q: bool, deterministic: bool = False
+    ) -> tuple[Launch, bool]:
         """Return the table's launch, or what autotuning found; and whether `run` was called to find it."""
-        return tuned_launch(kernel, self.hidden, default, run, TUNED_BLOCK_N)
+        launches = sampled_table(
+            kernel, capability_of(self.hidden.device), self.group, fp32=self.hidden.dtype == torch.float32,
+            wide=table.dtype != self.hidden.dtype, looked_up=self.sampler != SamplerKind.UNIFORM,
+            deterministic=deterministic,
+        )  # fmt: skip
+        form = Form(
+            table=str(table.dtype), set_tokens=triton.next_power_of_2(self.group), sampler=self.sampler.name,
+            log_q=log_q, deterministic=deterministic,
+        )  # fmt: skip
+        default = launch_for(launches, self.hidden.shape[1])
+        return tuned_launch(kernel, self.hidden, default, run, form, TUNED_BLOCK_N)
 
     def grid(self, launch: Launch) -> tuple[int]:
         """Return the launch's grid, programs of a set beside each other: its second dimension ends at 65,535."""

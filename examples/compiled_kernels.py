@@ -15,6 +15,7 @@ blocks_per_multiprocessor   programs that fit at once by registers, shared memor
 instructions          of the whole kernel (SASS)
 instructions_per_row  that the warps of a program issue in the loop, per row of the tile that goes by: an item's, or a
                       token's for softmax_backward_table; empty where no loop holds products
+loop_spills           instructions among these that store or load what registers did not hold
 copies_in_flight      groups of asynchronous copies still under way when the loop's wait ends (the N of PTX's
                       cp.async.wait_group N): 0 means that no copy overlaps an iteration's products
 atomics               atomic additions in PTX
@@ -153,8 +154,11 @@ def instructions(cubin: bytes, warps_per_row: float) -> dict[str, Any]:
         lines.pop()
     loops = list(_loops(lines))
     found = max(loops, key=lambda loop: (_products(loop), -len(loop)), default=[])
-    per_row = round(len(found) * warps_per_row, 1) if found and _products(found) else ""
-    return {"instructions": len(lines), "instructions_per_row": per_row}
+    if not _products(found):
+        return {"instructions": len(lines), "instructions_per_row": "", "loop_spills": ""}
+    per_row = round(len(found) * warps_per_row, 1)
+    spills = sum(bool(re.search(r"\b(?:LDL|STL)\b", what)) for what in found)
+    return {"instructions": len(lines), "instructions_per_row": per_row, "loop_spills": spills}
 
 
 def _loops(lines: list[tuple[int, str]]) -> Iterator[list[str]]:
@@ -179,8 +183,10 @@ def cases(capabilities: list[int], kernels: list[str], dims: list[int], launches
             for form, dim in each.cases():
                 if (not kernels or each.name in kernels) and (not dims or dim in dims):
                     wanted = launches or [launch_for(each.launches(capability, form), dim)]
-                    common = {"kernel": each.name, "capability": capability, "dim": dim, "form": form}
-                    found += [Case(**common, launch=launch) for launch in wanted]
+                    found += [
+                        Case(kernel=each.name, capability=capability, dim=dim, form=form, launch=launch)
+                        for launch in wanted
+                    ]
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
 from test_triton_sampled import errors, gradients, inputs
 
 from srsplan.kernels import Sampling, ce
@@ -89,7 +90,7 @@ def test_calls_of_the_full_softmax_that_differ_share_no_launch(
 def test_another_card_compiler_or_table_has_launches_of_its_own(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = keys(sampled)
     for place, name, value in [
-        (call, "capability_of", lambda device: 80), (call.triton, "__version__", "0.0"), (autotune, "TABLES", -1),
+        (call, "capability_of", lambda device: 80), (triton, "__version__", "0.0"), (autotune, "TABLES", -1),
     ]:  # fmt: skip
         with monkeypatch.context() as changed:
             changed.setattr(place, name, value)

@@ -165,7 +165,7 @@ def _softmax(name: str) -> Callable[[int, Form], Table]:
 
 def _blocks(name: str) -> Callable[[int, Form], Table]:
     def launches(_: int, form: Form) -> Table:
-        found = blocks_table(name, form.fp32)
+        found = blocks_table(name, form.fp32, wide=form.table != form.hidden)
         if name == "blocks_backward":
             return found
         return {dim: replace(each, block_m=min(each.block_m, max(16, form.set_tokens))) for dim, each in found.items()}

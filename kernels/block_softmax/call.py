@@ -15,12 +15,15 @@ from torch import Tensor
 from srsplan.kernels.block_softmax import kernel as kernels
 from srsplan.kernels.block_softmax.grid import STATE_ROWS, BlockGrid, Halves, blocks_of, rounds_of
 from srsplan.kernels.full_softmax.kernel import scale_rows, softmax_state
-from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options
+from srsplan.kernels.launches.autotune import Form
+from srsplan.kernels.launches.call import SMALLEST_BLOCK, launch_options, row_options, tuned_launch
 from srsplan.kernels.launches.table import Launch, blocks_table, launch_for
 from srsplan.kernels.sampled_softmax.operators import Numbers
 
 ROWS = 16
 """Tokens of a program that works on rows one by one."""
+TUNED_BLOCK_N = (32, 64)
+"""Items of a tile that autotuning tries: whole blocks."""
 PLACES = 1024
 """Places, or tokens, of a program that works on numbers."""
 
@@ -91,15 +94,21 @@ class BlockCall:
 
     def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, outputs: tuple[Tensor, ...], log_q: bool) -> None:
         """Fill losses, shifts and directions."""
-        launch = self._launch("blocks_forward")
-        group: int = triton.next_power_of_2(self.numbers.group)
-        launch = replace(launch, block_m=max(SMALLEST_BLOCK, min(launch.block_m, group)))
-        programs = self.numbers.sets * triton.cdiv(self.numbers.group, launch.block_m)
-        kernels.blocks_forward[(programs,)](
-            hidden, table, targets, self.order(), *outputs, *self._draw(), *self._part(), self.numbers.first_token,
-            self.numbers.ignore_index, LOG_Q=log_q, GRAD=len(outputs[-1]) > 0, BLOCK_M=launch.block_m,
-            **self._options(launch),
-        )  # fmt: skip
+        order, with_grad = self.order(), len(outputs[-1]) > 0
+        launches = blocks_table("blocks_forward", self.grid.fp32, wide=table.dtype != hidden.dtype)
+        default = launch_for(launches, self.grid.dim)
+        default = replace(default, block_m=max(SMALLEST_BLOCK, min(default.block_m, self._set_tokens)))
+        programs = self.numbers.sets * triton.cdiv(self.numbers.group, default.block_m)
+
+        def run(launch: Launch) -> None:
+            kernels.blocks_forward[(programs,)](
+                hidden, table, targets, order, *outputs, *self._draw(), *self._part(), self.numbers.first_token,
+                self.numbers.ignore_index, LOG_Q=log_q, GRAD=with_grad, BLOCK_M=launch.block_m,
+                **self._options(launch),
+            )  # fmt: skip
+
+        form = Form(table=str(table.dtype), set_tokens=self._set_tokens, log_q=log_q, with_grad=with_grad)
+        run(tuned_launch("blocks_forward", hidden, default, run, form, TUNED_BLOCK_N)[0])
 
     def fill_grad_table(self, grad_table: Tensor, item_table: Tensor, per_token: tuple[Tensor, ...]) -> None:
         """Fill grad_table; `per_token` are targets, losses, shifts and weights. What it takes is gone afterwards."""
@@ -110,12 +119,17 @@ class BlockCall:
         )
         places = self.places(per_token[0])
         tokens, starts = self.tokens_by_place(places)
-        launch = self._launch("blocks_backward")
-        kernels.blocks_backward[(self.grid.programs,)](
-            hidden, item_table, order, state, scale, tokens, starts, grad_table, *self._draw(),
-            rounds_of(self.numbers.negatives), padded, *self._part(), self.numbers.sets, self.numbers.first_token,
-            **self._lanes(launch), **self._options(launch),
-        )  # fmt: skip
+
+        def run(launch: Launch) -> None:
+            kernels.blocks_backward[(self.grid.programs,)](
+                hidden, item_table, order, state, scale, tokens, starts, grad_table, *self._draw(),
+                rounds_of(self.numbers.negatives), padded, *self._part(), self.numbers.sets, self.numbers.first_token,
+                **self._lanes(launch), **self._options(launch),
+            )  # fmt: skip
+
+        default = launch_for(blocks_table("blocks_backward", self.grid.fp32), self.grid.dim)
+        form = Form(table=str(item_table.dtype), set_tokens=self._set_tokens)
+        run(tuned_launch("blocks_backward", hidden, default, run, form)[0])
 
     def fill_grad_hidden(self, grad_hidden: Tensor, directions: Tensor, losses: Tensor, weights: Tensor) -> None:
         """Fill the gradient of hidden, [M, D]."""
@@ -135,12 +149,14 @@ class BlockCall:
 
     def _lanes(self, launch: Launch) -> dict[str, int]:
         """Return how a tile's lanes are dealt to sets: several small sets, one set, or a part of one."""
-        group = min(triton.next_power_of_2(self.numbers.group), launch.block_m)
+        group = min(self._set_tokens, launch.block_m)
         parts = triton.cdiv(self.numbers.group, group)
         return {"BLOCK_M": launch.block_m, "SETS": launch.block_m // group, "GROUP": group, "PARTS": parts}
 
-    def _launch(self, kernel: str) -> Launch:
-        return launch_for(blocks_table(kernel, self.grid.fp32), self.grid.dim)
+    @property
+    def _set_tokens(self) -> int:
+        """The tokens of a set, rounded up to a power of two."""
+        return int(triton.next_power_of_2(self.numbers.group))
 
     def _options(self, launch: Launch) -> dict[str, Any]:
         """Return the compile-time arguments of both large kernels but their tokens."""

@@ -196,12 +196,13 @@ def blocks_forward(
     rest = kept * 0.0
     if LOG_Q:
         rest = tl.log(tl.cast(tl.maximum(catalog - 1, 1), tl.float32)) - tl.log(tl.maximum(kept, 1.0))
-    others = tl.where(l_i > 0, m_i + tl.log(tl.maximum(l_i, 1e-37) / LIFT) + rest, LOWEST)
+    l_safe = tl.where(l_i == 0, 1.0, l_i)
+    others = tl.where(l_i == 0, LOWEST, m_i + tl.log(l_safe / LIFT) + rest)
     loss = loss_of(others, positive)
     tl.store(losses + tokens, tl.where(live, loss, 0.0), mask=inside)
     tl.store(shifts + tokens, positive + loss - rest, mask=inside)
     if GRAD:
-        mean = acc / tl.maximum(l_i, 1e-37)[:, None] - load_rows(table, target, columns, live, DIM).to(tl.float32)
+        mean = acc / l_safe[:, None] - load_rows(table, target, columns, live, DIM).to(tl.float32)
         tl.store(
             directions + tokens[:, None] * DIM + columns[None, :], mean.to(directions.dtype.element_ty),
             mask=inside[:, None] & (columns < DIM)[None, :],
@@ -276,7 +277,7 @@ def blocks_backward(
             shift = tl.load(place + length, mask=inside, other=0.0)
             weight = tl.load(place + 3 * length, mask=inside, other=0.0)
             logits = tl.dot(scored, tl.trans(rows), input_precision=PRECISION)
-            p = tl.exp(tl.minimum(logits - shift[None, :], 0.0)) * weight[None, :]
+            p = tl.exp(logits - shift[None, :]) * weight[None, :]
             used = slots[:, None] + (tl.zeros_like(lanes) + round * BLOCK_ITEMS)[None, :] < negatives
             p = tl.where(used & (items[:, None] != target[None, :]), p, 0.0)
             acc = tl.dot(p.to(rows.dtype), rows, acc, input_precision=PRECISION)

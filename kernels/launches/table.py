@@ -1,8 +1,8 @@
 """Launch configurations as data, chosen by the padded hidden size. Speed is unmeasured. Imports no torch.
 
-examples/compiled_kernels.py compiles every entry for every family of cards; its tables are kept beside it. Nothing
-exceeds the shared memory of its card, and nothing spills in its loop. Of what fits, those of the sampled softmax are
-chosen by what the compiler says of them:
+examples/compiled_kernels.py compiles every entry for every family of cards; its tables are kept beside it, and
+test_compiled_kernels.py wants every entry in them, within shared memory and registers. Of what fits, those of the sampled
+softmax are chosen by what the compiler says of them:
 
 - asynchronous copies are in flight beside the products: three stages, and five where items are looked up first;
 - the warps that a multiprocessor holds are eight or more;
@@ -129,12 +129,19 @@ _BLOCKS = {
 }
 """Items are at most those of a block. Forward reads the items of a tile before its rows: with five stages one tile's
 rows are copied while another's are used."""
+_BLOCKS_WIDE = {512: Launch(32, 16, 8, 5), 1024: Launch(16, 16, 8, 3)}
+"""Forward where the rows of a tile are in fp32."""
 _BLOCKS_FP32 = {64: Launch(32, 32, 8, 3), 128: Launch(16, 16, 4, 3), 256: Launch(16, 16, 4, 3)}
 
 
-def blocks_table(kernel: str, fp32: bool = False) -> Table:
-    """Return the launches of a kernel of the sampled softmax with negatives in blocks, by padded hidden size."""
-    return _BLOCKS_FP32 if fp32 else _BLOCKS[kernel]
+def blocks_table(kernel: str, fp32: bool = False, wide: bool = False) -> Table:
+    """Return the launches of a kernel of the sampled softmax with negatives in blocks, by padded hidden size.
+
+    `wide`: rows of the table are in fp32 beside 16-bit hidden states.
+    """
+    if fp32:
+        return _BLOCKS_FP32
+    return _BLOCKS[kernel] | (_BLOCKS_WIDE if wide and kernel == "blocks_forward" else {})
 
 
 ASSUMED_CAPABILITY = 90

@@ -318,7 +318,7 @@ def test_the_floor_by_hand() -> None:
 
 def test_the_ledger_knows_what_operators_allocate_inside() -> None:
     """Of the table's size V D: gradient 4 bytes, copy 2, and 8 more for repeatable sums; M D: the hidden's gradient."""
-    shape = Shape(name="", tokens=4096, catalog=50_000, negatives=512)
+    shape = Shape(name="", tokens=4096, catalog=50_000, negatives=2048)
     table, hidden = shape.catalog * shape.dim, 2 * shape.tokens * shape.dim
     expected = {"Triton cce-": 6, "Triton cce- repeatable": 14, "Triton cce- no copy of the table": 4}
     found = {each.name: each for each in contestants(META) if each.tokens_per_set == 32}

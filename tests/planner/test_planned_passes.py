@@ -135,6 +135,13 @@ def test_a_whole_batch_is_one_pass_where_it_fits() -> None:
     assert (whole.tokens, whole.sequences, whole.several_passes, memory.asked) == (BASE.batch_tokens, 1024, False, 1)
 
 
+def test_a_pass_for_a_batch_of_data_is_as_long_as_its_sequences() -> None:
+    """Of three users with 4, 1 and 2 targets a batch of two has 6 at most, of three 7; cut at 3 it has 5."""
+    data = FromData(Path("d"), np.array([5, 2, 3]), np.array([1]))
+    assert [whole_pass(data, batch_size, seq_len) for batch_size, seq_len in ((2, 10), (3, 10), (2, 3))] == [10, 10, 5]
+    assert [data.fullest_batch(batch_size, 10) for batch_size in (1, 2, 3)] == [4, 6, 7]
+
+
 WORKLOADS: list[Workload] = [
     WorstCase(), MeanLength(5.0), MeanLength(200.0), FromData(Path("d"), np.array([2, 2, 3, 900] * 900), np.array([1])),
 ]  # fmt: skip

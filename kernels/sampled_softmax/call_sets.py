@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srsplan.kernels.chunking import Windows, sampled_chunk_sets, set_count
+from srsplan.kernels import chunking
+from srsplan.kernels.chunking import Windows, set_count
 from srsplan.kernels.samplers.sampling import Sampling
 
 
@@ -39,7 +40,7 @@ class CallSets:
 
     def chunk(self, dim: int) -> int:
         """Return the sets of a chunk for hidden size `dim`."""
-        return sampled_chunk_sets(max(1, self.tokens), self.negatives, dim, self.windows.tokens_per_set)
+        return chunking.sampled_chunk_sets(max(1, self.tokens), self.negatives, dim, self.windows.tokens_per_set)
 
     def members(self, sets: range, device: torch.device) -> Tensor:
         """Return the tokens of some sets as the call numbers them, int64 [S, g]; outside of [0, M) is a hole."""

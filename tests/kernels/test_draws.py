@@ -127,7 +127,7 @@ def test_a_set_draws_the_same_in_every_company(source: str) -> None:
 @pytest.mark.parametrize("tokens_per_set", [1, 4])
 def test_losses_do_not_depend_on_the_chunk(tokens_per_set: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    hidden, table, targets = torch.randn(37, 8), torch.randn(60, 8), torch.randint(60, (37,))
+    hidden, table, targets = torch.randn(37, 8), torch.randn(600, 8), torch.randint(600, (37,))
     sampling = Sampling(tokens_per_set=tokens_per_set, seed=1, step=2, blocks=tokens_per_set != 1)
     found = []
     for chunk in (1, 3, 100):

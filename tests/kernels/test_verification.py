@@ -95,7 +95,7 @@ def test_the_cases_reach_what_they_are_named_after(subject: Subject, sizes: Any)
     peaked = next(each for each in cases if each.logits == "peaked")
     if sizes is INTERPRETED_SIZES:
         inputs = inputs_of(peaked, subject, CPU)
-        spans = full.full_softmax(inputs.hidden, inputs.table, inputs.targets, -100, -24.0, True)[2]
+        spans = full.full_softmax(inputs.hidden, inputs.table, inputs.targets, -100, -24.0, True, True)[2]
         assert spans.sum() < SPARSE_SHARE * spans.numel()
 
 

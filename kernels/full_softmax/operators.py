@@ -183,6 +183,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     hidden, item_table, targets, ctx.ignore_index, *_ = inputs
     ctx.save_for_backward(hidden, item_table, targets, *output)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros as large as they are
 
 
 def _backward(ctx: Any, grad_losses: Tensor, *_: Tensor) -> tuple[Any, ...]:

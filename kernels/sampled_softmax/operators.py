@@ -236,6 +236,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     hidden, item_table, targets, ctx.sampler, source, ctx.numbers, seed, step, *ctx.switches = inputs
     ctx.save_for_backward(hidden, item_table, targets, seed, step, *source, *output)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros as large as they are
 
 
 def _backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Any, ...]:

@@ -374,3 +374,14 @@ def test_a_copy_of_the_table_pays_from_more_than_three_reads_of_a_row() -> None:
     """Six bytes an entry to make it, two saved by every read."""
     assert not chunking.table_copy_pays(32 * 60, 32, 50, 1000)
     assert chunking.table_copy_pays(32 * 61, 32, 50, 1000)
+
+
+@pytest.mark.parametrize("name", ["cce", "cce-"])
+def test_of_hiddens_size_are_its_direction_and_its_gradient(name: str) -> None:
+    """Autograd makes zeros for outputs that have no gradient, unless it is told not to."""
+    with Ledger(warm_process=True) as ledger:
+        hidden = torch.empty(40_000, 64, dtype=torch.float16, device="meta", requires_grad=True)
+        table = torch.empty(300, 64, device="meta", requires_grad=True)
+        LOSSES[name](hidden, table, torch.zeros(40_000, dtype=torch.long, device="meta")).backward()
+    sizes = [each.requested_bytes for each in ledger.trace.allocations]
+    assert sizes.count(2 * 64 * 40_000) == 3

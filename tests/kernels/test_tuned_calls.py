@@ -33,9 +33,10 @@ def sampled(
 ) -> None:  # fmt: skip
     """Forward and backward of the sampled softmax: its table pays to be copied."""
     hidden, table, targets, _ = inputs((40, 30, 32, 40, 16), dtype, table_dtype or dtype)
+    sampling = Sampling(tokens_per_set=set_tokens, log_q=log_q, blocks=blocks)
     gradients(
-        cce_neg_triton, hidden, table, targets, 40, sampling=Sampling(tokens_per_set=set_tokens, log_q=log_q, blocks=blocks),
-        distribution=distribution(np.ones(30)) if weighted else None, **options,
+        cce_neg_triton, hidden, table, targets, 40, sampling=sampling, distribution=distribution(np.ones(30)) if weighted else None,
+        **options,
     )  # fmt: skip
 
 
@@ -67,7 +68,8 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
 @pytest.mark.parametrize(
     ("changed", "shared"),
     [
-        ({"set_tokens": 1}, 0), ({"log_q": False}, 0), ({"blocks": True}, 0), ({"weighted": True}, 0), ({"dtype": torch.float32}, 0),
+        ({"set_tokens": 1}, 0), ({"log_q": False}, 0), ({"blocks": True}, 0), ({"weighted": True}, 0),
+        ({"dtype": torch.float32}, 0),
         ({"table_dtype": torch.float32, "copy_table": False}, 0), ({"deterministic": True}, 1),
         ({"table_dtype": torch.float32}, 2), ({"set_tokens": 13}, 2),
     ],

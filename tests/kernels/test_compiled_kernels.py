@@ -68,13 +68,14 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 COMPILED = {
     80: ("sampled_backward:256", "sampled_forward:1024", "softmax_forward:128", "softmax_backward_table:1024"),
-    86: ("sampled_forward:512", "sampled_backward:1024", "sampled_forward:1024:fp32 table"),
+    86: ("sampled_forward:512", "sampled_backward:1024", "sampled_forward:1024:fp32 table", "blocks_forward:1024:fp32 table"),
     90: (
         "sampled_forward:256", "sampled_backward:256", "sampled_forward:256:weighted", "sampled_backward:256:weighted",
         "sampled_backward:256:repeatable", "sampled_forward:256:single tokens", "sampled_forward:128:fp32",
         "sampled_backward:256:in-batch", "softmax_forward:256", "softmax_forward_loss:256",
         "softmax_forward:256:split", "softmax_backward_table:256", "softmax_backward_table:256:sparse",
-        "softmax_backward_table:256:bf16",
+        "softmax_backward_table:256:bf16", "blocks_forward:256", "blocks_forward:256:single tokens",
+        "blocks_backward:256", "blocks_backward:256:single tokens",
     ),
     100: ("sampled_backward:256", "softmax_forward:512"),
 }  # fmt: skip
@@ -88,8 +89,9 @@ def test_launches_fit_the_card(capability: int) -> None:
     assert len(found) == len(COMPILED[capability])
     for row in found:
         assert within(row), row
-        if row["kernel"].startswith("sampled") and row["D"] == 256:
+        if row["kernel"].startswith(("sampled", "blocks")) and row["D"] == 256:
             assert row["copies_in_flight"] > 0, row
+        assert (row["atomics"] > 0) == (row["kernel"] == "sampled_backward"), row
 
 
 def test_sizes_of_one_are_constants_of_the_compiler() -> None:

@@ -180,7 +180,7 @@ def cases(capabilities: list[int], kernels: list[str], dims: list[int], launches
     found = []
     for capability in capabilities or SHARED_MEMORY_BYTES:
         for each in (*KERNELS, *SMALL):
-            for form, dim in each.cases():
+            for form, dim in each.cases(capability):
                 if (not kernels or each.name in kernels) and (not dims or dim in dims):
                     wanted = launches or [launch_for(each.launches(capability, form), dim)]
                     found += [

@@ -44,8 +44,8 @@ NUMBERS = {
 """Arguments of a launch that are int32 where they are small, and constants of the compiler where they are 1."""
 COMPUTE = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}
 DIMS = (64, 128, 256, 512, 1024)
-VARIANTS_DIM = 256
-"""The hidden size that every form is compiled for."""
+VARIANTS_DIM, FORM_CAPABILITIES = 256, (80, 90)
+"""The hidden size, and the capabilities, that every form is compiled for."""
 STATE_ROWS, SMALL_LAUNCH = 128, Launch(8, 64, 4, 3)
 """Tokens of a program of `softmax_state`; and the launch of kernels for which it is no choice."""
 
@@ -146,10 +146,10 @@ class Entry:
         }  # fmt: skip
         return {**known, **self.constants, **(dict.fromkeys(NUMBERS, 1) if form.ones else {})}
 
-    def cases(self) -> list[tuple[Form, int]]:
-        """Every form with every hidden size that it is compiled for."""
+    def cases(self, capability: int) -> list[tuple[Form, int]]:
+        """Every form with every hidden size that it is compiled for on a capability."""
         sized = [(form, dim) for form in (USUAL, *self.sized) for dim in self.dims if not (form.fp32 and dim > 256)]
-        return [*sized, *((form, VARIANTS_DIM) for form in self.forms)]
+        return [*sized, *((form, VARIANTS_DIM) for form in self.forms if capability in FORM_CAPABILITIES)]
 
 
 def _sampled(name: str) -> Callable[[int, Form], Table]:

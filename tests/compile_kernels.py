@@ -15,7 +15,7 @@ from paths import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
 from compiled_kernels import Case, row_of
-from kernel_registry import Form, entry
+from kernel_registry import FORM_CAPABILITIES, Form, entry
 
 from srsplan.kernels.launches.table import launch_for
 
@@ -24,7 +24,7 @@ def case(capability: int, text: str) -> Case:
     """The case that is written KERNEL:D or KERNEL:D:FORM; "ones" is the form whose sizes are all 1."""
     kernel, dim, name = (*text.split(":"), "")[:3]
     found = entry(kernel)
-    forms = {form.name: form for form, _ in found.cases()} | {"ones": Form("ones", ones=True)}
+    forms = {form.name: form for form, _ in found.cases(FORM_CAPABILITIES[0])} | {"ones": Form("ones", ones=True)}
     launch = launch_for(found.launches(capability, forms[name]), int(dim))
     return Case(kernel=kernel, capability=capability, dim=int(dim), form=forms[name], launch=launch)
 

@@ -68,7 +68,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 COMPILED = {
     80: ("sampled_backward:256", "sampled_forward:1024", "softmax_forward:128", "softmax_backward_table:1024"),
-    86: ("sampled_forward:512", "sampled_backward:1024", "sampled_forward:1024:fp32 table", "blocks_forward:1024:fp32 table"),
+    86: (
+        "sampled_forward:512", "sampled_backward:1024", "sampled_forward:1024:fp32 table",
+        "blocks_forward:1024:fp32 table",
+    ),
     90: (
         "sampled_forward:256", "sampled_backward:256", "sampled_forward:256:weighted", "sampled_backward:256:weighted",
         "sampled_backward:256:repeatable", "sampled_forward:256:single tokens", "sampled_forward:128:fp32",

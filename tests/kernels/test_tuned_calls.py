@@ -35,8 +35,8 @@ def sampled(
     hidden, table, targets, _ = inputs((40, 30, 32, 40, 16), dtype, table_dtype or dtype)
     sampling = Sampling(tokens_per_set=set_tokens, log_q=log_q, blocks=blocks)
     gradients(
-        cce_neg_triton, hidden, table, targets, 40, sampling=sampling, distribution=distribution(np.ones(30)) if weighted else None,
-        **options,
+        cce_neg_triton, hidden, table, targets, 40, sampling=sampling,
+        distribution=distribution(np.ones(30)) if weighted else None, **options,
     )  # fmt: skip
 
 

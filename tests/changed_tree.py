@@ -145,6 +145,7 @@ def _run_tests(tree: Path, case: Case[T]) -> NoReturn:
         import torch
 
         torch.set_num_threads(1)  # tests are small: threads would only wait for each other
+        code = FAILED  # from here on what ends pytest early has been noticed
         code = int(pytest.main([*PYTEST, *(["-x"] if case.stop_at_first else []), *case.tests]))
         sys.stdout.flush()
     except Exception:
@@ -176,6 +177,7 @@ def _stop(running: _Running[T], *, reaped: bool = False) -> None:
     """End a child with everything it started, and remove its tree."""
     with suppress(ProcessLookupError):
         os.killpg(running.pid, signal.SIGKILL)
-    if not reaped:
-        os.waitpid(running.pid, 0)
+    with suppress(ChildProcessError):  # reaped before
+        if not reaped:
+            os.waitpid(running.pid, 0)
     shutil.rmtree(running.folder, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Launch configurations as data, chosen by the padded hidden size. Speed is unmeasured. Imports no torch.
 
 examples/compiled_kernels.py compiles every entry for every family of cards; its tables are kept beside it, and
-test_compiled_kernels.py wants every entry in them, within shared memory and registers. Of what fits, those of the sampled
-softmax are chosen by what the compiler says of them:
+test_compiled_kernels.py wants every entry in them, within shared memory and registers. Of what fits, those of the
+sampled softmax are chosen by what the compiler says of them:
 
 - asynchronous copies are in flight beside the products: three stages, and five where items are looked up first;
 - the warps that a multiprocessor holds are eight or more;

@@ -44,7 +44,7 @@ def compiled(capability: int, *cases: str) -> list[dict[str, Any]]:
 
 
 def within(row: dict[str, Any]) -> bool:
-    """Whether a launch has room on its card, and spills no more than costs nothing: eight registers, or outside its loop.
+    """Whether a launch has room on its card, and spills outside its loop, or no more than eight registers.
 
     Rows that were compiled here and now do not say where they spill.
     """

@@ -317,22 +317,28 @@ def test_the_floor_by_hand() -> None:
 
 
 def test_the_ledger_knows_what_operators_allocate_inside() -> None:
-    """Of the table's size V D: gradient 4 bytes, copy 2, and 8 more for repeatable sums; M D: the hidden's gradient."""
+    """Of the table's size V D: gradient 4 bytes, copy 2, and 8 more for repeatable sums; M D: the hidden's gradient.
+
+    With blocks the copy is gone when the gradient is made, and hidden's has a direction beside it.
+    """
     shape = Shape(name="", tokens=4096, catalog=50_000, negatives=2048)
     table, hidden = shape.catalog * shape.dim, 2 * shape.tokens * shape.dim
-    expected = {"Triton cce-": 6, "Triton cce- repeatable": 14, "Triton cce- no copy of the table": 4}
+    expected = {
+        "Triton cce-": (4, 2), "Triton cce- no copy of the table": (4, 2), "Triton cce- independent": (6, 1),
+        "Triton cce- independent repeatable": (14, 1),
+    }  # fmt: skip
     found = {each.name: each for each in contestants(META) if each.tokens_per_set == 32}
-    for name, bytes_each in expected.items():
+    for name, (bytes_each, hiddens) in expected.items():
         size = ledger_bytes(found[name], shape, torch.float16)
-        assert size == pytest.approx(bytes_each * table + hidden, rel=0.01), name
+        assert size == pytest.approx(bytes_each * table + hiddens * hidden, rel=0.01), name
 
 
-def test_megamarket_needs_less_than_two_and_a_half_gib() -> None:
-    """The published kernel needs 25."""
-    entrant = next(each for each in contestants(META) if each.name.endswith("no copy of the table"))
+def test_megamarket_needs_little_more_than_three_gib() -> None:
+    """The published kernel needs 25; 2.4 of these are both gradients."""
+    entrant = next(each for each in contestants(META) if each.label == "Triton cce- 32 a set")
     size = ledger_bytes(entrant, SHAPES["megamarket"], torch.float16)
     assert size is not None
-    assert size <= 2.5 * GIB
+    assert size <= 3.2 * GIB
 
 
 def test_scaling_keeps_a_shape_possible() -> None:

@@ -41,8 +41,9 @@ def test_contestants_are_chosen_by_a_whole_name_or_by_words() -> None:
     assert labels(["TRITON cce"]) == ["Triton cce"]
     assert labels(["cce"]) == ["chunked cce", "Triton cce", "Triton cce at 3e-5"]
     assert labels(["cce- 32", "eager ce"]) == [
-        "eager ce", "chunked cce- 32 a set", "Triton cce- 32 a set", "Triton cce- repeatable 32 a set",
-        "Triton cce- no copy of the table 32 a set",
+        "eager ce", "chunked cce- 32 a set", "Triton cce- 32 a set",
+        "Triton cce- no copy of the table 32 a set", "Triton cce- independent 32 a set",
+        "Triton cce- independent repeatable 32 a set",
     ]  # fmt: skip
     assert labels([]) == [each.label for each in contestants(CPU)]
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from srsplan.kernels.full_softmax import api as full_softmax
 from srsplan.kernels.launches import call as launching
 from srsplan.kernels.launches.autotune import candidates, launch_on
-from srsplan.kernels.launches.table import SAMPLED_FORWARD, Launch, launch_for
+from srsplan.kernels.launches.table import ASSUMED_CAPABILITY, Launch, launch_for, sampled_table
 from srsplan.kernels.losses import CE, CE_NEG
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
+from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.profiler.bench import sweep
 from srsplan.profiler.bench.bout import Bout, run_all
 from srsplan.profiler.bench.contestants import Contestant
@@ -34,6 +35,7 @@ from srsplan.profiler.bench.sweep import LaunchTime, Started, launch_times, note
 CPU = torch.device("cpu")
 TINY = Shape(name="tiny", tokens=20, catalog=70, negatives=5, dim=16)
 FOUND = Measurement(shape=TINY, logits=Logits(), contestant="Triton cce-", loss=CE_NEG, tokens_per_set=32, status="ok")
+DEFAULTS = sampled_table("sampled_forward", ASSUMED_CAPABILITY, 32, fp32=True)
 LAUNCHES = tuple(Launch(32, items, warps, 2) for items, warps in ((32, 4), (16, 4), (64, 4), (64, 8)))
 
 
@@ -46,7 +48,10 @@ def full(inputs: Inputs, _: Shape) -> Tensor:
 
 
 def sampled(inputs: Inputs, shape: Shape) -> Tensor:
-    return sampled_softmax.cce_neg_triton(inputs.hidden, inputs.table, inputs.targets, shape.negatives)
+    independent = Sampling(blocks=False)
+    return sampled_softmax.cce_neg_triton(
+        inputs.hidden, inputs.table, inputs.targets, shape.negatives, sampling=independent
+    )
 
 
 def started(run: Callable[[Inputs, Shape], Tensor]) -> tuple[list[Started], Inputs]:
@@ -61,7 +66,7 @@ def test_every_kernel_of_a_contestant_is_noted_with_its_candidates() -> None:
     assert [each.kernel for each in kernels] == ["softmax_forward", "softmax_backward_table"]
     kernels, _ = started(sampled)
     assert [each.kernel for each in kernels] == ["sampled_forward", "sampled_backward"]
-    default = launch_for(SAMPLED_FORWARD, TINY.dim)
+    default = launch_for(DEFAULTS, TINY.dim)
     assert kernels[0].launches == tuple(candidates(default, (16, 32, 64)))
     assert kernels[0].launches[0] == default
     assert vars(launching)["launch_on"] is launch_on  # as it was before
@@ -172,5 +177,5 @@ def test_launches_follow_their_contestant_in_the_file_and_in_json(
     document = document_of(found)
     assert (document["results"], document["kernels"]) == ([], [])
     first = document["launches"][0]
-    assert first | asdict(launch_for(SAMPLED_FORWARD, TINY.dim)) == first
+    assert first | asdict(launch_for(DEFAULTS, TINY.dim)) == first
     assert (first["contestant"], first["kernel"], first["of_table"]) == ("Triton cce-", "sampled_forward", True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton_interpreter  # noqa: F401 - first, so that triton interprets
 
 # isort: split
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from srsplan.kernels.sampled_softmax.api import cce_neg, cce_neg_triton
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.sampled_softmax.operators import Numbers
 from srsplan.kernels.samplers.blocks import BlockDraw, block_draw
+from srsplan.models.config import Configuration
+from srsplan.profiler.memory.expressions import step_row
 
 CPU = torch.device("cpu")
 IGNORED = -100
@@ -311,3 +314,10 @@ def test_nothing_to_learn_from() -> None:
         assert hidden.grad is not None
         assert table.grad is not None
         assert (float(loss.detach()), float(hidden.grad.abs().sum()), float(table.grad.abs().sum())) == (0.0, 0.0, 0.0)
+
+
+def test_memory_is_planned_for_the_negatives_that_are_drawn() -> None:
+    """Of 100 items whole blocks hold 96, whatever is asked for; drawn by weights it is what is asked for."""
+    asked = Configuration(loss="cce-", catalog=100, batch_size=8, seq_len=10, negatives=99, tokens_per_set=4)
+    assert drawn(100, 96).items(0, 1, CPU).shape[1] == step_row(asked)["n"] == 96
+    assert step_row(replace(asked, sampler="popularity"))["n"] == 99

@@ -107,6 +107,12 @@ def test_sizes_of_one_are_constants_of_the_compiler() -> None:
     assert len(compiled(80, *(f"{name}:64:ones" for name in names))) == len(names) >= 9
 
 
+def test_the_committed_tables_are_of_two_compilers_for_every_family_of_cards() -> None:
+    assert len(TABLES) >= 2
+    for path in TABLES:
+        assert {int(row["capability"]) for row in rows(path)} == {80, 86, 89, 90, 100}, path.name
+
+
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_the_committed_tables_hold_every_launch_within_its_card(path: Path) -> None:
     """After a change of a launch or a kernel: python examples/compiled_kernels.py, with every Triton of TABLES.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 from srsplan.kernels.launches.sizes import refused_size
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Loss, Sampler
 from srsplan.models.errors import InputError
+from srsplan.models.kinds import DEFAULT_MODEL, MASK_SHARE, MODEL_KINDS, ModelKind, most_masked
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -72,6 +73,15 @@ def find_loss(name: str) -> Loss:
     raise InputError(f"unknown loss {_shown(name)}", f"{hint}losses are {', '.join(LOSSES)}")
 
 
+def find_model(name: str) -> ModelKind:
+    """Find the model of that name; InputError with the nearest name otherwise."""
+    if isinstance(name, str) and name in MODEL_KINDS:
+        return MODEL_KINDS[name]
+    near = get_close_matches(str(name)[:80].lower(), MODEL_KINDS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"unknown model {_shown(name)}", f"{hint}models are {', '.join(MODEL_KINDS)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A model's sizes."""
@@ -124,6 +134,11 @@ class Configuration:
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"
     """Source of the negatives: all items alike, items by popularity, or the targets of the same batch."""
+    model: str = DEFAULT_MODEL
+    """The name of a model, a key of MODEL_KINDS."""
+    mask_share: float | None = None
+    """Share of a sequence's items that a masked model learns to fill in, `MASK_SHARE` where nobody says; None for the
+    other models."""
     architecture: Architecture = Architecture()
     """The model's sizes."""
     precision: Precision = "fp16"
@@ -140,6 +155,7 @@ class Configuration:
 
     def __post_init__(self) -> None:
         loss = find_loss(self.loss)
+        self._check_model()
         require_positive(catalog=self.catalog, batch_size=self.batch_size, seq_len=self.seq_len)
         self._check_passes()
         if not isinstance(self.recompute, bool):
@@ -152,6 +168,23 @@ class Configuration:
         self._check_kernel(loss)
         self._check_sampler(loss)
         self._check_negatives(loss)
+
+    def _check_model(self) -> None:
+        kind = find_model(self.model)
+        if not kind.masked:
+            if self.mask_share is not None:
+                raise InputError(
+                    f"{self.model!r} masks nothing: mask_share {_shown(self.mask_share)} means nothing",
+                    "leave it out, or use bert4rec",
+                )
+            return
+        if self.mask_share is None:
+            object.__setattr__(self, "mask_share", MASK_SHARE)
+        share = self.mask_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise InputError(f"mask_share {_shown(share)} is not above 0 and at most 1", f"{MASK_SHARE} is usual")
+        if self.seq_len == 1:
+            raise InputError("seq_len 1 has no room for a mask behind an item", "give seq_len 2 or more")
 
     def _check_kernel(self, loss: Loss) -> None:
         if self.kernel not in get_args(Kernel):
@@ -225,6 +258,27 @@ class Configuration:
     def tokens(self) -> int:
         """M: tokens that no pass exceeds."""
         return min(self.pass_tokens or self.batch_tokens, self.sequences * self.seq_len)
+
+    @property
+    def kind(self) -> ModelKind:
+        """The model's entry in the registry."""
+        return MODEL_KINDS[self.model]
+
+    def targets_of(self, tokens: int, sequences: int) -> int:
+        """Return the targets that no pass of so many tokens and sequences exceeds."""
+        if self.mask_share is None:
+            return tokens
+        return most_masked(tokens, sequences, self.seq_len, self.mask_share)
+
+    @property
+    def targets(self) -> int:
+        """T: targets that no pass exceeds. Every token has one, or the masked ones have."""
+        return self.targets_of(self.tokens, self.sequences)
+
+    @property
+    def batch_targets(self) -> int:
+        """Targets that no batch exceeds."""
+        return self.targets_of(self.batch_tokens, self.batch_size)
 
     @property
     def several_passes(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from srsplan.models.config import Configuration, require_positive
+from srsplan.models.data.masking import Masking
 from srsplan.models.data.splits import Holdout, Sequences
 from srsplan.models.errors import InputError
 from srsplan.models.registry import build_model
@@ -65,6 +66,7 @@ class TrainedRun:
             users, len(self.item_ids), device,
             Ranking(
                 users=USERS_AT_ONCE, tokens=TOKENS_AT_ONCE, seq_len=self.configuration.seq_len,
+                masking=Masking.of(self.configuration),
                 filter_seen=not keep_seen,
             ),
         )  # fmt: skip

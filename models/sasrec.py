@@ -40,36 +40,18 @@ Evaluation (4.3)
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from srsplan.kernels.attention import Packing, packed_attention
+from srsplan.kernels.attention import Packing
 from srsplan.kernels.lookup import tied_lookup
 from srsplan.models.config import Architecture
-from srsplan.models.sequence_model import PackedItems, SequenceModel
+from srsplan.models.self_attention import SelfAttention
+from srsplan.models.sequence_model import PackedItems, SequenceModel, initialise_normal
 
 INITIAL_STD = 0.02
-
-
-class SelfAttention(nn.Module):
-    """Causal multi-head attention (section 3.2), the only part that knows where a sequence ends."""
-
-    def __init__(self, sizes: Architecture) -> None:
-        super().__init__()
-        self.heads, self.dropout = sizes.heads, sizes.dropout
-        self.project_in = nn.Linear(sizes.dim, 3 * sizes.dim)
-        self.project_out = nn.Linear(sizes.dim, sizes.dim)
-
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """Map hidden states [M, D] to [M, D]."""
-        tokens, dim = x.shape
-        joined = self.project_in(x).view(tokens, 3, self.heads, dim // self.heads)
-        mixed = packed_attention(joined, packing, self.dropout if self.training else 0.0)
-        return cast(Tensor, self.project_out(mixed.reshape(tokens, dim)))
 
 
 class FeedForward(nn.Module):
@@ -109,7 +91,7 @@ class SASRec(SequenceModel):
         self.position_embedding = nn.Embedding(seq_len, sizes.dim)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.blocks))
         self.norm = nn.LayerNorm(sizes.dim)
-        self.apply(_initialise)
+        self.apply(lambda module: initialise_normal(module, INITIAL_STD))
 
     @property
     def item_table(self) -> Tensor:
@@ -117,23 +99,9 @@ class SASRec(SequenceModel):
         return self.item_embedding.weight
 
     def forward(self, sequences: PackedItems) -> Tensor:
-        """Turn packed items [M] into hidden states [M, D]."""
+        """Turn packed items [M] into the hidden states [T, D] that are wanted."""
         looked_up = tied_lookup(self.item_table, sequences.items) * math.sqrt(self.sizes.dim)
         x = F.dropout(looked_up + self.position_embedding(sequences.positions), self.sizes.dropout, self.training)
         for block in self.blocks:
-            x = self._run(block, x, sequences.packing)
-        return cast(Tensor, self.norm(x))
-
-    def _run(self, block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
-        if self.recompute is None or not self.training:
-            return cast(Tensor, block(x, packing))
-        again = self.recompute
-        kept = checkpoint(block, x, packing, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
-        return cast(Tensor, kept)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.trunc_normal_(module.weight, std=INITIAL_STD, a=-2 * INITIAL_STD, b=2 * INITIAL_STD)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
+            x = self.run_block(block, x, sequences.packing)
+        return cast(Tensor, self.norm(sequences.choose(x)))

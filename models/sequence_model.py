@@ -1,18 +1,20 @@
-"""The seam between models and everything that trains, ranks or simulates them.
+"""The seam between models and everything that trains, ranks or simulates them: packed items in, hidden states out.
 
 A batch is tokens: the items of B sequences one after another, without padding, from the first lookup to the loss.
 
-Shape letters: M tokens, B sequences, D hidden size, V items.
+Shape letters: M tokens, B sequences, D hidden size, V items, T tokens whose hidden states are wanted.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from srsplan.kernels.attention import Packing
 
@@ -25,11 +27,17 @@ class PackedItems:
     """The items of packed sequences, on the model's device."""
 
     items: Tensor
-    """int64 [M], 0-based."""
+    """int64 [M], 0-based; V stands for a mask."""
     positions: Tensor
     """int64 [M]: each token's place in its sequence, 0 for the oldest item."""
     packing: Packing
     """The bounds of the sequences, which attention needs."""
+    wanted: Tensor | None = None
+    """int64 [T]: the tokens whose hidden states are wanted, such as those that have a target; None wants all, T = M."""
+
+    def choose(self, hidden: Tensor) -> Tensor:
+        """Return the wanted rows [T, D] of hidden states [M, D]."""
+        return hidden if self.wanted is None else hidden.index_select(0, self.wanted)
 
 
 class SequenceModel(nn.Module, ABC):
@@ -48,4 +56,20 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, sequences: PackedItems) -> Tensor:
-        """Turn packed items [M] into hidden states [M, D]."""
+        """Turn packed items [M] into the hidden states [T, D] that are wanted."""
+
+    def run_block(self, block: nn.Module, x: Tensor, packing: Packing) -> Tensor:
+        """Run a block on hidden states [M, D]; with `recompute` its activations are made once more in backward."""
+        if self.recompute is None or not self.training:
+            return cast(Tensor, block(x, packing))
+        again = self.recompute
+        kept = checkpoint(block, x, packing, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        return cast(Tensor, kept)
+
+
+def initialise_normal(module: nn.Module, std: float) -> None:
+    """Draw the weights of a linear layer or an embedding from a normal cut at two deviations; biases become 0."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

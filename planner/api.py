@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from srsplan.kernels.losses import Kernel, Sampler
-from srsplan.models.config import Architecture, Configuration, Precision, find_loss
+from srsplan.models.config import Architecture, Configuration, Precision, find_loss, find_model
+from srsplan.models.kinds import DEFAULT_MODEL
 from srsplan.models.units import format_gib, parse_bytes
 from srsplan.planner import advice, commands, question, words
 from srsplan.planner import step_time as timing
@@ -48,6 +49,8 @@ def plan(
     data: Location | None = None,
     mean_length: float | None = None,
     users: Size | None = None,
+    model: str = DEFAULT_MODEL,
+    mask_share: float | None = None,
     dim: int = 256,
     blocks: int = 2,
     heads: int = 2,
@@ -75,7 +78,8 @@ def plan(
 
     One of `catalog` (number of items) and `data` (a file of interactions) must be given, and one of `budget` (bytes)
     and `gpu` (a name of `srsplan gpus`). `mean_length` (interactions per user) and `users` say what is known of the
-    data without a file. `dim`, `blocks`, `heads` and `precision` (fp32, fp16, bf16) are the model's; `recompute` keeps
+    data without a file. `model` is a name of models.kinds, `mask_share` the share of items that a masked one learns to fill
+    in. `dim`, `blocks`, `heads` and `precision` (fp32, fp16, bf16) are the model's; `recompute` keeps
     no activations of blocks, None leaves it to the search. `losses` limits the search, and without `every_loss`
     only the preferred one of them has choices; `sampler` (uniform, popularity,
     in-batch) is that of the losses that have it, `kernel` (chunked, triton) the implementation of chunked losses.
@@ -97,7 +101,9 @@ def plan(
     card, limit = question.card_and_budget(gpu, budget, margin)
     if fit.context_bytes is not None:
         limit = replace(limit, context_bytes=fit.context_bytes, context_basis="measured")
-    items, workload, data_notes = question.known_data(file, catalog, mean_length, users)
+    items, workload, data_notes = question.known_data(
+        file, catalog, mean_length, users, masked=find_model(model).masked
+    )
     time = time_limit(epoch_time, total_time, epochs)
     check_users(time, workload.users)
     space = Space(
@@ -107,6 +113,8 @@ def plan(
         precision=cast(Precision, precision),
         workload=workload,
         recompute=recompute,
+        model=model,
+        mask_share=mask_share,
         sampler=cast(Sampler, sampler),
         kernel=cast(Kernel, kernel),
         max_batch_size=max_batch_size,
@@ -166,6 +174,8 @@ def _plan_of(found: Recommendation, asked: Question, notes: dict[str, str]) -> P
         gpu=asked.gpu.name,
         gpu_title=asked.gpu.title,
         gpu_is_given=asked.gpu_is_given,
+        model=space.model,
+        mask_share=found.choices[0].configuration.mask_share,
         dim=space.architecture.dim,
         blocks=space.architecture.blocks,
         heads=space.architecture.heads,
@@ -200,6 +210,8 @@ def estimate(
     negatives: int | None = None,
     tokens_per_set: int | None = None,
     sampler: str = "uniform",
+    model: str = DEFAULT_MODEL,
+    mask_share: float | None = None,
     dim: int = 256,
     blocks: int = 2,
     heads: int = 2,
@@ -231,6 +243,8 @@ def estimate(
         negatives=kind.fixed_negatives if negatives is None else negatives,
         tokens_per_set=kind.default_tokens_per_set if tokens_per_set is None else tokens_per_set,
         sampler=cast(Sampler, sampler),
+        model=model,
+        mask_share=mask_share,
         architecture=Architecture(dim=dim, blocks=blocks, heads=heads),
         precision=cast(Precision, precision),
         pass_tokens=pass_tokens,

@@ -6,6 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from srsplan.models.config import Configuration
+from srsplan.models.kinds import DEFAULT_MODEL
+
 if TYPE_CHECKING:
     from srsplan.planner.plan.document import Plan
 
@@ -23,7 +26,7 @@ def train_without_plan(plan: Plan) -> str:
     configuration = plan.configuration()
     sizes = configuration.architecture
     parts = [
-        "srsplan", "train", *_data(plan), "--loss", configuration.loss,
+        "srsplan", "train", *_data(plan), *_model(configuration), "--loss", configuration.loss,
         "--batch-size", str(configuration.batch_size), "--seq-len", str(configuration.seq_len),
         "--dim", str(sizes.dim), "--blocks", str(sizes.blocks), "--heads", str(sizes.heads),
         "--precision", configuration.precision,
@@ -39,6 +42,13 @@ def train_without_plan(plan: Plan) -> str:
     if configuration.kernel != "chunked":
         parts += ["--kernel", configuration.kernel]
     return shlex.join([*parts, *["--recompute"] * configuration.recompute])
+
+
+def _model(configuration: Configuration) -> list[str]:
+    if configuration.model == DEFAULT_MODEL:
+        return []
+    share = configuration.mask_share
+    return ["--model", configuration.model, *([] if share is None else ["--mask-share", str(share)])]
 
 
 def _data(plan: Plan) -> list[str]:

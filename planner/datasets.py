@@ -9,10 +9,13 @@ from srsplan.models.data.reading import read_split
 from srsplan.planner.workload import FromData
 
 
-def workload_of(options: DataOptions) -> tuple[int, FromData, tuple[str, ...]]:
-    """Return the catalog, the workload of the training part, and what was done to the data, in sentences."""
+def workload_of(options: DataOptions, *, masked: bool = False) -> tuple[int, FromData, tuple[str, ...]]:
+    """Return the catalog, the workload of the training part, and what was done to the data, in sentences.
+
+    A `masked` model is trained on all items of a sequence.
+    """
     found = read_split(options)
     parts = found.split
     histories = np.concatenate([parts.validation.histories.lengths, parts.test.histories.lengths])
-    workload = FromData(options.path, parts.train.lengths, histories)
+    workload = FromData(options.path, parts.train.lengths, histories, masked=masked)
     return parts.catalog, workload, found.notes

@@ -120,13 +120,13 @@ def card_and_budget(gpu: str | None, budget: Size | None, margin: float) -> tupl
 
 
 def known_data(
-    data: DataFile | None, catalog: Size | None, mean_length: float | None, users: Size | None
+    data: DataFile | None, catalog: Size | None, mean_length: float | None, users: Size | None, *, masked: bool = False
 ) -> tuple[int, Workload, tuple[str, ...]]:
     """Return the number of items, the workload, and what was done to the data."""
     if data is not None:
         if users is not None or mean_length is not None:
             raise InputError("--users and --mean-length are known from --data", "leave them out")
-        return workload_of_data(data, catalog)
+        return workload_of_data(data, catalog, masked=masked)
     if catalog is None:
         raise InputError("neither --catalog nor --data is given", "say --catalog 1.6M, or --data interactions.parquet")
     return items_of(catalog), workload_without_data(mean_length, users), ()
@@ -138,7 +138,9 @@ def workload_without_data(mean_length: float | None, users: Size | None) -> Work
     return WorstCase(users=count) if mean_length is None else MeanLength(mean_length, count)
 
 
-def workload_of_data(data: DataFile, catalog: Size | None) -> tuple[int, Workload, tuple[str, ...]]:
+def workload_of_data(
+    data: DataFile, catalog: Size | None, *, masked: bool = False
+) -> tuple[int, Workload, tuple[str, ...]]:
     """Return the catalog, at least as large as `catalog`, the workload, and what was done to the data."""
     from srsplan.models.data.formats import Columns
     from srsplan.models.data.options import DataOptions
@@ -146,7 +148,7 @@ def workload_of_data(data: DataFile, catalog: Size | None) -> tuple[int, Workloa
 
     columns = Columns(user=data.user_column, item=data.item_column, timestamp=data.timestamp_column)
     chosen = DataOptions(path=data.path, columns=columns, strategy=cast("Strategy", data.split))
-    items, workload, notes = workload_of(chosen)
+    items, workload, notes = workload_of(chosen, masked=masked)
     return (items if catalog is None else max(items, items_of(catalog))), workload, notes
 
 

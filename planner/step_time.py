@@ -12,7 +12,7 @@ measurement, and `BASIS` says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from srsplan.kernels import chunking
 from srsplan.kernels.losses import LOSSES
@@ -83,15 +83,20 @@ def mean_pass(configuration: Configuration, mean_tokens: float | None = None) ->
 
 
 def step_cost(
-    configuration: Configuration, mean_tokens: float | None = None, *, feed_forward: int = 1, foreach: bool = False
+    configuration: Configuration,
+    mean_tokens: float | None = None,
+    *,
+    feed_forward: int | None = None,
+    foreach: bool = False,
 ) -> StepCost:
     """Count what a step of the mean batch does, of sequences of `mean_tokens` tokens on average.
 
-    `feed_forward` is the width of the feed-forward layers as a multiple of D, `foreach` says that Adam runs without its
+    `feed_forward` is that of a block in units of 2 D^2, the model's own without it, and `foreach` says that Adam runs without its
     fused kernel: both are for calibrating on other models.
     """
     each = mean_pass(configuration, mean_tokens)
-    body, loss = _body_cost(configuration, each, feed_forward), _loss_cost(configuration, each)
+    network = configuration.kind.feed_forward if feed_forward is None else feed_forward
+    body, loss = _body_cost(configuration, each, network), _loss_cost(configuration, _predicted(configuration, each))
     table = configuration.table_bytes
     # gradient written, zeroed or added to once more; Adam reads 4 tables and writes 3, foreach with temporaries
     updates = table * (2 + (14 if foreach else 7))
@@ -103,6 +108,12 @@ def step_cost(
         moved_bytes=each.count * (body.moved_bytes + loss.moved_bytes) + updates + added,
         launches=each.count * (body.launches + loss.launches),
     )
+
+
+def _predicted(configuration: Configuration, each: MeanPass) -> MeanPass:
+    """Return a pass of which the targets alone are counted: what the loss sees."""
+    share = configuration.mask_share
+    return each if share is None else replace(each, tokens=max(1, round(share * each.tokens)))
 
 
 def _body_cost(configuration: Configuration, each: MeanPass, feed_forward: int) -> StepCost:

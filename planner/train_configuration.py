@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srsplan.kernels.losses import DEFAULT_LOSS
-from srsplan.models.config import LARGEST_CATALOG, Architecture, Configuration, find_loss
+from srsplan.models.config import LARGEST_CATALOG, Architecture, Configuration, find_loss, find_model
 from srsplan.models.errors import InputError
 from srsplan.planner.plan import read_plan
 from srsplan.planner.search import TOKENS_PER_SET
@@ -66,6 +66,8 @@ def changed(planned: Configuration | None, loss: str | None, given: Mapping[str,
     if planned is None:
         return _default(loss or DEFAULT_LOSS, Architecture(**sizes), knobs)
     following = {} if loss is None else _knobs_of(loss, planned)
+    if "model" in knobs and not find_model(knobs["model"]).masked:
+        following["mask_share"] = None
     if "pass_tokens" in knobs:  # the plan's number of sequences is for its own passes
         following["pass_sequences"] = None
     architecture = replace(planned.architecture, **sizes)

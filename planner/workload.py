@@ -177,9 +177,15 @@ class MeanLength:
 class FromData:
     """The training part of real interactions: what `train` will cut batches from."""
 
-    def __init__(self, path: Path, lengths: NDArray[np.int64], histories: NDArray[np.int64]) -> None:
-        """Take the `lengths` of the training sequences and the `histories` of users that are ranked; both in items."""
+    def __init__(
+        self, path: Path, lengths: NDArray[np.int64], histories: NDArray[np.int64], *, masked: bool = False
+    ) -> None:
+        """Take the `lengths` of the training sequences and the `histories` of users that are ranked; both in items.
+
+        A `masked` model sees all items of a sequence, the others all but the last, which is a target only.
+        """
         self.lengths, self.histories = lengths, histories
+        self._followed = np.where(lengths >= 2, lengths + 1, lengths) if masked else lengths
         self.users = len(lengths)
         self._fullest: dict[tuple[int, int], int] = {}
         self._means: dict[int, float] = {}
@@ -193,14 +199,14 @@ class FromData:
         from srsplan.models.data.batches import fullest_batch_tokens
 
         if (batch_size, seq_len) not in self._fullest:
-            fullest = fullest_batch_tokens(self.lengths, batch_size, seq_len).fullest
+            fullest = fullest_batch_tokens(self._followed, batch_size, seq_len).fullest
             self._fullest[batch_size, seq_len] = max(1, fullest)
         return self._fullest[batch_size, seq_len]
 
     def mean_tokens(self, seq_len: int) -> float:
         """Return the mean of the training sequences, cut."""
         if seq_len not in self._means:
-            self._means[seq_len] = _mean_tokens(self.lengths, seq_len)
+            self._means[seq_len] = _mean_tokens(self._followed, seq_len)
         return self._means[seq_len]
 
     def pass_sequences(self, tokens: int, batch_size: int, seq_len: int) -> int:
@@ -213,7 +219,7 @@ class FromData:
 
     def seq_lens(self) -> list[int]:
         """Return powers of two up to the first that holds 95% of the sequences whole."""
-        return _powers_to(float(np.quantile(self.lengths - 1, SEQ_LEN_QUANTILE)))
+        return _powers_to(float(np.quantile(self._followed - 1, SEQ_LEN_QUANTILE)))
 
 
 def _mean_tokens(lengths: NDArray[np.integer], seq_len: int) -> float:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srsplan.models.config import require_positive
 from srsplan.models.data.splits import Sequences
+
+if TYPE_CHECKING:
+    from srsplan.models.data.masking import Masking
 
 NORMAL_SIGMAS = 6.0
 
@@ -40,10 +44,12 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class Batch(Packed):
-    """Sequences of one step: the target of a token is the item that follows it."""
+    """Sequences of one step, and what is to be predicted: the item behind every token, or behind a mask."""
 
     targets: Numbers
-    """Target items [M], 1 to V."""
+    """Target items [T], 1 to V."""
+    places: Numbers | None = None
+    """The tokens [T] that the targets belong to, in their order; None where every token has one, T = M."""
 
     @property
     def longest(self) -> int:
@@ -75,7 +81,11 @@ def passes(batch: Batch, tokens: int, sequences: int) -> Iterator[Batch]:
             raise ValueError(f"a sequence of {int(batch.offsets[first + 1]) - start} does not fit {tokens} tokens")
         end = int(batch.offsets[last])
         bounds = batch.offsets[first : last + 1] - start
-        yield Batch(batch.items[start:end], bounds, batch.targets[start:end])
+        if batch.places is None:
+            yield Batch(batch.items[start:end], bounds, batch.targets[start:end])
+        else:
+            wanted = slice(*np.searchsorted(batch.places, [start, end]))
+            yield Batch(batch.items[start:end], bounds, batch.targets[wanted], batch.places[wanted] - start)
         first = last
 
 
@@ -91,13 +101,16 @@ def last_items(sequences: Sequences, rows: NDArray[np.integer], longest: int) ->
 class TrainBatches:
     """One epoch after another over the last `seq_len` + 1 items of every sequence, shuffled.
 
-    The order depends on the seed and the epoch's number only, so a resumed training sees what it would have seen.
-    Sequences of a single item have no target and are left out.
+    With a `masking` over the last `seq_len`, some of them masked. Order and masks depend on the seed and the epoch's
+    number only, so a resumed training sees what it would have seen. Sequences of a single item are left out.
     """
 
-    def __init__(self, train: Sequences, batch_size: int, seq_len: int, seed: int) -> None:
+    def __init__(
+        self, train: Sequences, batch_size: int, seq_len: int, seed: int, masking: Masking | None = None
+    ) -> None:
         require_positive(batch_size=batch_size, seq_len=seq_len)
         self.train, self.batch_size, self.seq_len, self.seed = train, batch_size, seq_len, seed
+        self._masking = masking
         self._rows = np.flatnonzero(train.lengths >= 2)
 
     def __len__(self) -> int:
@@ -106,9 +119,14 @@ class TrainBatches:
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """Yield the batches of epoch `index`, counted from 0."""
-        rows = np.random.default_rng([self.seed, index]).permutation(self._rows)
+        random = np.random.default_rng([self.seed, index])
+        rows = random.permutation(self._rows)
         for start in range(0, len(rows), self.batch_size):
-            yield self._batch(rows[start : start + self.batch_size])
+            part = rows[start : start + self.batch_size]
+            if self._masking is None:
+                yield self._batch(part)
+            else:
+                yield self._masking.batch(last_items(self.train, part, self.seq_len), random)
 
     def _batch(self, rows: NDArray[np.integer]) -> Batch:
         """Return inputs and targets: of the last items all but the last, and all but the first."""
@@ -119,18 +137,23 @@ class TrainBatches:
         return Batch(found.items[inputs], found.offsets - np.arange(len(found.offsets)), found.items[targets])
 
 
-def history_batches(histories: Sequences, users: int, seq_len: int, tokens: int) -> Iterator[tuple[slice, Packed]]:
+def history_batches(
+    histories: Sequences, users: int, seq_len: int, tokens: int, masking: Masking | None = None
+) -> Iterator[tuple[slice, Packed]]:
     """Yield evaluation batches in order: rows of the holdout, and the last `seq_len` items of their histories.
 
-    A batch has at most so many users and tokens, but one user at least.
+    With a `masking` a mask stands behind them, and is one of the `seq_len`. A batch has at most so many users and
+    tokens, but one user at least.
     """
     require_positive(users=users, seq_len=seq_len)
-    ends, first = np.cumsum(np.minimum(histories.lengths, seq_len)), 0
+    items = seq_len if masking is None else max(1, seq_len - 1)
+    ends, first = np.cumsum(np.minimum(histories.lengths, items) + (masking is not None)), 0
     while first < len(histories):
         before = int(ends[first - 1]) if first else 0
         last = int(np.searchsorted(ends, before + tokens, side="right"))
         rows = slice(first, max(first + 1, min(last, first + users)))
-        yield rows, last_items(histories, np.arange(rows.start, rows.stop), seq_len)
+        found = last_items(histories, np.arange(rows.start, rows.stop), items)
+        yield rows, found if masking is None else masking.behind(found)
         first = rows.stop
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from srsplan.kernels.chunking import ranking_chunk_items
 from srsplan.models.data.batches import history_batches
+from srsplan.models.data.masking import Masking
 from srsplan.models.data.splits import Holdout, Sequences, Split
 from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.inputs import packed_items
@@ -40,6 +41,8 @@ class Ranking:
     """Tokens of an evaluation batch, at most: longer histories are ranked with fewer others."""
     seq_len: int
     """The last items of a history that the model sees."""
+    masking: Masking | None = None
+    """The mask that stands behind a history, and is one of the `seq_len`, where the model ranks from one."""
     filter_seen: bool = True
     """Do not recommend what is in the history. Without this, ranking takes no more memory than with it."""
     ks: Sequence[int] = RANKS
@@ -104,7 +107,9 @@ def rank_holdout(
 ) -> NDArray[np.int64]:
     """Rank the items of every user: int64 [H, K], 1 to V, and 0 where fewer than K may be recommended."""
     parts = []
-    for rows, histories in history_batches(holdout.histories, ranking.users, ranking.seq_len, ranking.tokens):
+    for rows, histories in history_batches(
+        holdout.histories, ranking.users, ranking.seq_len, ranking.tokens, ranking.masking
+    ):
         seen = _seen(holdout.histories, rows, catalog, device) if ranking.filter_seen else None
         parts.append(ranked(packed_items(histories, device), seen).cpu().numpy() + 1)
     return np.concatenate(parts)

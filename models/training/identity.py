@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
 MEMORY_ONLY = ("pass_tokens", "pass_sequences", "recompute", "kernel")
 """Parts of a configuration that decide the memory it takes and its speed, not what is computed."""
 
+DEFAULTS: Identity = {field.name: field.default for field in fields(Configuration) if field.name == "model"}
+"""What a run was that was saved before there was a choice."""
+
 
 def identity(configuration: Configuration, settings: Settings, split: Split) -> Identity:
     """Collect by name everything that must be equal for a resumed run to be the same run."""
@@ -36,6 +40,7 @@ def identity(configuration: Configuration, settings: Settings, split: Split) -> 
 
 def changes(before: Identity, now: Identity, folder: Path) -> tuple[str, ...]:
     """Return the allowed differences from the run that was saved, as sentences; InputError for any other."""
+    before = {**DEFAULTS, **before}
     differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if "data" in differing:
         raise InputError(

@@ -1,6 +1,6 @@
 """Batches of interactions as the tensors that the model takes.
 
-Shape letters: M tokens. Interactions number items from 1, tensors from 0.
+Shape letters: M tokens, T targets. Interactions number items from 1, tensors from 0.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.step import StepInputs
 
 
-def packed_items(sequences: Packed, device: torch.device) -> PackedItems:
-    """Put packed sequences on the device."""
+def packed_items(
+    sequences: Packed, device: torch.device, places: NDArray[np.int64] | None = None
+) -> PackedItems:
+    """Put packed sequences on the device; hidden states are wanted of the tokens `places`, of all without."""
     items, positions = (_on(device, array) for array in (sequences.items - 1, sequences.positions))
-    return PackedItems(items, positions, pack(sequences.offsets, device))
+    wanted = None if places is None else _on(device, places)
+    return PackedItems(items, positions, pack(sequences.offsets, device), wanted)
 
 
 def step_inputs(batch: Batch, device: torch.device) -> StepInputs:
     """Put a pass of a training batch on the device, which is never waited for."""
-    return StepInputs(packed_items(batch, device), targets_of(batch, device))
+    return StepInputs(packed_items(batch, device, batch.places), targets_of(batch, device))
 
 
 def targets_of(batch: Batch, device: torch.device) -> Tensor:
-    """Put the targets of a batch on the device, int64 [M], 0-based."""
+    """Put the targets of a batch on the device, int64 [T], 0-based."""
     return _on(device, batch.targets - 1)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from srsplan.models.data.batches import TrainBatches
+from srsplan.models.data.masking import Masking
 from srsplan.models.data.splits import Holdout, Split
 from srsplan.models.errors import SrsplanError
 from srsplan.models.training import identity, retries
@@ -33,7 +34,9 @@ class Trainer:
         self.changes: tuple[str, ...] = ()
         """Sentences that say which options a resumed run has changed."""
         configuration = step.configuration
-        self._batches = TrainBatches(split.train, configuration.batch_size, configuration.seq_len, settings.seed)
+        self._batches = TrainBatches(
+            split.train, configuration.batch_size, configuration.seq_len, settings.seed, Masking.of(configuration)
+        )
         self._validation = subset(split.validation, settings.validation_users, settings.seed)
         self._identity = identity.identity(configuration, settings, split)
         self._checkpoints, self._log = Checkpoints(folder), EpochsLog(folder)
@@ -63,6 +66,7 @@ class Trainer:
             users=self.progress.evaluation_batch,
             tokens=self.progress.pass_tokens,
             seq_len=self.step.configuration.seq_len,
+            masking=Masking.of(self.step.configuration),
             filter_seen=not self.settings.keep_seen,
         )
         return ranking if ks is None else replace(ranking, ks=ks)

@@ -17,7 +17,7 @@ items than in fp32.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -73,13 +73,12 @@ def rank(
 ) -> Tensor:
     """Return the `best` items of every user, best first: int64 [E, K], 0-based, as `rank_hidden` says.
 
-    The state of a history's last token ranks. The model runs in `autocast` and without gradients; scores are fp32 all
+    The state of a history's last token ranks, which for a masked model is its mask. The model runs in `autocast` and without gradients; scores are fp32 all
     the same. Memory: hidden states [M, D] and their temporaries first, then that of `rank_hidden`.
     """
     with torch.no_grad(), autocast():
-        hidden = model(histories)
         last = (histories.packing.cu_seqlens[1:] - 1).long()
-        hidden = hidden.index_select(0, last)
+        hidden = model(replace(histories, wanted=last))
     return rank_hidden(hidden, model.item_table, seen, best)
 
 

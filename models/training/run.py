@@ -30,7 +30,6 @@ from srsplan.models.data.reading import read_split
 from srsplan.models.data.splits import Split
 from srsplan.models.errors import InputError
 from srsplan.models.files import write_atomically
-from srsplan.models.registry import DEFAULT_MODEL
 from srsplan.models.schema import Document
 from srsplan.models.training.allocator_settings import with_expandable_segments
 from srsplan.models.training.callbacks import Callbacks
@@ -259,7 +258,7 @@ def _write_row(order: Order, document: Mapping[str, Any]) -> None:
     configuration, memory = order.configuration, document["memory"]
     row = {
         "dataset": order.data.path.name.split(".")[0],
-        "model": DEFAULT_MODEL,
+        "model": configuration.model,
         "loss": configuration.loss,
         "batch_size": configuration.batch_size,
         "max_seq_len": configuration.seq_len,

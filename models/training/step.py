@@ -1,6 +1,6 @@
 """One training step: what `train` runs, what a probe measures and what the ledger replays, in one place.
 
-Shape letters: M tokens of a pass, N of its batch, V items, D hidden size.
+Shape letters: M tokens of a pass, T targets of it, N of its batch, V items, D hidden size.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StepSettings:
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
-    """A pass on the device: packed items [M], and the target of each token, int64 [M] 0-based."""
+    """A pass on the device: packed items [M], and the target of each wanted token, int64 [T] 0-based."""
 
     sequences: PackedItems
     targets: Tensor
@@ -138,11 +138,11 @@ class TrainingStep:
     def run_passes(
         self,
         passes: Iterable[StepInputs],
-        tokens: int,
+        targets: int,
         batch_targets: Tensor | None = None,
         phase: Callable[[str], None] = no_phase,
     ) -> Tensor:
-        """Make one optimizer step of a batch of so many tokens N, in passes.
+        """Make one optimizer step of a batch of so many targets N, in passes.
 
         Their gradients accumulate: the step is that of the whole batch, however it is cut. Passes are taken one at a
         time, so that a generator need not hold them all on the device. `batch_targets`, int64 [N], are what the sampler
@@ -154,8 +154,8 @@ class TrainingStep:
         total: Tensor | None = None
         first = 0
         for each in passes:
-            share = len(each.targets) / tokens
-            call = self._loss.at(self.steps_done, first, tokens, backward_scale=self._incoming(share))
+            share = len(each.targets) / targets
+            call = self._loss.at(self.steps_done, first, targets, backward_scale=self._incoming(share))
             loss = self._mean_loss(each, call, drawn_from, phase) * share
             phase("backward")
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()

@@ -29,6 +29,10 @@ Recompute = Annotated[
 SamplerOption = Annotated[
     str, typer.Option("--sampler", help="How ce- and cce- draw negatives: uniform, popularity or in-batch.")
 ]
+ModelOption = Annotated[str, typer.Option("--model", help="sasrec, bert4rec or esasrec.")]
+MaskShare = Annotated[
+    float | None, typer.Option("--mask-share", help="Share of a sequence's items that bert4rec learns to fill in; 0.2.")
+]
 Gpus = Annotated[int, typer.Option("--gpus", help="Say what each of several GPUs would need; on paper.")]
 PassTokens = Annotated[
     int | None,

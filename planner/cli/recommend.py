@@ -34,6 +34,8 @@ def recommend_command(
     data: Annotated[Path | None, DATA_OPTION] = None,
     mean_length: options.MeanLength = None,
     users: Annotated[str | None, typer.Option("--users", help="Number of users, where there is no --data.")] = None,
+    model: options.ModelOption = "sasrec",
+    mask_share: options.MaskShare = None,
     dim: options.Dim = 256,
     blocks: options.Blocks = 2,
     heads: options.Heads = 2,
@@ -66,7 +68,8 @@ def recommend_command(
 
     with data_progress.shown():
         plan = api.plan(
-            catalog=catalog, budget=budget, gpu=gpu, data=data, mean_length=mean_length, users=users, dim=dim,
+            catalog=catalog, budget=budget, gpu=gpu, data=data, mean_length=mean_length, users=users, model=model,
+            mask_share=mask_share, dim=dim,
             blocks=blocks, heads=heads, precision=precision, sampler=sampler, recompute=recompute, kernel=kernel,
             gpus=gpus, losses=loss, every_loss=everything or json, margin=margin, max_batch_size=max_batch_size,
             epoch_time=epoch_time, total_time=total_time, epochs=epochs, user_column=user_column,

@@ -34,6 +34,8 @@ class TrainOptions:
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; else runs/DATA-LOSS.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch in the folder.")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder by a new one.")] = False
+    model: Annotated[str | None, typer.Option("--model", help="sasrec, bert4rec or esasrec; else the plan's.")] = None
+    mask_share: options.MaskShare = None
     loss: Annotated[str | None, typer.Option("--loss", help="Without a plan, or instead of the plan's.")] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Sequences per step.")] = None
     seq_len: Annotated[int | None, typer.Option("--seq-len", help="Last items of a user that are trained on.")] = None

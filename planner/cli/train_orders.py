@@ -16,6 +16,7 @@ from srsplan.models.data.formats import Columns
 from srsplan.models.data.options import DataOptions, Minimums
 from srsplan.models.data.splits import Strategy
 from srsplan.models.errors import InputError, NothingFits
+from srsplan.models.kinds import DEFAULT_MODEL
 from srsplan.models.training.device import find_device
 from srsplan.models.training.folder import RunFolder
 from srsplan.models.training.run import Order, RunData, fitted, use_expandable_segments
@@ -75,7 +76,10 @@ def checked(each: RankedOrder, data: RunData, check: KernelCheck | None = None) 
     order = fitted(each.order, data)
     RunFolder(order.folder).check(order.resume, order.overwrite)
     check_model_fits(order.configuration, each.limits.device_bytes)
-    workload = FromData(order.data.path, data.split.train.lengths, data.split.test.histories.lengths)
+    workload = FromData(
+        order.data.path, data.split.train.lengths, data.split.test.histories.lengths,
+        masked=order.configuration.kind.masked,
+    )
     if each.automatic and check is not None:
         order, told = _with_automatic_kernel(each, order, workload, check)
     else:
@@ -239,7 +243,8 @@ def _folder(options: TrainOptions, configuration: Configuration, rank: int, seve
     stem = Path(os.path.abspath(options.data)).name.split(".")[0]
     if several:
         return (options.output or Path("runs") / stem) / f"rank-{rank}"
-    return options.output or Path("runs") / f"{stem}-{configuration.loss}"
+    model = "" if configuration.model == DEFAULT_MODEL else f"-{configuration.model}"
+    return options.output or Path("runs") / f"{stem}{model}-{configuration.loss}"
 
 
 def _usable_bytes() -> int:

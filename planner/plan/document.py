@@ -9,6 +9,7 @@ from pydantic import Field
 from srsplan.kernels.losses import Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.errors import InputError
+from srsplan.models.kinds import DEFAULT_MODEL
 from srsplan.models.schema import Bytes, Count, Document
 
 VERSION = 2
@@ -30,6 +31,9 @@ class Inputs(Part):
     gpu_title: str = ""
     gpu_is_given: bool = True
     """False where the card was assumed from the budget."""
+    model: str = DEFAULT_MODEL
+    mask_share: float | None = None
+    """Of a masked model: the share of a sequence's items that it learns to fill in."""
     dim: Count = 256
     blocks: Count = 2
     heads: Count = 2
@@ -194,6 +198,8 @@ class Plan(Part):
             pass_tokens=choice.pass_tokens,
             pass_sequences=choice.pass_sequences,
             kernel=choice.kernel,
+            model=self.inputs.model,
+            mask_share=self.inputs.mask_share,
             architecture=self.inputs.architecture(),
             precision=self.inputs.precision,
             recompute=choice.recompute,

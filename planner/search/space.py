@@ -10,6 +10,7 @@ from typing import get_args
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision, require_positive
 from srsplan.models.errors import InputError
+from srsplan.models.kinds import DEFAULT_MODEL
 from srsplan.planner.passes import with_whole_pass
 from srsplan.planner.workload import USERS_PER_BATCH, Workload, WorstCase
 
@@ -40,6 +41,9 @@ class Space:
     """The implementation of chunked losses that memory and times are for."""
     max_batch_size: int | None = None
     """Sequences of the largest batch; None ends where the evidence does."""
+    model: str = DEFAULT_MODEL
+    mask_share: float | None = None
+    """Share of the items that a masked model learns to fill in; None for its usual one, and for other models."""
     sampler: Sampler = "uniform"
     """Sampler of the losses that have it; the others draw their negatives uniformly."""
 
@@ -87,6 +91,8 @@ class Space:
             negatives=negatives,
             tokens_per_set=kind.default_tokens_per_set,
             sampler=self.sampler if self.sampler in kind.samplers else "uniform",
+            model=self.model,
+            mask_share=self.mask_share,
             architecture=self.architecture,
             precision=self.precision,
             kernel=self.kernel if kind.chunked else "chunked",

@@ -4,7 +4,8 @@ The step runs on meta tensors in generic sizes (`generic_sizes`), the bytes of i
 (`symbols`), and the trace becomes a program of allocations (`program`). A chunked loss runs with two, three and four
 chunks: what three have more is the body of the loop.
 
-    python -m srsplan.profiler.memory.derive        writes data/programs.gz beside this file
+    python -m srsplan.profiler.memory.derive                      writes data/MODEL.gz beside this file, every model's
+    python -m srsplan.profiler.memory.derive sasrec --missing     derives the programs that a file does not hold yet
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import chain, pairwise, product
 from multiprocessing import get_context
-from pathlib import Path
 from typing import get_args
 
 from srsplan.kernels.losses import LOSSES, Kernel, Sampler
 from srsplan.models.config import Precision
+from srsplan.models.kinds import DEFAULT_MODEL, MODEL_KINDS
 from srsplan.profiler.memory import expressions
+from srsplan.profiler.memory.files import programs_path, read_programs
 from srsplan.profiler.memory.generic_sizes import Kind, generic_evaluation, generic_step, told_apart
 from srsplan.profiler.memory.program import Code, Program, encode, looped
 from srsplan.profiler.memory.simulate import Simulated, simulate_evaluation, simulate_step
@@ -32,8 +36,8 @@ BLOCKS = (1, 2, 3, 4)
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-Group = tuple[Precision, int, bool]
-"""Precision, blocks, and whether there are many chunks: what one process derives in one go."""
+Group = tuple[str, Precision, int, bool]
+"""Model, precision, blocks, and whether there are many chunks: what one process derives in one go."""
 
 
 class Recorder:
@@ -78,12 +82,14 @@ def derive_step(kind: Kind, many_chunks: bool) -> Program:
     return recorder.program(setup, first, step)
 
 
-def derive_evaluation(precision: Precision, blocks: int, many_chunks: bool) -> Program:
+def derive_evaluation(
+    precision: Precision, blocks: int, many_chunks: bool, model: str = DEFAULT_MODEL
+) -> Program:
     """Return the program of an evaluation batch: `setup` is the model and the optimizer's states."""
     recorder = Recorder()
 
     def parts(chunks: int) -> list[Code]:
-        configuration, batch, sizes = generic_evaluation(precision, blocks, chunks)
+        configuration, batch, sizes = generic_evaluation(precision, blocks, chunks, model)
         simulated = simulate_evaluation(configuration, batch)
         trace = simulated.trace
         setup, body = recorder.parts(simulated, sizes, [0, trace.start_of("batch"), trace.start_of("idle")])
@@ -99,32 +105,45 @@ def _kept(code: Code) -> int:
     return sum(1 if each >= 0 else -1 for each in code)
 
 
-def derive_all(report: Callable[[str], object] = lambda _: None) -> Iterator[str]:
-    """Yield every program as a line: its `expressions.program_key`, a blank, JSON. One process runs on every core."""
-    groups: list[Group] = list(product(PRECISIONS, BLOCKS, (False, True)))
+def derive_all(
+    models: Sequence[str], known: Container[str] = (), report: Callable[[str], object] = lambda _: None
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield the programs of models that are not `known`, a group at a time: the model, and JSON by `program_key`.
+
+    One process runs on every core.
+    """
+    groups: list[Group] = list(product(models, PRECISIONS, BLOCKS, (False, True)))
+    work = partial(_derived, known=known)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for number, (group, lines) in enumerate(zip(groups, pool.map(_lines, groups), strict=True), start=1):
-            report(f"{number} of {len(groups)}: {group[0]}, {group[1]} blocks, {len(lines)} programs")
-            yield from lines
+        for number, (group, found) in enumerate(zip(groups, pool.map(work, groups), strict=True), start=1):
+            model, precision, blocks, _ = group
+            report(f"{number} of {len(groups)}: {model}, {precision}, {blocks} blocks, {len(found)} programs")
+            yield model, found
 
 
-def _lines(group: Group) -> list[str]:
-    return [
-        f"{key} {json.dumps(program.to_document(), separators=(',', ':'))}\n" for key, program in _derivations(*group)
-    ]
+def _derived(group: Group, known: Container[str]) -> dict[str, str]:
+    return {
+        key: json.dumps(derive().to_document(), separators=(",", ":"))
+        for key, derive in _derivations(*group)
+        if key not in known
+    }
 
 
-def _derivations(precision: Precision, blocks: int, many: bool) -> Iterator[tuple[str, Program]]:
-    evaluation = generic_evaluation(precision, blocks, 1)[0]
-    yield expressions.program_key("evaluation", evaluation, many), derive_evaluation(precision, blocks, many)
+def _derivations(
+    model: str, precision: Precision, blocks: int, many: bool
+) -> Iterator[tuple[str, Callable[[], Program]]]:
+    """Yield the keys of a group's programs, and what derives each."""
+    evaluation = generic_evaluation(precision, blocks, 1, model)[0]
+    key = expressions.program_key(expressions.EVALUATION, evaluation, many)
+    yield key, partial(derive_evaluation, precision, blocks, many, model)
     for (loss, sampler, kernel), recompute, passes in product(_forms(precision, many), (False, True), (False, True)):
         kind = Kind(
             loss=loss, precision=precision, blocks=blocks, sampler=sampler, recompute=recompute, passes=passes,
-            kernel=kernel,
+            kernel=kernel, model=model,
         )  # fmt: skip
         with told_apart(kind, many):
             key = expressions.program_key(loss, generic_step(kind)[0], many, passes)
-        yield key, derive_step(kind, many)
+        yield key, partial(derive_step, kind, many)
 
 
 def _forms(precision: Precision, many: bool) -> Iterator[tuple[str, Sampler, Kernel]]:
@@ -137,11 +156,20 @@ def _forms(precision: Precision, many: bool) -> Iterator[tuple[str, Sampler, Ker
         yield from ((loss.name, sampler, kernel) for sampler in loss.samplers)
 
 
-def main() -> None:
-    """Write the shipped file."""
-    target = Path(__file__).resolve().parent / "data" / "programs.gz"
-    text = "".join(derive_all(lambda line: sys.stderr.write(line + "\n")))
-    target.write_bytes(gzip.compress(text.encode(), mtime=0))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the shipped files."""
+    parser = ArgumentParser(prog="python -m srsplan.profiler.memory.derive", description=__doc__.partition("\n")[0])
+    parser.add_argument("models", nargs="*", choices=[[], *MODEL_KINDS], help="without any: all")
+    parser.add_argument("--missing", action="store_true", help="keep the programs that a file holds")
+    asked = parser.parse_args(arguments)
+    models = list(dict.fromkeys(asked.models or MODEL_KINDS))
+    programs = {model: read_programs(model) if asked.missing else {} for model in models}
+    known = frozenset(chain.from_iterable(programs.values()))
+    for model, found in derive_all(models, known, lambda line: sys.stderr.write(line + "\n")):
+        programs[model] |= found
+    for model, lines in programs.items():
+        text = "".join(f"{key} {program}\n" for key, program in sorted(lines.items()))
+        programs_path(model).write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 if __name__ == "__main__":

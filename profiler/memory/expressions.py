@@ -11,10 +11,11 @@ An expression is a string, so that it ships as data and reads as a formula:
     "sort/1:M"                       entry 1 of what a sort of so many takes
     "flash_backward/1"               entry 1 of the attention's scratch
 
-Variables: V catalog, D dim, H heads, M tokens of a pass, B its sequences, J = B + 1, N tokens of the batch, L longest
-sequence, A = L padded to 32, n negatives, K = n + 1, G tokens per set, P = M padded to whole sets, T tokens per chunk
+Variables: V catalog, D dim, H heads, M tokens of a pass, F its targets (M, or the masked ones), B its sequences, J = B
++ 1, N targets of the batch, L longest sequence, A = L padded to 32, n negatives, K = n + 1, G tokens per set, P = F
+padded to whole sets, T tokens per chunk
 of the full softmax and t of the last one, S sets per chunk of the sampled one and s of the last, I rows per block of
-the table's gradient; of the full softmax's Triton kernel Y blocks of rows, W = M padded to whole ones of its backward,
+the table's gradient; of the full softmax's Triton kernel Y blocks of rows, W = F padded to whole ones of its backward,
 Z spans of items, X splits of the catalog; of the sampled softmax's with negatives in blocks W the same, and E programs
 of backward + 1; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they have
 seen, C items per chunk and c of the last.
@@ -37,6 +38,7 @@ from srsplan.kernels.full_softmax.grid import SoftmaxGrid
 from srsplan.kernels.launches.table import ASSUMED_CAPABILITY
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration
+from srsplan.models.kinds import DEFAULT_MODEL
 from srsplan.profiler.memory import workspaces as scratch
 from srsplan.profiler.memory.workspaces import Size
 
@@ -148,7 +150,9 @@ def program_key(loss: str, configuration: Configuration, many_chunks: bool, seve
 
     The configuration says whether there are several passes, where nobody else does.
     """
-    key = f"{loss}/{configuration.precision}/{configuration.architecture.blocks}/{'many' if many_chunks else 'one'}"
+    model = "" if configuration.model == DEFAULT_MODEL else f"{configuration.model}/"
+    chunks = "many" if many_chunks else "one"
+    key = f"{model}{loss}/{configuration.precision}/{configuration.architecture.blocks}/{chunks}"
     if loss == EVALUATION:
         return key
     key += "" if configuration.sampler == "uniform" else f"/{configuration.sampler}"
@@ -175,26 +179,28 @@ def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[
     """Return the variables of a pass of so many tokens and sequences."""
     catalog, dim = configuration.catalog, configuration.architecture.dim
     negatives, group = _negatives(configuration), configuration.tokens_per_set
-    sets = chunking.call_sets(tokens, group)
-    chunk = chunking.softmax_chunk_tokens(tokens, catalog)
-    set_chunk = chunking.sampled_chunk_sets(tokens, max(1, negatives), dim, group)
+    targets = configuration.targets_of(tokens, sequences)
+    sets = chunking.call_sets(targets, group)
+    chunk = chunking.softmax_chunk_tokens(targets, catalog)
+    set_chunk = chunking.sampled_chunk_sets(targets, max(1, negatives), dim, group)
     row = {
         "V": catalog,
         "D": dim,
         "H": configuration.architecture.heads,
         "B": sequences,
         "J": sequences + 1,
-        "N": configuration.batch_tokens,
+        "N": configuration.batch_targets,
         "L": configuration.seq_len,
         "A": attention_rows(configuration.seq_len),
         "M": tokens,
+        "F": targets,
         "n": negatives,
         "K": negatives + 1,
         "G": group,
         "P": sets * group,
         "sets": sets,
         "T": chunk,
-        "t": _last(tokens, chunk),
+        "t": _last(targets, chunk),
         "S": set_chunk,
         "s": _last(sets, set_chunk),
         "I": min(catalog, chunking.ITEM_ROWS),
@@ -216,16 +222,16 @@ def _variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, 
         return {"chunks": 1}
     if configuration.kernel == "triton":
         return _triton_variant(configuration, row)
-    return {"chunks": -(-row["sets"] // row["S"]) if loss.sampled else -(-row["M"] // row["T"])}
+    return {"chunks": -(-row["sets"] // row["S"]) if loss.sampled else -(-row["F"] // row["T"])}
 
 
 def _triton_variant(configuration: Configuration, row: Mapping[str, int]) -> dict[str, int]:
     half = configuration.precision != "fp32"
     if LOSSES[configuration.loss].sampled:
-        blocks = BlockGrid(tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half)
-        pays = half and chunking.table_copy_pays(row["M"], row["G"], row["n"], row["V"])
+        blocks = BlockGrid(tokens=row["F"], catalog=row["V"], dim=row["D"], fp32=not half)
+        pays = half and chunking.table_copy_pays(row["F"], row["G"], row["n"], row["V"])
         return {"chunks": 1 + pays, "W": blocks.padded, "E": blocks.programs + 1}
-    grid = SoftmaxGrid(tokens=row["M"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY)
+    grid = SoftmaxGrid(tokens=row["F"], catalog=row["V"], dim=row["D"], fp32=not half, capability=ASSUMED_CAPABILITY)
     return {"chunks": 1 + (grid.splits > 1), "X": grid.splits, "Y": grid.blocks, "Z": grid.spans, "W": grid.padded}
 
 

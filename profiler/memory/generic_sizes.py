@@ -15,9 +15,16 @@ from srsplan.kernels import chunking
 from srsplan.kernels.full_softmax.grid import SoftmaxGrid
 from srsplan.kernels.losses import CCE, DEFAULT_LOSS, LOSSES, Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.models.kinds import DEFAULT_MODEL, MODEL_KINDS
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.simulate import EvaluationSizes
 from srsplan.profiler.memory.symbols import SMALL_PRIMES, NotFactored, Size, Sizes, largest_prime_factor
+
+GENERIC_MASK_SHARE = 0.8
+"""Close to 1, so that sequences of the usual number hold the tokens."""
+
+CHUNK_ELEMENTS = 1 << 29
+"""The logits of a chunk of the full softmax: 5,300 tokens or so."""
 
 UNLIMITED = 10**9
 """So many tokens, or items, that a chunk is as large as it gets."""
@@ -56,6 +63,7 @@ class Kind:
     sampler: Sampler = "uniform"
     recompute: bool = False
     kernel: Kernel = "chunked"
+    model: str = DEFAULT_MODEL
     passes: bool = False
     """Several passes: two stand for any number, the third leaves everything as the second did."""
 
@@ -69,13 +77,15 @@ def generic_step(kind: Kind, chunks: int = 1) -> tuple[Configuration, Sizes]:
     raise NotFactored(f"no generic sizes for {kind.loss}")
 
 
-def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[Configuration, EvaluationSizes, Sizes]:
+def generic_evaluation(
+    precision: Precision, blocks: int, chunks: int, model: str = DEFAULT_MODEL
+) -> tuple[Configuration, EvaluationSizes, Sizes]:
     """Return a configuration and an evaluation batch of so many chunks of items, and their sizes."""
     for evaluation_batch, rest, pairs in product(EVALUATION_BATCHES, range(10_003, 10_203, 2), range(7001, 7041, 2)):
         catalog = (chunks - 1) * chunking.ranking_chunk_items(evaluation_batch, UNLIMITED) + rest
         configuration = Configuration(
             loss=DEFAULT_LOSS, catalog=catalog, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, pass_tokens=EVALUATION_TOKENS,
-            architecture=_architecture(blocks), precision=precision,
+            architecture=_architecture(blocks), precision=precision, model=model,
         )  # fmt: skip
         row = expressions.evaluation_row(configuration, evaluation_batch, pairs)
         sizes = _named(row, ["V", "D", "H", "M", "L", "A", "U", "J", "Q", *(["C", "c"] if chunks > 1 else [])])
@@ -88,12 +98,19 @@ def generic_evaluation(precision: Precision, blocks: int, chunks: int) -> tuple[
 def told_apart(kind: Kind, many_chunks: bool) -> Iterator[None]:
     """Cut work into numbers of pieces that can be told apart from all sizes, where sizes alone do not do it.
 
-    The full softmax's Triton kernel splits the catalog. Windows of one set let every pass of a batch touch as many sets
+    The full softmax's Triton kernel splits the catalog; chunks of the other form are so long that every pass looks up
+    more than is added without sorting. Windows of one set let every pass of a batch touch as many sets
     as a pass that begins with a window, though it begins in the middle of one.
     """
     several = kind.kernel == "triton" and many_chunks
     splits = patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS) if several else nullcontext()
-    with patch.object(chunking, "SETS_PER_WINDOW", 1), splits:
+    elements = CHUNK_ELEMENTS if LOSSES[kind.loss] is CCE and kind.kernel == "chunked" else chunking.CHUNK_ELEMENTS
+    with (
+        patch.object(chunking, "SETS_PER_WINDOW", 1),
+        patch.object(chunking, "CHUNK_ELEMENTS", elements),
+        patch.object(chunking, "LARGEST_TOKEN_CHUNK", UNLIMITED),
+        splits,
+    ):
         yield
 
 
@@ -105,21 +122,32 @@ def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
     extras, catalogs = range(0, 40 * group, group // 5 + 1), range(101_377 if triton else 100_003, 104_000, 2)
     sequences_of = LONG_PASS_SEQUENCES if triton and loss.sampled and chunks > 1 else PASS_SEQUENCES
     for catalog, extra, sequences in product(catalogs, extras, sequences_of):
-        tokens = _tokens(kind, catalog, negatives, group, chunks) + extra
-        tokens += (100 * extra + tokens + 1) % 2 + 100 * extra if triton else 0
-        if not 0 < tokens % group <= group // 2 and group > 1:
+        targets = _targets(kind, catalog, negatives, group, chunks) + extra
+        targets += (100 * extra + targets + 1) % 2 + 100 * extra if triton else 0
+        if not 0 < targets % group <= group // 2 and group > 1:
             continue  # the second pass would touch one set more than the first
-        yield Configuration(
+        masked = MODEL_KINDS[kind.model].masked
+        tokens = _tokens_with(targets, sequences) | triton if masked else targets
+        if tokens < SEQ_LEN and masked:
+            continue
+        found = Configuration(
             loss=kind.loss, catalog=catalog, batch_size=BATCH_SIZE, seq_len=TRITON_SEQ_LEN if triton else SEQ_LEN,
             negatives=negatives, tokens_per_set=group, sampler=kind.sampler, kernel=kind.kernel,
             architecture=_architecture(kind.blocks, TRITON_HEADS[kind.precision] if triton else None),
-            precision=kind.precision,
+            precision=kind.precision, model=kind.model, mask_share=GENERIC_MASK_SHARE if masked else None,
             pass_tokens=tokens, pass_sequences=sequences, recompute=kind.recompute,
         )  # fmt: skip
+        if found.targets == targets:
+            yield found
 
 
-def _tokens(kind: Kind, catalog: int, negatives: int | None, group: int, chunks: int) -> int:
-    """Return the fewest tokens of candidates; a table's copy pays from COPY_READS x `catalog` drawn rows on."""
+def _tokens_with(targets: int, sequences: int) -> int:
+    """Return tokens of which, in so many sequences, at most so many are masked."""
+    return int((targets - sequences * max(0.5, 1 - GENERIC_MASK_SHARE)) / GENERIC_MASK_SHARE) + 1
+
+
+def _targets(kind: Kind, catalog: int, negatives: int | None, group: int, chunks: int) -> int:
+    """Return the fewest targets of candidates; a table's copy pays from COPY_READS x `catalog` drawn rows on."""
     loss = LOSSES[kind.loss]
     if kind.kernel == "triton" and loss.sampled:
         return (chunks - 1) * chunking.COPY_READS * catalog * group // NEGATIVES + 20_011
@@ -146,6 +174,7 @@ def _step_sizes(configuration: Configuration) -> Sizes:
     row = expressions.step_row(configuration)
     single = expressions.chunks(row) == 1
     names = ["A", "V", "D", "N", "H", "B", "J", "L", "M", *_loss_names(configuration, single)]
+    names += ["F"] if configuration.kind.masked else []
     sizes = _named(row, names)
     if configuration.kernel == "chunked" and LOSSES[configuration.loss] is CCE:
         sizes |= {"I last": Size("I", row["V"] % row["I"]), "I": Size("I", row["I"])}

@@ -8,14 +8,11 @@ they are; a prediction of more than 8 EiB, which no file can hold and no machine
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
 from math import inf
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +21,9 @@ from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory import reserved as lifetime
+from srsplan.profiler.memory.files import read_programs
 from srsplan.profiler.memory.program import Bytes, Program
 
-PROGRAMS = Path(__file__).parent / "data" / "programs.gz"
 LARGEST_BYTES = 2**63
 """8 EiB: sizes in plans and records are below."""
 
@@ -65,13 +62,6 @@ class Ratios:
             raise ValueError(f"ratios are not 1 <= {self.reserved} <= {self.upper}")
 
 
-@cache
-def _programs() -> dict[str, bytes]:
-    """Return a line of JSON for every program that ships, by key; a line is parsed where its program is asked for."""
-    lines = gzip.decompress(PROGRAMS.read_bytes()).splitlines()
-    return {key.decode(): text for key, _, text in (line.partition(b" ") for line in lines)}
-
-
 class MemoryModel:
     """The memory of any configuration by the closed forms that ship, corrected by a profile where there is one."""
 
@@ -86,10 +76,11 @@ class MemoryModel:
         """Return the closed form of a loss (or of "evaluation"); InputError for a depth that has none."""
         key = expressions.program_key(loss, configuration, many_chunks)
         if key not in self._read:
-            if key not in _programs():
+            programs = read_programs(configuration.model)
+            if key not in programs:
                 blocks = configuration.architecture.blocks
                 raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
-            self._read[key] = Program.from_document(json.loads(_programs()[key]))
+            self._read[key] = Program.from_document(json.loads(programs[key]))
         return self._read[key]
 
     def allocated(self, configurations: Sequence[Configuration]) -> Bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -77,12 +77,12 @@ def simulate_step(configuration: Configuration, steps: int = 2, passes: int | No
         if configuration.recompute:
             step.model.recompute = cuda.recompute
         ledger.phase("batch")
-        targets = _numbers(configuration.batch_tokens) if configuration.sampler == "in-batch" else None
+        targets = _numbers(configuration.batch_targets) if configuration.sampler == "in-batch" else None
         kept = _pass(configuration)
         with cuda:
             for _ in range(steps):
                 each = (kept if count == 1 else _pass(configuration) for _ in range(count))
-                step.run_passes(each, count * configuration.tokens, targets, ledger.phase)
+                step.run_passes(each, count * configuration.targets, targets, ledger.phase)
     return Simulated(ledger.trace, ledger.trace.start_of("forward", count))
 
 
@@ -111,7 +111,9 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
 def _pass(configuration: Configuration) -> StepInputs:
     """Return the fullest pass: its tensors come in the order of models/training/inputs.py."""
     sequences = _packed(configuration.tokens, configuration.sequences, configuration.seq_len)
-    return StepInputs(sequences, _numbers(configuration.tokens))
+    if configuration.kind.masked:
+        sequences = replace(sequences, wanted=_numbers(configuration.targets))
+    return StepInputs(sequences, _numbers(configuration.targets))
 
 
 def _packed(tokens: int, sequences: int, seq_len: int) -> PackedItems:

@@ -67,9 +67,9 @@ def pack(offsets: NDArray[np.int64], device: torch.device) -> Packing:
 def packed_attention(joined: Tensor, packing: Packing, dropout: float = 0.0, *, causal: bool = True) -> Tensor:
     """Attend within every sequence, each token to itself and those before it: [M, 3, H, K] -> [M, H, K].
 
-    Where not `causal`, each token attends to its whole sequence. joined: queries, keys and values. `dropout` is the probability that an attention weight is dropped. Memory above
-    input and result: fp32 row sums, [H, M] with FlashAttention and [B, H, longest] otherwise; on devices without such
-    kernels the padded groups.
+    Where not `causal`, each token attends to its whole sequence. joined: queries, keys and values. `dropout` is the
+    probability that an attention weight is dropped. Memory above input and result: fp32 row sums, [H, M] with
+    FlashAttention and [B, H, longest] otherwise; on devices without such kernels the padded groups.
     """
     if packing.padded is not None and packing.places is not None:
         return _by_groups(joined, packing, packing.padded, packing.places, dropout, causal)
@@ -96,7 +96,8 @@ def _by_groups(
 ) -> Tensor:
     """Attend group by group: what stands at padding is seen by padding only, and nobody looks at its result.
 
-    Padding comes last, so that a causal mask hides it; without one the keys there are masked. All groups are gathered at once: one gather and its gradient take a third less time than one for each group.
+    Padding comes last, so that a causal mask hides it; without one the keys there are masked. All groups are gathered
+    at once: one gather and its gradient take a third less time than one for each group.
     """
     mixed = []
     parts = joined.index_select(0, padded).split([sequences * longest for sequences, longest in packing.groups])

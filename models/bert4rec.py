@@ -74,8 +74,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """Map hidden states [M, D] to [M, D]."""
         x = self.attention_norm(x + F.dropout(self.attention(x, packing), self.dropout, self.training))
-        x = self.feed_forward_norm(x + F.dropout(self.feed_forward(x), self.dropout, self.training))
-        return x
+        mixed = F.dropout(self.feed_forward(x), self.dropout, self.training)
+        return cast(Tensor, self.feed_forward_norm(x + mixed))
 
 
 class BERT4Rec(SequenceModel):

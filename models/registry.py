@@ -22,9 +22,7 @@ class Build(Protocol):
         ...
 
 
-MODELS: Mapping[str, Build] = MappingProxyType(
-    {SASREC.name: SASRec, BERT4REC.name: BERT4Rec, ESASREC.name: ESASRec}
-)
+MODELS: Mapping[str, Build] = MappingProxyType({SASREC.name: SASRec, BERT4REC.name: BERT4Rec, ESASREC.name: ESASRec})
 """By name: the only place where the registry of `models.kinds` meets code."""
 
 

@@ -91,8 +91,8 @@ def step_cost(
 ) -> StepCost:
     """Count what a step of the mean batch does, of sequences of `mean_tokens` tokens on average.
 
-    `feed_forward` is that of a block in units of 2 D^2, the model's own without it, and `foreach` says that Adam runs without its
-    fused kernel: both are for calibrating on other models.
+    `feed_forward` is that of a block in units of 2 D^2, the model's own without it; `foreach` says that Adam runs
+    without its fused kernel. Both are for calibrating on other models.
     """
     each = mean_pass(configuration, mean_tokens)
     network = configuration.kind.feed_forward if feed_forward is None else feed_forward

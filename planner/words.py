@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from srsplan.kernels.losses import LOSSES, Kernel
+from srsplan.models.kinds import DEFAULT_MODEL, MODEL_KINDS
 from srsplan.models.units import format_count, format_gib
 from srsplan.planner.search.recommendation import Choice, Recommendation
 from srsplan.planner.search.space import Space
@@ -59,6 +60,14 @@ def implementation_of(loss: str, kernel: Kernel) -> str:
 def catalog_line(catalog: int, dim: int) -> str:
     """Return catalog and hidden size in words."""
     return f"{format_count(catalog)} items ({catalog:,}), D {dim}"
+
+
+def model_line(model: str, mask_share: float | None) -> dict[str, str]:
+    """Return the line on a model that is not the usual one, by its label; nothing for the usual one."""
+    if model == DEFAULT_MODEL:
+        return {}
+    masked = "" if mask_share is None else f"; {mask_share:.0%} of a sequence masked"
+    return {"model": f"{model}: {MODEL_KINDS[model].title}{masked}"}
 
 
 def what_binds(found: Recommendation, space: Space, time: TimeLimit | None = None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from srsplan.models.config import Configuration
 from srsplan.models.data.splits import Split
 from srsplan.models.errors import InputError
+from srsplan.models.kinds import DEFAULT_MODEL
 from srsplan.models.training.settings import Settings
 
 Value = str | int | float | bool | None
@@ -22,7 +22,7 @@ MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
 MEMORY_ONLY = ("pass_tokens", "pass_sequences", "recompute", "kernel")
 """Parts of a configuration that decide the memory it takes and its speed, not what is computed."""
 
-DEFAULTS: Identity = {field.name: field.default for field in fields(Configuration) if field.name == "model"}
+DEFAULTS: Identity = {"model": DEFAULT_MODEL}
 """What a run was that was saved before there was a choice."""
 
 

@@ -16,9 +16,7 @@ from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.step import StepInputs
 
 
-def packed_items(
-    sequences: Packed, device: torch.device, places: NDArray[np.int64] | None = None
-) -> PackedItems:
+def packed_items(sequences: Packed, device: torch.device, places: NDArray[np.int64] | None = None) -> PackedItems:
     """Put packed sequences on the device; hidden states are wanted of the tokens `places`, of all without."""
     items, positions = (_on(device, array) for array in (sequences.items - 1, sequences.positions))
     wanted = None if places is None else _on(device, places)

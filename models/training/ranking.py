@@ -73,8 +73,9 @@ def rank(
 ) -> Tensor:
     """Return the `best` items of every user, best first: int64 [E, K], 0-based, as `rank_hidden` says.
 
-    The state of a history's last token ranks, which for a masked model is its mask. The model runs in `autocast` and without gradients; scores are fp32 all
-    the same. Memory: hidden states [M, D] and their temporaries first, then that of `rank_hidden`.
+    The state of a history's last token ranks, which for a masked model is its mask. The model runs in `autocast` and
+    without gradients; scores are fp32 all the same. Memory: hidden states [M, D] and their temporaries first, then that
+    of `rank_hidden`.
     """
     with torch.no_grad(), autocast():
         last = (histories.packing.cu_seqlens[1:] - 1).long()

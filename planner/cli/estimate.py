@@ -70,7 +70,8 @@ def estimate_command(
     estimates = [
         api.estimate(
             loss=row.loss, precision=row.precision, batch_size=row.batch_size, seq_len=row.seq_len,
-            negatives=row.negatives, catalog=catalog, model=model, mask_share=mask_share, dim=dim, blocks=blocks, heads=heads, recompute=recompute,
+            negatives=row.negatives, catalog=catalog, model=model, mask_share=mask_share,
+            dim=dim, blocks=blocks, heads=heads, recompute=recompute,
             tokens_per_set=tokens_per_set if loss or LOSSES[row.loss].shares_negatives else None,
             sampler=sampler if loss or sampler in LOSSES[row.loss].samplers else "uniform",
             pass_tokens=pass_tokens,

@@ -11,7 +11,7 @@ from rich.text import Text
 from srsplan.models.units import format_gib, format_ms
 from srsplan.planner.cli.screens import breakdown_table, labelled, several_table
 from srsplan.planner.estimates import Estimate
-from srsplan.planner.words import catalog_line, implementation_of, knobs_of, largest_holder
+from srsplan.planner.words import catalog_line, implementation_of, knobs_of, largest_holder, model_line
 
 
 def one(estimate: Estimate) -> Group:
@@ -60,6 +60,7 @@ def _circumstances(estimate: Estimate) -> dict[str, str]:
     configuration = estimate.configuration
     lines = {
         "catalog": catalog_line(configuration.catalog, configuration.architecture.dim),
+        **model_line(configuration.model, configuration.mask_share),
         "lengths": estimate.prices.workload.basis,
         "card": estimate.prices.gpu.title,
     }

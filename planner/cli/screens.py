@@ -12,7 +12,7 @@ from rich.text import Text
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.units import format_duration, format_gb, format_gib, format_ms
 from srsplan.planner.cli.console import plain
-from srsplan.planner.words import TAG_MEANING, catalog_line, implementation_of
+from srsplan.planner.words import TAG_MEANING, catalog_line, implementation_of, model_line
 from srsplan.planner.words import knobs_of as knobs_of
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _assumptions(plan: Plan, everything: bool) -> dict[str, str]:
     card = inputs.gpu_title or inputs.gpu
     lines = {
         "catalog": f"{catalog_line(inputs.catalog, inputs.dim)}; {fixed}",
+        **model_line(inputs.model, inputs.mask_share),
         "budget": _budget_line(plan, everything),
         "card": card + ("" if inputs.gpu_is_given else ", the smallest that holds the budget; --gpu names yours"),
         "lengths": inputs.lengths if everything else inputs.lengths.partition("; fullest batch")[0],

@@ -77,7 +77,9 @@ def checked(each: RankedOrder, data: RunData, check: KernelCheck | None = None) 
     RunFolder(order.folder).check(order.resume, order.overwrite)
     check_model_fits(order.configuration, each.limits.device_bytes)
     workload = FromData(
-        order.data.path, data.split.train.lengths, data.split.test.histories.lengths,
+        order.data.path,
+        data.split.train.lengths,
+        data.split.test.histories.lengths,
         masked=order.configuration.kind.masked,
     )
     if each.automatic and check is not None:

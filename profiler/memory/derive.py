@@ -82,9 +82,7 @@ def derive_step(kind: Kind, many_chunks: bool) -> Program:
     return recorder.program(setup, first, step)
 
 
-def derive_evaluation(
-    precision: Precision, blocks: int, many_chunks: bool, model: str = DEFAULT_MODEL
-) -> Program:
+def derive_evaluation(precision: Precision, blocks: int, many_chunks: bool, model: str = DEFAULT_MODEL) -> Program:
     """Return the program of an evaluation batch: `setup` is the model and the optimizer's states."""
     recorder = Recorder()
 

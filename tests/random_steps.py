@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.models.kinds import DEFAULT_MODEL, MODEL_KINDS
 
 
 def random_steps(
-    loss: str, precision: Precision, blocks: int, count: int, seed: int = 0, options: bool = False
+    loss: str,
+    precision: Precision,
+    blocks: int,
+    count: int,
+    seed: int = 0,
+    options: bool = False,
+    models: Sequence[str] = (DEFAULT_MODEL,),
 ) -> list[Configuration]:
-    """Sizes are log-uniform; with `options` there are several passes, recomputation and samplers as well."""
+    """Sizes are log-uniform; with `options` there are several passes, recomputation and samplers as well.
+
+    Models take turns.
+    """
     draw = random.Random(seed)
 
     def size(low: int, high: int) -> int:
         return round(low * math.exp(draw.random() * math.log(high / low)))
 
-    def one() -> Configuration:
+    def one(model: str) -> Configuration:
         catalog = size(1_000, 10_000_000)
         batch, length = size(4, 8192), size(4, 1024)
         tokens, sequences = max(length, batch * length * size(20, 1000) // 1000), min(batch, size(1, 8192))
@@ -34,6 +45,7 @@ def random_steps(
             pass_tokens=None if whole else tokens, pass_sequences=None if whole else sequences,
             architecture=Architecture(dim=2 ** draw.randint(5, 9), heads=draw.choice((2, 4)), blocks=blocks),
             precision=precision, recompute=recompute,
+            model=model, mask_share=draw.choice((0.1, 0.2, 0.37, 0.6, 1.0)) if MODEL_KINDS[model].masked else None,
         )  # fmt: skip
 
-    return [one() for _ in range(count)]
+    return [one(models[number % len(models)]) for number in range(count)]

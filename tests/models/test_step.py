@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sequences import on_cpu, some_batch, some_lengths
+from sequences import on_cpu, some_lengths
+from sequences import some_batch as random_batch
 from torch import Tensor
 
 from srsplan.kernels import Sampling, cce_neg, ce_neg
@@ -21,6 +22,7 @@ from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.kernels.samplers.in_batch import in_batch
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.batches import Batch, passes
+from srsplan.models.data.masking import Masking
 from srsplan.models.errors import InputError
 from srsplan.models.training.inputs import step_inputs, targets_of
 from srsplan.models.training.step import StepInputs, StepSettings, TrainingStep
@@ -44,14 +46,26 @@ FORMS: list[Any] = [
         for loss, negatives, group in (("ce-", 20, 1), ("cce-", 20, 1), ("cce-", 20, 4), ("bce", 1, 1))
         for sampler in LOSSES[loss].samplers
     ),
+    pytest.param({"loss": "cce", "model": "esasrec"}, id="esasrec"),
+    pytest.param({"loss": "cce", "model": "bert4rec", "mask_share": 0.4}, id="bert4rec"),
+    pytest.param(
+        {"loss": "cce-", "model": "bert4rec", "negatives": 20, "tokens_per_set": 4, "sampler": "in-batch"},
+        id="bert4rec in-batch",
+    ),
 ]  # fmt: skip
-"""Every loss, with every sampler that it has."""
+"""Every loss, with every sampler that it has, and every model."""
+
+
+def some_batch(lengths: list[int], configuration: Configuration, seed: int) -> Batch:
+    """Random items, and the targets that the model is trained on."""
+    found, masking = random_batch(lengths, configuration.catalog, seed), Masking.of(configuration)
+    return found if masking is None else masking.batch(found, np.random.default_rng(seed))
 
 
 def batch_of(configuration: Configuration, seed: int = 3) -> Batch:
     """Sequences of different lengths."""
     lengths = some_lengths(configuration.batch_size, configuration.seq_len, seed)
-    return some_batch(lengths, configuration.catalog, seed)
+    return some_batch(lengths, configuration, seed)
 
 
 def inputs_of(configuration: Configuration, seed: int = 3) -> StepInputs:
@@ -63,7 +77,7 @@ def gradients(configuration: Configuration, batch: Batch) -> tuple[float, dict[s
     torch.manual_seed(5)
     step = TrainingStep(configuration, CPU, StepSettings(learning_rate=0.0), item_counts=COUNTS)
     cut = (step_inputs(each, CPU) for each in passes(batch, configuration.tokens, configuration.sequences))
-    loss = step.run_passes(cut, len(batch.items), targets_of(batch, CPU))
+    loss = step.run_passes(cut, len(batch.targets), targets_of(batch, CPU))
     return float(loss), {
         name: each.grad.clone() for name, each in step.model.named_parameters() if each.grad is not None
     }
@@ -81,7 +95,8 @@ def test_passes_add_up_to_the_whole_batch(
     form: dict[str, Any], lengths: list[int], tokens: int, sequences: int, seed: int
 ) -> None:
     """Loss and gradients of a batch are the same, however it is cut."""
-    configuration, batch = replace(FULL, **form), some_batch(lengths, FULL.catalog, seed)
+    configuration = replace(FULL, **form)
+    batch = some_batch(lengths, configuration, seed)
     whole_loss, whole = gradients(configuration, batch)
     cut_loss, in_passes = gradients(replace(configuration, pass_tokens=tokens, pass_sequences=sequences), batch)
     assert cut_loss == pytest.approx(whole_loss, rel=1e-5)

@@ -18,6 +18,7 @@ from srsplan.kernels.chunking import RANKING_CHUNK_ELEMENTS, chunk_starts, ranki
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Configuration, Precision
 from srsplan.models.errors import InputError
+from srsplan.models.kinds import MODEL_KINDS
 from srsplan.planner.several_gpus import exchange_bytes, layouts
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.allocator import replay
@@ -37,14 +38,15 @@ THOROUGH = "SRSPLAN_THOROUGH" in os.environ
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_estimate_equals_the_ledger(loss: str, precision: Precision) -> None:
-    """Random configurations of every loss and precision, with several passes and recomputed blocks.
+    """Random configurations of every model, loss and precision, with several passes and recomputed blocks.
 
-    Within 0.01%, most to the byte. 20 of each, 200 in all; with SRSPLAN_THOROUGH=1 50 of each, 500 in all.
+    Within 0.01%, most to the byte. Some of each; with SRSPLAN_THOROUGH=1 50 of each, 1,500 in all.
     """
+    counts = ((1, 24), (2, 60), (3, 45), (4, 21)) if THOROUGH else ((1, 3), (2, 8), (3, 6), (4, 3))
     steps = [
         configuration
-        for blocks, count in (((1, 8), (2, 20), (3, 15), (4, 7)) if THOROUGH else ((1, 3), (2, 8), (3, 6), (4, 3)))
-        for configuration in random_steps(loss, precision, blocks, count, seed=77, options=True)
+        for blocks, count in counts
+        for configuration in random_steps(loss, precision, blocks, count, 77, options=True, models=[*MODEL_KINDS])
     ]
     for configuration in steps:
         allocated = int(MODEL.allocated([configuration])[0])
@@ -88,10 +90,11 @@ def test_a_program_reserves_what_the_trace_does(loss: str, precision: Precision)
         assert process.allocator.peak_reserved == pytest.approx(found.reserved_bytes, rel=1e-3)
 
 
+@pytest.mark.parametrize("model", MODEL_KINDS)
 @pytest.mark.parametrize("users", [1, 16, 1024])
 @pytest.mark.parametrize("catalog", [900, 300_000, 1_600_000])
-def test_evaluation_equals_the_ledger(users: int, catalog: int) -> None:
-    configuration = Configuration(loss="cce", catalog=catalog, batch_size=32, seq_len=200)
+def test_evaluation_equals_the_ledger(users: int, catalog: int, model: str) -> None:
+    configuration = Configuration(loss="cce", catalog=catalog, batch_size=32, seq_len=200, model=model)
     for pairs in (users * 200, 0):  # 0: nothing is filtered
         ledger = simulate_evaluation(configuration, EvaluationSizes(users=users, seen_pairs=pairs)).allocated_bytes
         assert MODEL.evaluation(configuration, users, pairs) == pytest.approx(ledger, rel=0.005)
@@ -110,12 +113,15 @@ def test_evaluation_is_planned_with_fp32_scores_and_their_keys(precision: Precis
     assert 12 * shape[0] * shape[1] <= 12 * RANKING_CHUNK_ELEMENTS == 192 << 20
 
 
-@pytest.mark.parametrize(("loss", "precision", "blocks", "many"), [("ce", "fp16", 2, False), ("cce-", "bf16", 1, True)])
+@pytest.mark.parametrize(
+    ("model", "loss", "precision", "blocks", "many"),
+    [("sasrec", "ce", "fp16", 2, False), ("esasrec", "cce-", "bf16", 1, True), ("bert4rec", "cce", "fp32", 2, False)],
+)
 def test_the_shipped_file_is_what_the_ledger_says_today(
-    loss: str, precision: Precision, blocks: int, many: bool
+    model: str, loss: str, precision: Precision, blocks: int, many: bool
 ) -> None:
-    configuration = random_steps(loss, precision, blocks, 1)[0]
-    kind = Kind(loss=loss, precision=precision, blocks=blocks)
+    configuration = random_steps(loss, precision, blocks, 1, models=[model])[0]
+    kind = Kind(loss=loss, precision=precision, blocks=blocks, model=model)
     shipped, derived = MODEL.program(loss, configuration, many), derive_step(kind, many)
     derived = Program.from_document(json.loads(json.dumps(derived.to_document())))
     if sys.version_info < (3, 11):  # it frees two temporaries of a line in the other order

@@ -24,23 +24,23 @@ def packing(lengths: Sequence[int], device: torch.device = CPU) -> Packing:
     return pack(np.cumsum([0, *lengths]), device)
 
 
-def one_by_one(joined: Tensor, lengths: Sequence[int]) -> Tensor:
+def one_by_one(joined: Tensor, lengths: Sequence[int], causal: bool = True) -> Tensor:
     """Softmax of a masked product, one sequence after another: [M, 3, H, K] -> [M, H, K]."""
     results = []
     for part in joined.split(list(lengths)):
         query, key, value = part.permute(1, 2, 0, 3)
         scores = query @ key.transpose(1, 2) / math.sqrt(joined.shape[-1])
-        future = torch.ones(len(part), len(part)).triu(1).bool()
+        future = torch.ones(len(part), len(part)).triu(1).bool() & causal
         results.append((scores.masked_fill(future, -torch.inf).softmax(2) @ value).transpose(0, 1))
     return torch.cat(results)
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.integers(0, 2**16))
-def test_equal_to_one_sequence_after_another(lengths: list[int], seed: int) -> None:
+@given(LENGTHS, st.integers(0, 2**16), st.booleans())
+def test_equal_to_one_sequence_after_another(lengths: list[int], seed: int, causal: bool) -> None:
     joined = torch.randn(sum(lengths), 3, 2, 8, generator=torch.Generator().manual_seed(seed))
     ours, truth = joined.requires_grad_(), joined.detach().double().requires_grad_()
-    found, expected = packed_attention(ours, packing(lengths)), one_by_one(truth, lengths)
+    found, expected = packed_attention(ours, packing(lengths), causal=causal), one_by_one(truth, lengths, causal)
     weights = torch.linspace(-1, 1, found.numel()).view_as(found)
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
@@ -121,13 +121,18 @@ class Calls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.causal: set[Any] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "attention" in str(func):
             self.names.append(func.overloadpacket.__name__)
+            places = {argument.name: place for place, argument in enumerate(func._schema.arguments)}
+            name = "is_causal" if "is_causal" in places else "custom_mask_type"
+            self.causal.add(bool(args[places[name]]))
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "head_size", "kernel"),
     [
@@ -137,12 +142,15 @@ class Calls(TorchDispatchMode):
         (torch.float32, 512, "efficient"),
     ],
 )
-def test_a_card_runs_one_kernel_with_variable_lengths(dtype: torch.dtype, head_size: int, kernel: str) -> None:
+def test_a_card_runs_one_kernel_with_variable_lengths(
+    dtype: torch.dtype, head_size: int, kernel: str, causal: bool
+) -> None:
     joined = torch.randn(9, 3, 2, head_size, dtype=dtype, device=META, requires_grad=True)
     with Calls() as calls:
-        result = packed_attention(joined, packing([3, 1, 5], META), dropout=0.1)
+        result = packed_attention(joined, packing([3, 1, 5], META), dropout=0.1, causal=causal)
         result.sum().backward()
     assert result.shape == (9, 2, head_size)
     assert result.dtype == dtype
     assert joined.grad is not None
     assert calls.names == [f"_{kernel}_attention_forward", f"_{kernel}_attention_backward"]
+    assert calls.causal == {causal}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_runs import CPU, TINY, resume, trainer, walks
@@ -48,4 +49,8 @@ def test_a_loaded_run_recommends_what_it_has_learned(model: str, tmp_path: Path)
     assert run.configuration.model == model
     histories = [[f"i{(start + step) % 40}" for step in range(7)] for start in (3, 20, 36)]
     best = run.rank(histories, k=5)
+    test = data.split.test
+    seen = [run.item_ids[part - 1].tolist() for part in np.split(test.histories.values, test.histories.offsets[1:-1])]
+    hits = [target in found for target, found in zip(run.item_ids[test.targets - 1], run.rank(seen, k=5), strict=True)]
+    assert document["test"]["HitRate_5"] == pytest.approx(np.mean(hits)), "ranked in training as it is when loaded"
     assert sum(f"i{(start + 7) % 40}" in found for start, found in zip((3, 20, 36), best, strict=True)) >= 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from srsplan.kernels.losses import LOSSES
-from srsplan.models.config import Architecture, Configuration, Precision, find_loss, require_positive
+from srsplan.models.config import Architecture, Configuration, Precision, find_loss, find_model, require_positive
 from srsplan.models.errors import InputError
 from srsplan.models.units import format_count, format_gib, format_ms, parse_bytes, parse_count
 from srsplan.planner.budget import make_budget
@@ -35,6 +35,7 @@ def profile_command(
     gpu: options.Gpu,
     losses: Annotated[str, typer.Option("--losses", help="Comma-separated.")] = ",".join(LOSSES),
     catalog: Annotated[str, typer.Option("--catalog", help="Catalog sizes, comma-separated.")] = "30K,300K",
+    model: options.ModelOption = "sasrec",
     dim: options.Dim = 256,
     blocks: options.Blocks = 2,
     heads: options.Heads = 2,
@@ -61,6 +62,7 @@ def profile_command(
     wanted = Wanted(
         losses=tuple(find_loss(name.strip()).name for name in losses.split(",")),
         catalogs=tuple(parse_count(text, "--catalog") for text in catalog.split(",")),
+        model=find_model(model).name,
         architecture=Architecture(dim=dim, blocks=blocks, heads=heads),
         precision=cast(Precision, precision),
         budget_bytes=make_budget(None if budget is None else parse_bytes(budget, "--budget"), card).bytes,

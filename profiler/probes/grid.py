@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from srsplan.kernels.losses import LOSSES
 from srsplan.models.config import Architecture, Configuration, Precision
+from srsplan.models.kinds import DEFAULT_MODEL
 
 BATCH_SIZES = (16, 64, 256, 1024, 4096)
 SEQ_LENS = (16, 64, 200, 512)
@@ -40,6 +41,8 @@ class Wanted:
     budget_bytes: int
     count: int
     """Probes of each loss."""
+    model: str = DEFAULT_MODEL
+    """The model that is trained in a probe."""
 
 
 def choose_probes(wanted: Wanted, predict: Predict) -> list[Configuration]:
@@ -88,7 +91,7 @@ def _grid(loss: str, wanted: Wanted) -> Iterator[Configuration]:
                     yield Configuration(
                         loss=loss, catalog=catalog, batch_size=batch_size, seq_len=seq_len, negatives=negatives,
                         tokens_per_set=kind.default_tokens_per_set,
-                        architecture=wanted.architecture, precision=wanted.precision,
+                        architecture=wanted.architecture, precision=wanted.precision, model=wanted.model,
                     )  # fmt: skip
 
 

@@ -98,8 +98,9 @@ def cohort_metrics(ranked: Ranked, cohorts: Cohorts) -> CohortMetrics:
 def balance(hit_rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return 1 - Gini of the hit rates [..., 3]: 1 where they are equal, 1/3 where one cohort has all hits.
 
-    Equation 8 of the paper. Gini is half the mean absolute difference of all pairs, an item and itself included, over
-    the mean. Not a number where a hit rate is not, or where nothing is hit.
+    Equation 8 of the paper; its Table 3 has NDCG in the place of hit rates, and the mean over 10 to 20 runs. Gini is
+    half the mean absolute difference of all pairs, an item and itself included, over the mean. Not a number where a
+    hit rate is not, or where nothing is hit.
     """
     count, total = hit_rates.shape[-1], hit_rates.sum(axis=-1)
     weights = 2 * np.arange(1, count + 1) - count - 1

@@ -38,7 +38,11 @@ def of_each_user(ranked: Ranked, metric: str, k: int) -> Floats:
     places = np.array([row.index(target) + 1 if target in row else np.inf for row, target in rows])
     if metric == "Surprisal":
         return np.asarray((np.log2(700 / USERS_PER_ITEM[ranked.top_items[:, :k]]) / np.log2(700)).mean(axis=1))
-    worth: dict[str, Floats] = {"NDCG": 1 / np.log2(places + 1), "HitRate": 1.0 * (places <= k), "MRR": 1 / places}
+    worth: dict[str, Floats] = {
+        "NDCG": 1 / np.log2(places + 1),
+        "HitRate": (places <= k).astype(np.float64),
+        "MRR": 1 / places,
+    }
     return worth[metric]
 
 

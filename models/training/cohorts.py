@@ -80,7 +80,7 @@ def cohort_metrics(ranked: Ranked, cohorts: Cohorts) -> CohortMetrics:
     """Measure a ranking by cohort. Memory: booleans [N, V + 1] beside what `ranked` holds."""
     tallies = tally(ranked, cohorts)
     found: dict[str, dict[str, float]] = {name: {} for name in COHORTS}
-    for metric, gain in _cohort_gains(ranked):
+    for metric, gain in cohort_gains(ranked):
         for name, ranks in zip(COHORTS, tallies, strict=True):
             if ranks.any():
                 found[name][metric] = float(ranks @ gain / ranks.sum())
@@ -119,7 +119,8 @@ def tally(ranked: Ranked, cohorts: Cohorts) -> NDArray[np.intp]:
     return np.bincount(cells, minlength=len(COHORTS) * width).reshape(len(COHORTS), width)
 
 
-def _cohort_gains(ranked: Ranked) -> Iterator[tuple[str, NDArray[np.float64]]]:
+def cohort_gains(ranked: Ranked) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Yield the metrics that a cohort has, NDCG_k and HitRate_k, with what a target at each rank is worth, [K + 1]."""
     for name, gain in gains(ranked.top_items.shape[1], ranked.ks).items():
         if name.split("_")[0] in COHORT_METRICS:
             yield name, gain

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from srsplan.models.config import require_positive
 from srsplan.models.errors import InputError
-from srsplan.models.training.cohorts import COHORT_METRICS, COHORTS, Cohorts, balance, tally
+from srsplan.models.training.cohorts import COHORTS, Cohorts, balance, cohort_gains, tally
 from srsplan.models.training.metrics import Ranked, gains
 
 ALL = "all"
@@ -87,16 +87,14 @@ def _resampled_means(
     places, ranks = np.nonzero(tallies)
     draws = _drawn(tallies[places, ranks], resampling, generator)
     worth = gains(tallies.shape[1] - 1, ranked.ks)
-    of_cohort = {name for name in worth if name.split("_")[0] in COHORT_METRICS}
     found = {ALL: {name: draws @ gain[ranks] / len(ranked.targets) for name, gain in worth.items()}}
     for place, cohort in enumerate(COHORTS):
         part, of_part = draws[:, places == place], ranks[places == place]
         users = part.sum(axis=1)
         blank = np.full(len(users), np.nan)
         found[cohort] = {
-            name: np.divide(part @ worth[name][of_part], users, out=blank.copy(), where=users > 0)
-            for name in worth
-            if name in of_cohort
+            name: np.divide(part @ gain[of_part], users, out=blank.copy(), where=users > 0)
+            for name, gain in cohort_gains(ranked)
         }
     return found
 

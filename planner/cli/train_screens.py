@@ -150,7 +150,7 @@ def remarks(document: Mapping[str, Any]) -> Iterator[str]:
     if users - warm > COLD_SHARE * users:
         yield (
             f"That is {1 - warm / users:.0%} of the users, so no HitRate over all of them can be much above "
-            f"{warm / users:.2f}: compare with other tables by the columns named warm, and retrain often in service."
+            f"{warm / users:.2f}: compare with other tables by the columns named warm."
         )
     score, baseline = document["test"]["NDCG_10"], document["popularity"]["NDCG_10"]
     if score > baseline:

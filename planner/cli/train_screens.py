@@ -214,15 +214,13 @@ def cohort_table(document: Mapping[str, Any]) -> Table:
 
 def balance_line(document: Mapping[str, Any]) -> str:
     """Return the balance of the hit rates beside popularity's, with what the columns and the figure mean."""
+    columns = "MPU: median share of train's users who have an item."
     found, popular = (document["balance"][part].get("Balance_10") for part in ("test", "popularity"))
-    told = " and ".join(
-        f"{'not defined' if value is None else f'{value:.2f}'} for {who}"
-        for value, who in ((found, "the model"), (popular, "popularity"))
-    )
-    return (
-        f"Balance@10 is {told}: 1 where the three hit rates are equal, 0.33 where one cohort has all hits. MPU: median "
-        "share of train's users who have an item."
-    )
+    if found is None:
+        return f"Balance@10 is not defined: a cohort has no user, or no target is hit. {columns}"
+    beside = "" if popular is None else f" for the model and {popular:.2f} for popularity"
+    meaning = "1 where the three hit rates are equal, 0.33 where one cohort has all hits"
+    return f"Balance@10 is {found:.2f}{beside}: {meaning}. {columns}"
 
 
 def comparison_table(documents: Sequence[Mapping[str, Any]]) -> Table:

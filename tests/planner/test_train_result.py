@@ -111,7 +111,9 @@ def test_what_is_not_defined_is_shown_as_such(document: dict[str, Any]) -> None:
     del document["cohorts"]["head"]["test"]["HitRate_10"], document["balance"]["test"]["Balance_10"]
     cells = [list(column.cells) for column in train_screens.cohort_table(document).columns]
     assert [column[0] for column in cells][4] == "-"
-    assert "Balance@10 is not defined for the model" in train_screens.balance_line(document)
+    assert "Balance@10 is not defined: a cohort has no user" in train_screens.balance_line(document)
+    document["balance"] = {"test": {"Balance_10": 0.456}, "popularity": {}}
+    assert "Balance@10 is 0.46: 1 where" in train_screens.balance_line(document)
 
 
 def test_the_table_of_runs_has_them_as_results(trained: Run, document: dict[str, Any], tmp_path: Path) -> None:

@@ -61,7 +61,13 @@ ROOMS = {
         "tests/models/test_train.py tests/planner/test_runs.py::test_a_trained_run_has_its_times_in_seconds",
     ),
     "splits": Room(modules="models/data/splits.py", tests="tests/models/test_splits.py"),
-    "metrics": Room(modules="models/training/metrics.py", tests="tests/models/test_metrics.py"),
+    "metrics": Room(
+        modules="models/training/metrics.py", tests="tests/models/test_metrics.py tests/models/test_cohorts.py"
+    ),
+    "cohorts": Room(
+        modules="models/training/cohorts.py models/training/intervals.py",
+        tests="tests/models/test_cohorts.py tests/models/test_intervals.py",
+    ),
     "ranking": Room(
         modules="models/training/ranking.py models/training/evaluation.py",
         tests="tests/models/test_ranking.py tests/models/test_evaluation.py",

@@ -10,7 +10,7 @@ Letters: H users of the holdout, V items, K ranks. Items are 1 to V here, 0 is n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from srsplan.models.data.masking import Masking
 from srsplan.models.data.splits import Holdout, Sequences, Split
 from srsplan.models.sequence_model import PackedItems
 from srsplan.models.training.inputs import packed_items
-from srsplan.models.training.metrics import RANKS, ranking_metrics
+from srsplan.models.training.metrics import RANKS, Ranked
 from srsplan.models.training.ranking import Seen, rank, rank_hidden, seen_items
 from srsplan.models.training.step import TrainingStep
 
@@ -61,6 +61,8 @@ class Evaluation:
     """Users of the holdout, H."""
     warm_users: int
     """Users whose target occurs in train."""
+    ranked: Ranked = field(repr=False, compare=False)
+    """The ranking that was measured, for metrics by cohort and intervals; large, so not to be kept."""
 
 
 def evaluate(step: TrainingStep, split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
@@ -89,16 +91,20 @@ def popularity(split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
 
 def measured(top: NDArray[np.int64], split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
     """Measure ranked items [H, K], 1 to V and 0 for nothing, over all users and over those with a warm target."""
-
-    def metrics(rows: NDArray[np.bool_]) -> dict[str, float]:
-        return ranking_metrics(top[rows], holdout.targets[rows], split.users_per_item, len(split.train), ranking.ks)
-
-    warm = split.users_per_item[holdout.targets] > 0
+    ranked = Ranked(
+        top_items=top,
+        targets=holdout.targets,
+        users_per_item=split.users_per_item,
+        user_count=len(split.train),
+        ks=ranking.ks,
+    )
+    warm = ranked.known[holdout.targets]
     return Evaluation(
-        all=metrics(np.ones_like(warm)),
-        warm=metrics(warm) if warm.any() else {},
+        all=ranked.metrics(),
+        warm=ranked.metrics(warm) if warm.any() else {},
         users=len(holdout),
         warm_users=int(warm.sum()),
+        ranked=ranked,
     )
 
 

@@ -1,13 +1,15 @@
 """Metrics of a full ranking, one target a user, as RePlay (https://github.com/sb-ai-lab/RePlay) defines them.
 
-Coverage alone differs: see `ranking_metrics`.
+Coverage alone differs: see `Ranked.metrics`.
 
-Letters: H users evaluated, K ranks, V items. Items are 1 to V; 0 is nothing.
+Letters: H users evaluated, K ranks, V items, N ranks that metrics are wanted at. Items are 1 to V; 0 is nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,45 +20,104 @@ from srsplan.models.errors import InputError
 RANKS = (1, 5, 10, 20, 100)
 
 
-def ranking_metrics(
-    top_items: NDArray[np.integer],
-    targets: NDArray[np.integer],
-    users_per_item: NDArray[np.integer],
-    user_count: int,
-    ks: Sequence[int] = RANKS,
-) -> dict[str, float]:
-    """Return averages over users: NDCG_10, HitRate_10, MRR_10, Coverage_10, Surprisal_10 and so on for every k.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranked:
+    """What was recommended to each user, and what each of them should have been recommended.
 
-    top_items [H, K], best first, an item at most once in a row and 0 for nothing; targets [H], 1 to V;
-    users_per_item [V + 1], distinct users in train of each item; user_count: users in train, U.
-
-    - NDCG 1 / log2(rank + 1), HitRate 1, MRR 1 / rank where the target is among the first k, 0 where it is not.
-    - Coverage: of the items that have a user in train, the share that is recommended to somebody, 0 to 1. RePlay counts
-      recommended items without a user as well, and can exceed 1.
-    - Surprisal: mean over users and ranks of log2(U / users of the item) / log2(U), 1 for an item nobody has.
-
-    Where K is less than k, as for a catalog of fewer than k items, the missing ranks count as nothing, which hits
-    nothing and surprises by 0.
-    InputError where there is no user or a k is not above zero. Memory: one boolean [H, K].
+    InputError where there is no user or a k is not above zero. Memory beside the fields: one boolean [H, K] while the
+    ranks are found; ranks [H], surprisals [N, H] and recommended [N, V + 1] are kept once somebody asks for them.
     """
-    for k in ks:
-        require_positive(k=k)
-    if not len(targets):
-        raise InputError("no users to evaluate", "hold out some users")
-    weights = _surprisals(users_per_item, user_count)
-    surprisal = np.cumsum([weights[column].sum() for column in top_items.T])
-    hits = top_items == np.asarray(targets)[:, None]
-    ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
-    known = users_per_item > 0
-    found: dict[str, float] = {}
-    for k in ks:
-        hit = ranks[ranks <= k]
-        found[f"NDCG_{k}"] = float((1 / np.log2(hit + 1)).sum() / len(targets))
-        found[f"HitRate_{k}"] = len(hit) / len(targets)
-        found[f"MRR_{k}"] = float((1 / hit).sum() / len(targets))
-        found[f"Coverage_{k}"] = _covered(top_items[:, :k], known)
-        found[f"Surprisal_{k}"] = float(surprisal[min(k, len(surprisal)) - 1] / (k * len(targets)))
-    return found
+
+    top_items: NDArray[np.integer]
+    """Items [H, K], best first, an item at most once in a row and 0 for nothing."""
+    targets: NDArray[np.integer]
+    """The item [H] that each user's ranking should name, 1 to V."""
+    users_per_item: NDArray[np.integer]
+    """Distinct users in train of each item, [V + 1]."""
+    user_count: int
+    """Users in train, U."""
+    ks: Sequence[int] = RANKS
+    """Ranks that metrics are wanted at."""
+
+    def __post_init__(self) -> None:
+        for k in self.ks:
+            require_positive(k=k)
+        if not len(self.targets):
+            raise InputError("no users to evaluate", "hold out some users")
+
+    @cached_property
+    def ranks(self) -> NDArray[np.intp]:
+        """Return the rank of each user's target, [H], 1 to K, and 0 where it is not among the K."""
+        hits = self.top_items == np.asarray(self.targets)[:, None]
+        return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
+
+    @cached_property
+    def surprisals(self) -> NDArray[np.float64]:
+        """Return the surprisal of what each user is recommended, the mean over the first k ranks, [N, H]."""
+        weights = _surprisals(self.users_per_item, self.user_count)
+        so_far, found = np.zeros(len(self.targets)), np.zeros((len(self.ks), len(self.targets)))
+        for rank, column in enumerate(self.top_items.T, start=1):
+            so_far += weights[column]
+            for place in self.places_ending_at(rank):
+                found[place] = so_far / self.ks[place]
+        return found
+
+    @cached_property
+    def recommended(self) -> NDArray[np.bool_]:
+        """Return which items that have a user in train are among the first k of somebody, [N, V + 1]."""
+        return self._recommended_to(None)
+
+    def _recommended_to(self, users: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        so_far = np.zeros(len(self.users_per_item), dtype=np.bool_)
+        found = np.zeros((len(self.ks), len(so_far)), dtype=np.bool_)
+        for rank, column in enumerate(self.top_items.T, start=1):
+            so_far[column if users is None else column[users]] = True
+            for place in self.places_ending_at(rank):
+                found[place] = so_far & self.known
+        return found
+
+    @cached_property
+    def known(self) -> NDArray[np.bool_]:
+        """Return which items have a user in train, [V + 1]; item 0 is none."""
+        known = np.asarray(self.users_per_item > 0)
+        known[0] = False
+        return known
+
+    def places_ending_at(self, rank: int) -> list[int]:
+        """Return the places in `ks` of which `rank` is the last rank that there is."""
+        most = self.top_items.shape[1]
+        return [place for place, k in enumerate(self.ks) if min(k, most) == rank]
+
+    def metrics(self, users: NDArray[np.bool_] | None = None) -> dict[str, float]:
+        """Return averages over users: NDCG_10, HitRate_10, MRR_10, Coverage_10, Surprisal_10 and so on for every k.
+
+        - NDCG 1 / log2(rank + 1), HitRate 1, MRR 1 / rank where the target is among the first k, 0 where it is not.
+        - Coverage: of the items that have a user in train, the share that is recommended to somebody, 0 to 1. RePlay
+          counts recommended items without a user as well, and can exceed 1.
+        - Surprisal: mean over users and ranks of log2(U / users of the item) / log2(U), 1 for an item nobody has.
+
+        Where K is less than k, as for a catalog of fewer than k items, the missing ranks count as nothing, which hits
+        nothing and surprises by 0. `users` [H], true for one at least, says who counts; all do without it.
+        """
+        ranks = self.ranks if users is None else self.ranks[users]
+        surprisals = self.surprisals if users is None else self.surprisals[:, users]
+        tally = np.bincount(ranks, minlength=self.top_items.shape[1] + 1)
+        means = {name: float(tally @ gain) / len(ranks) for name, gain in gains(len(tally) - 1, self.ks).items()}
+        recommended = self.recommended if users is None else self._recommended_to(users)
+        coverage = recommended.sum(axis=1) / max(1, int(self.known.sum()))
+        found: dict[str, float] = {}
+        for place, k in enumerate(self.ks):
+            found |= {f"{name}_{k}": means[f"{name}_{k}"] for name in ("NDCG", "HitRate", "MRR")}
+            found[f"Coverage_{k}"] = float(coverage[place])
+            found[f"Surprisal_{k}"] = float(surprisals[place].mean())
+        return found
+
+
+def gains(rank_count: int, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """Return what a target at each rank is worth, [K + 1] for NDCG_k, HitRate_k and MRR_k; rank 0 stands for a miss."""
+    ranks = np.arange(1, rank_count + 1)
+    worth = {"NDCG": 1 / np.log2(ranks + 1), "HitRate": np.ones(rank_count), "MRR": 1 / ranks}
+    return {f"{name}_{k}": np.append(0.0, np.where(ranks <= k, gain, 0.0)) for k in ks for name, gain in worth.items()}
 
 
 def _surprisals(users_per_item: NDArray[np.integer], user_count: int) -> NDArray[np.float64]:
@@ -69,10 +130,3 @@ def _surprisals(users_per_item: NDArray[np.integer], user_count: int) -> NDArray
     weights[known] = np.log2(user_count / users_per_item[known]) / np.log2(max(2, user_count))
     weights[0] = 0
     return weights
-
-
-def _covered(items: NDArray[np.integer], known: NDArray[np.bool_]) -> float:
-    """Return the share of the `known` items, bool [V + 1], that is among `items`."""
-    recommended = np.zeros_like(known)
-    recommended[items] = True
-    return int((recommended & known)[1:].sum()) / max(1, int(known[1:].sum()))

@@ -34,10 +34,13 @@ from srsplan.models.schema import Document
 from srsplan.models.training.allocator_settings import with_expandable_segments
 from srsplan.models.training.callbacks import Callbacks
 from srsplan.models.training.checkpoint import read_state
+from srsplan.models.training.cohorts import cohorts_of
 from srsplan.models.training.evaluation import popularity
 from srsplan.models.training.folder import CONFIG, ITEMS, METRICS, ROW, RunFolder
+from srsplan.models.training.intervals import Resampling
 from srsplan.models.training.items import check_items, write_items
 from srsplan.models.training.loop import Trainer
+from srsplan.models.training.report import bias_columns, cohort_document, interval_document, report
 from srsplan.models.training.settings import Settings
 from srsplan.models.training.step import DTYPES, TrainingStep
 
@@ -177,8 +180,11 @@ def finish(prepared: Prepared, callbacks: Callbacks) -> dict[str, Any]:
     """Train to the end, test and write the files; return the document that `--json` prints."""
     trainer, parts = prepared.trainer, prepared.split
     progress = trainer.run(callbacks)
-    tested, ranking = trainer.ranked(parts.test, callbacks), trainer.ranking()
-    baseline = popularity(parts, parts.test, ranking)
+    cohorts = cohorts_of(parts.users_per_item, len(parts.train))
+    resampling = Resampling(seed=trainer.settings.seed)
+    tested = report(trainer.ranked(parts.test, callbacks), cohorts, resampling)
+    ranking = trainer.ranking()
+    baseline = report(popularity(parts, parts.test, ranking), cohorts)
     document = {
         "configuration": prepared.order.configuration.to_dict(),
         "kernel": prepared.kernel.description(),
@@ -186,6 +192,9 @@ def finish(prepared: Prepared, callbacks: Callbacks) -> dict[str, Any]:
         "popularity": baseline.all,
         "test_users": tested.users,
         "warm": {"test": tested.warm, "popularity": baseline.warm, "test_users": tested.warm_users},
+        "cohorts": cohort_document(cohorts, tested, baseline),
+        "balance": {"test": tested.by_cohort.balance, "popularity": baseline.by_cohort.balance},
+        "intervals": interval_document(tested, resampling),
         "seen_items_filtered": ranking.filter_seen,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
@@ -274,5 +283,6 @@ def _write_row(order: Order, document: Mapping[str, Any]) -> None:
         "run_training_batch": document["step_seconds"],
         "run_training_epoch": document["epoch_seconds"],
         **{f"{name}_test": value for name, value in document["test"].items()},
+        **bias_columns(document),
     }
     write_atomically(order.folder / ROW, pd.DataFrame([row]).to_csv(index=False).encode())

@@ -2,6 +2,7 @@
 
     dataset, batch_size, max_seq_len, loss_sample_count (`inf` = full softmax), NDCG_10_test      required
     model, seed, Coverage_10_test, Surprisal_10_test, max_allocated_memory (GiB), anything else   kept as it is
+    NDCG_10_test_head (or mid, tail: of a cohort), NDCG_10_test_low and _high (of an interval)    results, kept as well
 
 Nothing is dropped in silence: every treatment leaves one sentence with its count in `RunTable.notes`.
 """
@@ -25,7 +26,11 @@ QUALITY = "NDCG_10_test"
 MEMORY = "max_allocated_memory"
 KNOBS = ("batch_size", "max_seq_len", "loss_sample_count")
 REQUIRED = ("dataset", *KNOBS, QUALITY)
-RESULTS = re.compile(r"^run_|allocated_memory$|_(test|val|valid|validation)$|_(ms|s|bytes|gib)$", re.IGNORECASE)
+PARTS = r"_test_(head|mid|tail|low|high)$"
+"""Endings of a metric of one cohort of items, and of the ends of an interval."""
+RESULTS = re.compile(
+    rf"^run_|allocated_memory$|_(test|val|valid|validation)$|_(ms|s|bytes|gib)$|{PARTS}", re.IGNORECASE
+)
 COLLAPSED_SHARE = 0.01
 
 LARGEST_KNOB = 2.0**53
@@ -158,7 +163,7 @@ def _check_values(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _is_measurement(name: object) -> bool:
-    return name == MEMORY or str(name).endswith("_test")
+    return name == MEMORY or str(name).endswith("_test") or re.search(PARTS, str(name)) is not None
 
 
 def _refuse(column: pd.Series, wrong: pd.Series, path: Path, hint: str) -> None:

@@ -18,6 +18,8 @@ from srsplan.profiler.memory.model import MemoryModel
 
 SAMPLED = {"uniform": "uniform", "popularity": "by popularity", "in-batch": "from the batch's targets"}
 SHOWN_RANKS = (1, 5, 10, 20, 100)
+COLD_SHARE = 0.1
+"""Share of users with a cold target above which metrics over all users need a word."""
 SHOWN_METRICS = ("NDCG", "HitRate", "MRR", "Coverage", "Surprisal")
 
 
@@ -125,6 +127,9 @@ def show_result(document: Mapping[str, Any]) -> None:
         style="bold", soft_wrap=True,
     )  # fmt: skip
     console.out.print(result_table(document))
+    console.out.print(interval_line(document), markup=False, soft_wrap=True)
+    console.out.print(cohort_table(document))
+    console.out.print(balance_line(document), markup=False, soft_wrap=True)
     for sentence in remarks(document):
         console.out.print(sentence, markup=False, soft_wrap=True)
     folder = console.markup(document["folder"])
@@ -141,6 +146,11 @@ def remarks(document: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{users - warm:,} of {users:,} test targets never occur in train, so that no model can learn them; the "
             "columns named warm leave them out, as other libraries do without a word."
+        )
+    if users - warm > COLD_SHARE * users:
+        yield (
+            f"That is {1 - warm / users:.0%} of the users, so no HitRate over all of them can be much above "
+            f"{warm / users:.2f}: compare with other tables by the columns named warm."
         )
     score, baseline = document["test"]["NDCG_10"], document["popularity"]["NDCG_10"]
     if score > baseline:
@@ -173,6 +183,44 @@ def result_table(document: Mapping[str, Any]) -> Table:
         values += [part.get(f"{name}_10") for part in (warm["test"], document["popularity"], warm["popularity"])]
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
     return table
+
+
+def interval_line(document: Mapping[str, Any]) -> str:
+    """Return the interval of NDCG@10, and what it does not cover."""
+    made = document["intervals"]
+    low, high = made["test"]["NDCG_10"]
+    score, level = document["test"]["NDCG_10"], made["level"]
+    return (
+        f"NDCG@10 {score:.4f}, {level:.0%} interval {low:.4f} to {high:.4f} over users; another seed moves it as well."
+    )
+
+
+def cohort_table(document: Mapping[str, Any]) -> Table:
+    """Return a table of the cohorts of items: their share, their users, metrics at rank 10, popularity's hit rate."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("cohort\nof target")
+    for name in ("\nitems", "\nMPU", "\nusers", "HitRate\n@10", "NDCG\n@10", "Coverage\n@10"):
+        table.add_column(name, justify="right")
+    table.add_column("popular\nHitRate@10", justify="right", style="dim")
+    for name, cohort in document["cohorts"].items():
+        values = [cohort["test"].get(f"{metric}_10") for metric in ("HitRate", "NDCG", "Coverage")]
+        values.append(cohort["popularity"].get("HitRate_10"))
+        table.add_row(
+            name, f"{cohort['items_percent']:.1f}%", f"{cohort['median_users_percent']:.2g}%",
+            f"{cohort['test_users']:,}", *("-" if value is None else f"{value:.4f}" for value in values),
+        )  # fmt: skip
+    return table
+
+
+def balance_line(document: Mapping[str, Any]) -> str:
+    """Return the balance of the hit rates beside popularity's, with what the columns and the figure mean."""
+    columns = "MPU: median share of train's users who have an item."
+    found, popular = (document["balance"][part].get("Balance_10") for part in ("test", "popularity"))
+    if found is None:
+        return f"Balance@10 is not defined: a cohort has no user, or no target is hit. {columns}"
+    beside = "" if popular is None else f" for the model and {popular:.2f} for popularity"
+    meaning = "1 where the three hit rates are equal, 0.33 where one cohort has all hits"
+    return f"Balance@10 is {found:.2f}{beside}: {meaning}. {columns}"
 
 
 def comparison_table(documents: Sequence[Mapping[str, Any]]) -> Table:

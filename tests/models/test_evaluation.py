@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -77,9 +78,16 @@ def slow_metrics(rows: list[list[int]], targets: list[int], k: int) -> dict[str,
     }
 
 
-def expected(rows: list[list[int]], ks: tuple[int, ...]) -> Evaluation:
+class Expected(NamedTuple):
+    all: dict[str, float]
+    warm: dict[str, float]
+    users: int
+    warm_users: int
+
+
+def expected(rows: list[list[int]], ks: tuple[int, ...]) -> Expected:
     warm = [number for number, target in enumerate(TARGETS) if any(target in row for row in TRAIN)]
-    return Evaluation(
+    return Expected(
         all={name: value for k in ks for name, value in slow_metrics(rows, TARGETS, k).items()},
         warm={
             name: value
@@ -91,7 +99,7 @@ def expected(rows: list[list[int]], ks: tuple[int, ...]) -> Evaluation:
     )
 
 
-def assert_same(found: Evaluation, wanted: Evaluation) -> None:
+def assert_same(found: Evaluation, wanted: Expected) -> None:
     assert found.all == pytest.approx(wanted.all)
     assert found.warm == pytest.approx(wanted.warm)
     assert (found.users, found.warm_users) == (wanted.users, wanted.warm_users)

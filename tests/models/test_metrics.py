@@ -10,11 +10,19 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from srsplan.models.errors import InputError
-from srsplan.models.training.metrics import RANKS, ranking_metrics
+from srsplan.models.training.metrics import RANKS, Ranked
 
 Rows = list[list[int]]
+Items = NDArray[np.integer]
+
+
+def ranking_metrics(
+    top: Items, targets: Items, per_item: Items, total: int, ks: tuple[int, ...] = RANKS
+) -> dict[str, float]:
+    return Ranked(top_items=top, targets=targets, users_per_item=per_item, user_count=total, ks=ks).metrics()
 
 
 def slow(top: Rows, targets: list[int], users: list[int], total: int, k: int) -> dict[str, float]:

@@ -137,6 +137,9 @@ class Configuration:
     """The implementation of a chunked loss; the other losses have one form, whatever this says."""
     recompute: bool = False
     """Activation checkpointing: a block keeps its input only, and runs forward once more in backward."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is evaluated and kept as best in their place: one
+    more copy of all weights. None keeps no average."""
 
     def __post_init__(self) -> None:
         loss = find_loss(self.loss)
@@ -149,9 +152,15 @@ class Configuration:
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise InputError(f"unknown precision {_shown(self.precision)}", f"precisions are {known}")
+        self._check_average()
         self._check_kernel(loss)
         self._check_sampler(loss)
         self._check_negatives(loss)
+
+    def _check_average(self) -> None:
+        number = isinstance(self.ema, int | float) and not isinstance(self.ema, bool)
+        if self.ema is not None and not (number and 0 < self.ema < 1):
+            raise InputError(f"ema {_shown(self.ema)} is no decay between 0 and 1", "0.999 is usual")
 
     def _check_kernel(self, loss: Loss) -> None:
         if self.kernel not in get_args(Kernel):

@@ -15,8 +15,14 @@ from srsplan.models.training.settings import Settings
 Value = str | int | float | bool | None
 Identity = dict[str, Value]
 
-MAY_CHANGE = ("learning_rate", "precision", "weight_decay")
-"""Options that a resumed run may change: they are the ways out of a loss that diverged."""
+MAY_CHANGE = (
+    "clip_norm", "epochs", "final_learning_rate", "learning_rate", "precision", "schedule", "warmup_percent",
+    "warmup_steps", "weight_decay",
+)  # fmt: skip
+"""Options that a resumed run may change: they are the ways out of a loss that diverged, or the length of the run."""
+
+LATER = ("clip_norm", "final_learning_rate", "osf", "schedule", "warmup_percent", "warmup_steps")
+"""Settings that a run's identity names only where they are not the default: checkpoints from before them go on."""
 
 MEMORY_ONLY = ("pass_tokens", "pass_sequences", "recompute", "kernel")
 """Parts of a configuration that decide the memory it takes and its speed, not what is computed."""
@@ -30,13 +36,23 @@ def identity(configuration: Configuration, settings: Settings, split: Split) -> 
         del values[name]
     names = ["seed", "optimizer", "learning_rate", "weight_decay", "keep_seen"]
     names += ["popularity_exponent"] * (configuration.sampler == "popularity")
+    names += ["epochs"] * settings.rates_follow_epochs
+    names += [name for name in LATER if getattr(settings, name) != _default(name)]
     chosen = {name: getattr(settings, name) for name in names}
     return {**values, **sizes, **chosen, "data": _checksum(split)}
 
 
+def _default(name: str) -> Value:
+    """Return what a run has where its identity does not name an option: the default of a setting, else None."""
+    found: Value = getattr(Settings, name, None)
+    return found
+
+
 def changes(before: Identity, now: Identity, folder: Path) -> tuple[str, ...]:
     """Return the allowed differences from the run that was saved, as sentences; InputError for any other."""
-    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    names = sorted({*before, *now} - ({"epochs"} - (before.keys() & now.keys())))  # they count on a curve alone
+    before, now = ({name: each.get(name, _default(name)) for name in names} for each in (before, now))
+    differing = [name for name in names if before[name] != now[name]]
     if "data" in differing:
         raise InputError(
             f"the run in {folder} was trained on other data, or on another split of them",
@@ -45,10 +61,10 @@ def changes(before: Identity, now: Identity, folder: Path) -> tuple[str, ...]:
     for name in differing:
         if name not in MAY_CHANGE:
             raise InputError(
-                f"the run in {folder} has {name} {before.get(name)}, not {now.get(name)}",
+                f"the run in {folder} has {name} {before[name]}, not {now[name]}",
                 "resume with the same options, or start anew with --overwrite",
             )
-    return tuple(f"{name} is {now[name]} from here on, it was {before.get(name)}" for name in differing)
+    return tuple(f"{name} is {now[name]} from here on, it was {before[name]}" for name in differing)
 
 
 def _checksum(split: Split) -> str:

@@ -36,7 +36,8 @@ def train_batch(step: TrainingStep, batch: Batch, progress: Progress, callbacks:
         cut = list(passes(batch, tokens, configuration.sequences))
         try:
             targets = targets_of(batch, device) if configuration.sampler == "in-batch" else None
-            return step.run_passes((step_inputs(each, device) for each in cut), len(batch.items), targets)
+            inputs = (step_inputs(each, device) for each in cut)
+            return step.run_passes(inputs, len(batch.items), targets, draw=batch.draw)
         except torch.cuda.OutOfMemoryError:
             fullest = max(len(each.items) for each in cut)
             if fullest <= batch.longest:

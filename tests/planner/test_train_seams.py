@@ -99,10 +99,10 @@ def test_every_epoch_is_shuffled_anew(train: Run, monkeypatch: pytest.MonkeyPatc
     seen, passes = list[NDArray[np.int64]](), TrainingStep.run_passes
     inside = Trainer._train_epoch
 
-    def listening(self: TrainingStep, inputs: Any, targets: int, *rest: Any) -> torch.Tensor:
+    def listening(self: TrainingStep, inputs: Any, targets: int, *rest: Any, **options: Any) -> torch.Tensor:
         batches = list(inputs)
         seen.extend(batch.targets.numpy() for batch in batches)
-        return passes(self, batches, targets, *rest)
+        return passes(self, batches, targets, *rest, **options)
 
     def epoch(self: Trainer, callbacks: Any) -> float:
         with pytest.MonkeyPatch.context() as patch:

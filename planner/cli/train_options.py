@@ -103,6 +103,9 @@ class TrainOptions:
     min_user: Annotated[int, typer.Option("--min-user", min=0, help="Drop users with fewer interactions.")] = 0
     min_item: Annotated[int, typer.Option("--min-item", min=0, help="Drop items with fewer interactions.")] = 0
     seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of everything that is random.")] = 42
+    log: Annotated[
+        str, typer.Option("--log", help="Figures of every epoch for tensorboard, wandb or mlflow; several by commas.")
+    ] = ""
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto"
     json: options.Json = False
 

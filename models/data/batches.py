@@ -101,9 +101,7 @@ class TrainBatches:
     https://arxiv.org/abs/2410.17276). Nothing is stored: a batch's number draws its rows and its negatives again.
     """
 
-    def __init__(
-        self, train: Sequences, batch_size: int, seq_len: int, seed: int, *, osf: int | None = None
-    ) -> None:
+    def __init__(self, train: Sequences, batch_size: int, seq_len: int, seed: int, *, osf: int | None = None) -> None:
         require_positive(batch_size=batch_size, seq_len=seq_len)
         self.train, self.batch_size, self.seq_len, self.seed, self.osf = train, batch_size, seq_len, seed, osf
         self._rows = np.flatnonzero(train.lengths >= 2)

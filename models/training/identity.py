@@ -64,7 +64,16 @@ def changes(before: Identity, now: Identity, folder: Path) -> tuple[str, ...]:
                 f"the run in {folder} has {name} {before[name]}, not {now[name]}",
                 "resume with the same options, or start anew with --overwrite",
             )
-    return tuple(f"{name} is {now[name]} from here on, it was {before[name]}" for name in differing)
+    return tuple(_told(name, before[name], now[name]) for name in differing)
+
+
+def _told(name: str, before: Value, now: Value) -> str:
+    """Return the sentence on an option that a resumed run changes."""
+    if name == "epochs":
+        return (
+            f"{now} epochs are planned from here on instead of {before}: the learning rate goes on along their course"
+        )
+    return f"{name} is {now} from here on, it was {before}"
 
 
 def _checksum(split: Split) -> str:

@@ -52,7 +52,9 @@ class Settings(StepSettings):
         if self.clip_norm is not None and not 0 < self.clip_norm < inf:
             raise InputError(f"--clip-norm {self.clip_norm} is not a number above zero", "1 is usual")
         if self.osf is not None and self.osf < 1:
-            raise InputError(f"--osf {self.osf} is below 1", "mini-batches can be used again after one epoch, not before")
+            raise InputError(
+                f"--osf {self.osf} is below 1", "mini-batches can be used again after one epoch, not before"
+            )
         if not 0 <= self.popularity_exponent <= LARGEST_EXPONENT:
             raise InputError(
                 f"--popularity-exponent {self.popularity_exponent} is outside 0..{LARGEST_EXPONENT:g}",

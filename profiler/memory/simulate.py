@@ -110,7 +110,13 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
         histories = _packed(evaluation_tokens(configuration, sizes.users), sizes.users, configuration.seq_len)
         with cuda:
             ledger.phase("evaluation")
-            rank(model if average is None else average.model, histories, seen, min(BEST_ITEMS, configuration.catalog), cuda.autocast)
+            rank(
+                model if average is None else average.model,
+                histories,
+                seen,
+                min(BEST_ITEMS, configuration.catalog),
+                cuda.autocast,
+            )
             ledger.phase("idle")
         del moments
     return Simulated(ledger.trace, ledger.trace.start_of("evaluation"))

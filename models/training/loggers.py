@@ -4,8 +4,8 @@
     train/gradient_norm                                 where gradients are clipped
     validation/NDCG_10 and so on                        where the epoch was evaluated
 
-They listen as every callback does. A logger of one's own is an object with the methods of `Callbacks`, beside the others
-in `Together`; one for another service is a `Writer` and a line of `SERVICES`.
+They listen as every callback does. A logger of one's own is an object with the methods of `Callbacks`, beside the
+others in `Together`; one for another service is a `Writer` and a line of `SERVICES`.
 """
 
 from __future__ import annotations

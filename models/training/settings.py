@@ -91,7 +91,7 @@ class Settings(StepSettings):
             raise InputError("--final-learning-rate means nothing to a constant schedule", "add --schedule cosine")
         if self.warmup_steps < 0 or not 0 <= self.warmup_percent < LARGEST_PERCENT:
             raise InputError(
-                f"--warmup-steps {self.warmup_steps} or --warmup-percent {self.warmup_percent} is no length of a warm-up",
+                f"--warmup-steps {self.warmup_steps} and --warmup-percent {self.warmup_percent} are no warm-up",
                 "give a number of steps from 0 up, or a share from 0 up and below 100",
             )
         if self.warmup_steps and self.warmup_percent:

@@ -70,7 +70,7 @@ def simulate_step(
     configuration: Configuration,
     steps: int = 2,
     passes: int | None = None,
-    settings: StepSettings = StepSettings(),
+    settings: StepSettings | None = None,
 ) -> Simulated:
     """Trace training steps of the fullest batch; those from the second on count. Takes some 0.1 s.
 
@@ -80,7 +80,7 @@ def simulate_step(
     ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
     count = passes or 1 + configuration.several_passes
     with fused_optimizers_on_meta(), ledger:
-        step = TrainingStep(configuration, META, settings, autocast=cuda.autocast)
+        step = TrainingStep(configuration, META, settings or StepSettings(), autocast=cuda.autocast)
         if configuration.recompute:
             step.model.recompute = cuda.recompute
         ledger.phase("batch")

@@ -188,7 +188,7 @@ def test_sizes_below_one_are_refused() -> None:
 def test_after_the_oversampling_factor_mini_batches_come_again(
     lengths: list[int], batch_size: int, osf: int, seed: int
 ) -> None:
-    """The first epochs are those of any run; later ones hold their batches, none twice, with the draws that they had."""
+    """The first epochs are those of any run; later ones hold their batches, none twice, with the draws they had."""
     whole, again = (TrainBatches(sequences(lengths), batch_size, 6, seed, osf=each) for each in (None, osf))
     stored = {}
     for index in range(osf):

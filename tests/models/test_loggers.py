@@ -82,12 +82,14 @@ def test_mlflow_is_told_and_closed_after_an_error(monkeypatch: pytest.MonkeyPatc
     for name in ("start_run", "log_params", "log_metrics", "end_run"):
         monkeypatch.setattr(mlflow, name, mlflow.noted(name), raising=False)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        loggers.opened(loggers.parse_names("mlflow"), logged(tmp_path / "first")) as (one,),
-    ):
-        one.on_epoch_end(RECORD)
-        raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with loggers.opened(loggers.parse_names("mlflow"), logged(tmp_path / "first")) as (one,):
+            one.on_epoch_end(RECORD)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert mlflow.calls == [
         ("start_run", (), {"run_name": "first"}),
         ("log_params", ({"loss": "cce", "dim": 16},), {}),
@@ -104,7 +106,7 @@ def test_a_service_that_refuses_is_one_error(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(wandb, "init", refuses, raising=False)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with (
-        pytest.raises(SrsplanError, match="--log wandb: RuntimeError: nobody is logged in$"),
+        pytest.raises(SrsplanError, match=r"--log wandb: RuntimeError: nobody is logged in$"),
         loggers.opened(["wandb"], logged(tmp_path)),
     ):
         pass

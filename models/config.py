@@ -246,6 +246,11 @@ class Configuration:
         return 4 * self.catalog * self.architecture.dim
 
     @property
+    def table_copies(self) -> int:
+        """Tensors of the table's size that are always there: it, its gradient, Adam's moments, and its average."""
+        return 4 if self.ema is None else 5
+
+    @property
     def balance(self) -> int:
         """min(batch_size, negatives), the rule that ranks first; a full softmax has `catalog` negatives."""
         return min(self.batch_size, self.negatives or self.catalog)

@@ -54,6 +54,7 @@ def plan(
     precision: str = "fp16",
     sampler: str = "uniform",
     recompute: bool | None = None,
+    ema: float | None = None,
     kernel: str = "chunked",
     gpus: int = 1,
     losses: Sequence[str] | None = None,
@@ -110,6 +111,7 @@ def plan(
         sampler=cast(Sampler, sampler),
         kernel=cast(Kernel, kernel),
         max_batch_size=max_batch_size,
+        ema=ema,
     )
     order, trust = question.order_of(None if runs is None else Path(runs), items)
     asked = Question(
@@ -170,6 +172,7 @@ def _plan_of(found: Recommendation, asked: Question, notes: dict[str, str]) -> P
         blocks=space.architecture.blocks,
         heads=space.architecture.heads,
         precision=space.precision,
+        ema=space.ema,
         data=None if asked.data is None else str(asked.data.path),
         data_options=[] if asked.data is None else asked.data.options(),
         users=space.workload.users,
@@ -206,6 +209,7 @@ def estimate(
     precision: str = "fp16",
     pass_tokens: int | None = None,
     recompute: bool = False,
+    ema: float | None = None,
     kernel: str = "chunked",
     gpus: int = 1,
     mean_length: float | None = None,
@@ -236,6 +240,7 @@ def estimate(
         pass_tokens=pass_tokens,
         kernel=cast(Kernel, kernel),
         recompute=recompute,
+        ema=ema,
     )
     card, limit = _card(gpu, budget)
     prices = Prices(workload, limit or make_budget(None, card), card, question.assumed_model())

@@ -200,10 +200,10 @@ def test_the_verbs() -> None:
 
 
 OPTIONS = {
-    "recommend": "all blocks budget catalog check data dim epoch-time epochs gpu gpus heads item-column json kernel "
+    "recommend": "all blocks budget catalog check data dim ema epoch-time epochs gpu gpus heads item-column json kernel "
     "loss margin max-batch-size mean-length no-plan output overwrite precision profile recompute runs sampler split "
     "timestamp-column total-time user-column users",
-    "estimate": "batch-size blocks budget catalog dim gpu gpus heads json kernel loss mean-length negatives "
+    "estimate": "batch-size blocks budget catalog dim ema gpu gpus heads json kernel loss mean-length negatives "
     "pass-tokens precision recompute sampler seq-len tokens-per-set",
     "gpus": "json",
     "doctor": "dim json losses precision timeout",

@@ -42,6 +42,8 @@ class Space:
     """Sequences of the largest batch; None ends where the evidence does."""
     sampler: Sampler = "uniform"
     """Sampler of the losses that have it; the others draw their negatives uniformly."""
+    ema: float | None = None
+    """Decay of the weights' moving average, one more copy of them; None keeps none."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -91,6 +93,7 @@ class Space:
             precision=self.precision,
             kernel=self.kernel if kind.chunked else "chunked",
             recompute=bool(self.recompute),
+            ema=self.ema,
         )
         return with_whole_pass(found, self.workload)
 

@@ -114,7 +114,7 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 
 @contextmanager
 def fused_optimizers_on_meta() -> Iterator[None]:
-    """Allow fused Adam and foreach norms on meta tensors: they refuse them by name only, their operators handle them."""
+    """Allow fused Adam and foreach norms on meta tensors: they refuse them by name only, their operators take them."""
     optimizer: Any = sys.modules["torch.optim.optimizer"]
     clipping: Any = sys.modules["torch.nn.utils.clip_grad"]
     devices, has_foreach = optimizer._get_fused_kernels_supported_devices, clipping._has_foreach_support

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from small_runs import ONE, SAMPLED, resume, trainer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from srsplan.kernels.dispatch import LossCall
 from srsplan.models.errors import InputError
 from srsplan.models.training.callbacks import NoCallbacks
 from srsplan.models.training.schedule import LearningRates
@@ -95,6 +96,24 @@ def test_the_optimizer_steps_at_these_rates(tmp_path: Path) -> None:
     assert listening.found == [rates.at(step) for step in range(rates.planned_steps)]
     logged = [json.loads(line) for line in (tmp_path / "out" / "epochs.jsonl").read_text().splitlines()]
     assert [line["learning_rate"] for line in logged] == listening.found[len(whole.batches) - 1 :: len(whole.batches)]
+
+
+def test_batches_that_are_used_again_have_their_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an over-sampling factor of one epoch, later ones draw with the numbers of its steps, in other orders."""
+    drawn, at = list[int](), LossCall.at
+
+    def listening(self: LossCall, step: int, *rest: Any, **options: Any) -> LossCall:
+        drawn.append(step)
+        return at(self, step, *rest, **options)
+
+    monkeypatch.setattr(LossCall, "at", listening)
+    run = trainer(tmp_path / "out", SAMPLED, replace(ONE, epochs=3, osf=1))
+    run.run(NoCallbacks())
+    steps = len(run.batches)
+    epochs = [drawn[start : start + steps] for start in range(0, 3 * steps, steps)]
+    assert epochs[0] == [*range(steps)]
+    assert sorted(epochs[1]) == sorted(epochs[2]) == epochs[0]
+    assert run.step.steps_done == 3 * steps
 
 
 EVERYTHING = replace(

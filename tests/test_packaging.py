@@ -201,8 +201,8 @@ def test_the_verbs() -> None:
 
 OPTIONS = {
     "recommend": "all blocks budget catalog check data dim ema epoch-time epochs gpu gpus heads item-column json "
-    "kernel loss margin max-batch-size mean-length no-plan output overwrite precision profile recompute runs sampler split "
-    "timestamp-column total-time user-column users",
+    "kernel loss margin max-batch-size mean-length no-plan output overwrite precision profile recompute runs sampler "
+    "split timestamp-column total-time user-column users",
     "estimate": "batch-size blocks budget catalog dim ema gpu gpus heads json kernel loss mean-length negatives "
     "pass-tokens precision recompute sampler seq-len tokens-per-set",
     "gpus": "json",

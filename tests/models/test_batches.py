@@ -190,12 +190,12 @@ def test_after_the_oversampling_factor_mini_batches_come_again(
 ) -> None:
     """The first epochs are those of any run; later ones hold their batches, none twice, with the draws they had."""
     whole, again = (TrainBatches(sequences(lengths), batch_size, 6, seed, osf=each) for each in (None, osf))
-    stored = {}
+    stored: dict[int, list[list[int]]] = {}
     for index in range(osf):
         for batch, same in zip(whole.epoch(index), again.epoch(index), strict=True):
             assert batch.draw == same.draw == len(stored)
             assert lists(batch, batch.targets) == lists(same, same.targets)
-            stored[batch.draw] = lists(batch)
+            stored[len(stored)] = lists(batch)
     for index in range(osf, osf + 3):
         found = list(again.epoch(index))
         assert len(found) == len(again) == len({batch.draw for batch in found})

@@ -26,6 +26,7 @@ from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Holdout, split
 from srsplan.models.sasrec import Block, SASRec
 from srsplan.models.sequence_model import PackedItems
+from srsplan.models.training.epoch_sums import EpochMeans
 from srsplan.models.training.inputs import packed_items
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.step import StepInputs, TrainingStep
@@ -104,7 +105,7 @@ def test_every_epoch_is_shuffled_anew(train: Run, monkeypatch: pytest.MonkeyPatc
         seen.extend(batch.targets.numpy() for batch in batches)
         return passes(self, batches, targets, *rest, **options)
 
-    def epoch(self: Trainer, callbacks: Any) -> float:
+    def epoch(self: Trainer, callbacks: Any) -> EpochMeans:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TrainingStep, "run_passes", listening)
             return inside(self, callbacks)

@@ -77,7 +77,8 @@ def plan(
     One of `catalog` (number of items) and `data` (a file of interactions) must be given, and one of `budget` (bytes)
     and `gpu` (a name of `srsplan gpus`). `mean_length` (interactions per user) and `users` say what is known of the
     data without a file. `dim`, `blocks`, `heads` and `precision` (fp32, fp16, bf16) are the model's; `recompute` keeps
-    no activations of blocks, None leaves it to the search. `losses` limits the search, and without `every_loss`
+    no activations of blocks, None leaves it to the search; `ema` is the decay of a moving average of the weights, which
+    takes one more copy of them, None keeps none. `losses` limits the search, and without `every_loss`
     only the preferred one of them has choices; `sampler` (uniform, popularity,
     in-batch) is that of the losses that have it, `kernel` (chunked, triton) the implementation of chunked losses.
     Batches end at `max_batch_size` sequences, without it where published evidence does. `epoch_time` and `total_time`

@@ -179,6 +179,17 @@ def test_ways_out_of_divergence_may_be_added_and_other_options_not(tmp_path: Pat
         resume(trainer(tmp_path / "out", replace(trainer(tmp_path / "out").step.configuration, ema=0.9)))
 
 
+def test_a_checkpoint_from_before_these_options_goes_on(tmp_path: Path) -> None:
+    """Its identity names none of them: it has their defaults."""
+    trainer(tmp_path / "out").run(NoCallbacks())
+    path = tmp_path / "out" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["run"].keys().isdisjoint({"schedule", "warmup_steps", "clip_norm", "osf", "epochs"})
+    del state["run"]["ema"]
+    path.write_text(json.dumps(state))
+    assert resume(trainer(tmp_path / "out", settings=replace(ONE, epochs=2))).changes == ()
+
+
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "linear"}, "unknown --schedule 'linear'"),
     ({"final_learning_rate": 1.0, "schedule": "cosine"}, "--final-learning-rate 1.0 is outside 0..0.001"),

@@ -43,6 +43,7 @@ def train_batch(step: TrainingStep, batch: Batch, progress: Progress, callbacks:
             if fullest <= batch.longest:
                 raise
         release(step.optimizer)
+        step.break_off()
         progress.pass_tokens = max(batch.longest, fullest // 2)
         callbacks.on_out_of_memory(
             f"the GPU ran out of memory: from here on a pass has {progress.pass_tokens:,} tokens at most, at the same "

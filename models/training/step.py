@@ -125,6 +125,13 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    def break_off(self) -> None:
+        """Forget a step that ended with an error: its gradients, and that fp16's loss scale has left them already."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler is not None:
+            self.scaler.scale(torch.zeros((), device=self.device))  # makes the scale where no step came so far
+            self.scaler.update(self.scaler.get_scale())
+
     def _distribution(self, counts: NDArray[np.integer] | None, exponent: float) -> Distribution:
         catalog = self.configuration.catalog
         if self.device.type == "meta":

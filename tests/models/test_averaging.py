@@ -19,6 +19,8 @@ from srsplan.models.errors import InputError
 from srsplan.models.training.averaging import WeightAverage
 from srsplan.models.training.callbacks import NoCallbacks
 from srsplan.models.training.inputs import step_inputs
+from srsplan.models.training.progress import Progress
+from srsplan.models.training.retries import train_batch
 from srsplan.models.training.step import StepSettings, TrainingStep
 from srsplan.profiler.memory.model import MemoryModel
 from srsplan.profiler.memory.simulate import EvaluationSizes, simulate_evaluation, simulate_step
@@ -117,6 +119,29 @@ def test_scaled_gradients_are_unscaled_before_they_are_clipped(monkeypatch: pyte
     torch.manual_seed(5)
     first = [each.detach() for each in TrainingStep(TINY, CPU).model.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(first, overflowed[0], strict=True))
+
+
+def test_a_clipped_step_that_ran_out_of_memory_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between unscaling and the optimizer's first moments: the second attempt unscales its own gradients."""
+    batch = some_batch([5, 3, 8], TINY.catalog, 1)
+
+    def trained(fails: bool) -> list[Tensor]:
+        torch.manual_seed(5)
+        configuration = replace(TINY, architecture=replace(TINY.architecture, dropout=0.0))
+        step = TrainingStep(configuration, CPU, StepSettings(clip_norm=0.05))
+        step.scaler, inner = torch.amp.GradScaler("cpu", init_scale=65536.0), step.optimizer.step
+
+        def once(*values: Any, **options: Any) -> Any:
+            monkeypatch.setattr(step.optimizer, "step", inner)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+        if fails:
+            monkeypatch.setattr(step.optimizer, "step", once)
+        train_batch(step, batch, Progress(pass_tokens=configuration.tokens), NoCallbacks())
+        return [each.detach() for each in step.model.parameters()]
+
+    for one, other in zip(trained(False), trained(True), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 TENSORS_OF_TWO_BLOCKS = 28

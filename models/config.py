@@ -152,6 +152,9 @@ class Configuration:
     """The implementation of a chunked loss; the other losses have one form, whatever this says."""
     recompute: bool = False
     """Activation checkpointing: a block keeps its input only, and runs forward once more in backward."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is evaluated and kept as best in their place: one
+    more copy of all weights. None keeps no average."""
 
     def __post_init__(self) -> None:
         loss = find_loss(self.loss)
@@ -165,6 +168,7 @@ class Configuration:
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise InputError(f"unknown precision {_shown(self.precision)}", f"precisions are {known}")
+        self._check_average()
         self._check_kernel(loss)
         self._check_sampler(loss)
         self._check_negatives(loss)
@@ -185,6 +189,11 @@ class Configuration:
             raise InputError(f"mask_share {_shown(share)} is not above 0 and at most 1", f"{MASK_SHARE} is usual")
         if self.seq_len == 1:
             raise InputError("seq_len 1 has no room for a mask behind an item", "give seq_len 2 or more")
+
+    def _check_average(self) -> None:
+        number = isinstance(self.ema, int | float) and not isinstance(self.ema, bool)
+        if self.ema is not None and not (number and 0 < self.ema < 1):
+            raise InputError(f"ema {_shown(self.ema)} is no decay between 0 and 1", "0.999 is usual")
 
     def _check_kernel(self, loss: Loss) -> None:
         if self.kernel not in get_args(Kernel):
@@ -289,6 +298,11 @@ class Configuration:
     def table_bytes(self) -> int:
         """S: one fp32 copy of the item table."""
         return 4 * self.catalog * self.architecture.dim
+
+    @property
+    def table_copies(self) -> int:
+        """Tensors of the table's size that are always there: it, its gradient, Adam's moments, and its average."""
+        return 4 if self.ema is None else 5
 
     @property
     def balance(self) -> int:

@@ -28,11 +28,12 @@ GRANULE_BYTES = 10**7
 def check_floor(question: Question) -> None:
     """Raise NothingFits where not even the table, its gradient and the moments fit: no search is needed."""
     catalog, dim, usable = question.space.catalog, question.space.architecture.dim, question.budget.usable_bytes
-    floor = 16 * catalog * dim
+    averaged = question.space.ema is not None
+    floor = (20 if averaged else 16) * catalog * dim
     if floor > usable:
         raise NothingFits(
             f"nothing fits: the budget leaves {format_gib(usable)}, below the fixed floor of {format_gib(floor)}: the "
-            f"item table of {catalog:,} x {dim}, its gradient and Adam's moments",
+            f"item table of {catalog:,} x {dim}, its gradient{', its average' if averaged else ''} and Adam's moments",
             ways_out(question),
         )
 

@@ -57,6 +57,7 @@ def plan(
     precision: str = "fp16",
     sampler: str = "uniform",
     recompute: bool | None = None,
+    ema: float | None = None,
     kernel: str = "chunked",
     gpus: int = 1,
     losses: Sequence[str] | None = None,
@@ -80,7 +81,8 @@ def plan(
     and `gpu` (a name of `srsplan gpus`). `mean_length` (interactions per user) and `users` say what is known of the
     data without a file. `model` is a name of models.kinds, `mask_share` the share of items that a masked one
     learns to fill in. `dim`, `blocks`, `heads` and `precision` (fp32, fp16, bf16) are the model's; `recompute` keeps
-    no activations of blocks, None leaves it to the search. `losses` limits the search, and without `every_loss`
+    no activations of blocks, None leaves it to the search; `ema` is the decay of a moving average of the weights, which
+    takes one more copy of them, None keeps none. `losses` limits the search, and without `every_loss`
     only the preferred one of them has choices; `sampler` (uniform, popularity,
     in-batch) is that of the losses that have it, `kernel` (chunked, triton) the implementation of chunked losses.
     Batches end at `max_batch_size` sequences, without it where published evidence does. `epoch_time` and `total_time`
@@ -118,6 +120,7 @@ def plan(
         sampler=cast(Sampler, sampler),
         kernel=cast(Kernel, kernel),
         max_batch_size=max_batch_size,
+        ema=ema,
     )
     order, trust = question.order_of(None if runs is None else Path(runs), items)
     asked = Question(
@@ -180,6 +183,7 @@ def _plan_of(found: Recommendation, asked: Question, notes: dict[str, str]) -> P
         blocks=space.architecture.blocks,
         heads=space.architecture.heads,
         precision=space.precision,
+        ema=space.ema,
         data=None if asked.data is None else str(asked.data.path),
         data_options=[] if asked.data is None else asked.data.options(),
         users=space.workload.users,
@@ -218,6 +222,7 @@ def estimate(
     precision: str = "fp16",
     pass_tokens: int | None = None,
     recompute: bool = False,
+    ema: float | None = None,
     kernel: str = "chunked",
     gpus: int = 1,
     mean_length: float | None = None,
@@ -250,6 +255,7 @@ def estimate(
         pass_tokens=pass_tokens,
         kernel=cast(Kernel, kernel),
         recompute=recompute,
+        ema=ema,
     )
     card, limit = _card(gpu, budget)
     prices = Prices(workload, limit or make_budget(None, card), card, question.assumed_model())

@@ -41,6 +41,8 @@ def train_without_plan(plan: Plan) -> str:
     parts += ["--pass-tokens", str(choice.pass_tokens), "--pass-sequences", str(choice.pass_sequences)]
     if configuration.kernel != "chunked":
         parts += ["--kernel", configuration.kernel]
+    if configuration.ema is not None:
+        parts += ["--ema", str(configuration.ema)]
     return shlex.join([*parts, *["--recompute"] * configuration.recompute])
 
 

@@ -73,7 +73,7 @@ class Estimate:
             **entry,
             "fits": self.fits,
             "lengths": self.prices.workload.basis,
-            "fixed_floor_bytes": 4 * self.configuration.table_bytes,
+            "fixed_floor_bytes": self.configuration.table_copies * self.configuration.table_bytes,
             "smallest_cap_bytes": self.smallest_cap_bytes,
             "several_gpus": [asdict(layout) for layout in self.several_gpus],
         }

@@ -19,8 +19,8 @@ from srsplan.planner.words import implementation_of
 from srsplan.planner.workload import Workload
 from srsplan.profiler.memory.model import Memory, MemoryModel
 
-COPIES, FP32_BYTES = 4, 4
-"""Every weight is there four times: itself, its gradient and Adam's two moments."""
+FP32_BYTES = 4
+"""Of every weight, and of each of its copies: gradient, Adam's two moments, moving average."""
 
 USUAL_PASS = 65_536
 """Tokens of a pass where nobody says how many: larger ones are hardly faster."""
@@ -131,7 +131,7 @@ def check_model_fits(configuration: Configuration, device_bytes: int | None) -> 
     """Raise InputError where the model alone, with gradients and moments, is larger than the memory it is to use."""
     sizes = configuration.architecture
     rows = configuration.catalog + configuration.seq_len + 6 * sizes.blocks * sizes.dim  # six D x D matrices a block
-    needed, has = COPIES * FP32_BYTES * rows * sizes.dim, device_bytes or _machine_bytes()
+    needed, has = configuration.table_copies * FP32_BYTES * rows * sizes.dim, device_bytes or _machine_bytes()
     if has is not None and needed > has:
         raise InputError(
             f"a model of {configuration.catalog:,} items, seq_len {configuration.seq_len:,}, dim {sizes.dim} and "

@@ -21,9 +21,10 @@ TAG_MEANING = {
     "activation": "activations kept for backward",
     "workspace": "cuBLAS, attention, sorting",
     "model": "other weights",
+    "average": "moving average of the weights (--ema)",
     "batch": "the batch",
 }
-FIXED = ("table", "gradient", "optimizer", "model")
+FIXED = ("table", "gradient", "optimizer", "model", "average")
 
 
 class Knobs(Protocol):

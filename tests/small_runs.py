@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ TINY = Configuration(
     loss="cce", catalog=40, batch_size=16, seq_len=8, precision="fp32", architecture=Architecture(dim=16, blocks=1)
 )
 ONE = Settings(epochs=1)
+SAMPLED = replace(TINY, loss="cce-", negatives=8, tokens_per_set=4)
+"""A sampled loss, whose negatives have to be drawn again as they were."""
 
 
 def walks(path: Path, seed: int = 0) -> Path:

@@ -200,19 +200,19 @@ def test_the_verbs() -> None:
 
 
 OPTIONS = {
-    "recommend": "all blocks budget catalog check data dim epoch-time epochs gpu gpus heads item-column json kernel "
-    "loss margin max-batch-size mean-length no-plan output overwrite precision profile recompute runs sampler split "
-    "timestamp-column total-time user-column users",
-    "estimate": "batch-size blocks budget catalog dim gpu gpus heads json kernel loss mean-length negatives "
+    "recommend": "all blocks budget catalog check data dim ema epoch-time epochs gpu gpus heads item-column json "
+    "kernel loss margin max-batch-size mean-length no-plan output overwrite precision profile recompute runs sampler "
+    "split timestamp-column total-time user-column users",
+    "estimate": "batch-size blocks budget catalog dim ema gpu gpus heads json kernel loss mean-length negatives "
     "pass-tokens precision recompute sampler seq-len tokens-per-set",
     "gpus": "json",
     "doctor": "dim json losses precision timeout",
     "profile": "blocks budget catalog dim fresh gpu heads json losses output precision probes timeout",
-    "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json keep-seen "
-    "kernel learning-rate loss min-item min-user negatives optimizer output overwrite pass-sequences pass-tokens "
-    "patience plan "
-    "popularity-exponent precision rank recompute resume sampler seed seq-len split timestamp-column tokens-per-set "
-    "user-column validation-users weight-decay",
+    "train": "batch-size blocks clip-norm data device dim dropout ema epochs evaluate-every final-learning-rate heads "
+    "item-column json keep-seen kernel learning-rate log loss min-item min-user negatives optimizer osf output "
+    "overwrite pass-sequences pass-tokens patience plan popularity-exponent precision rank recompute resume sampler "
+    "schedule seed seq-len split timestamp-column tokens-per-set user-column validation-users warmup-percent "
+    "warmup-steps weight-decay",
     "bench": "device deviation dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }

@@ -7,7 +7,7 @@ are 1 to V.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +50,8 @@ class Batch(Packed):
     """Target items [T], 1 to V."""
     places: Numbers | None = None
     """The tokens [T] that the targets belong to, in their order; None where every token has one, T = M."""
+    draw: int | None = None
+    """The number of the draw of its negatives: that of the step which used the batch first. None: the present step."""
 
     @property
     def longest(self) -> int:
@@ -103,13 +105,24 @@ class TrainBatches:
 
     With a `masking` over the last `seq_len`, some of them masked. Order and masks depend on the seed and the epoch's
     number only, so a resumed training sees what it would have seen. Sequences of a single item are left out.
+
+    With an over-sampling factor `osf` the first so many epochs are new. Every later one takes as many mini-batches at
+    random from all of theirs, none twice, each with the masks and the negatives that it had (Prakash et al., 2024,
+    section 5.1, https://arxiv.org/abs/2410.17276). Nothing is stored: a batch's number draws all of it again.
     """
 
     def __init__(
-        self, train: Sequences, batch_size: int, seq_len: int, seed: int, masking: Masking | None = None
+        self,
+        train: Sequences,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        *,
+        osf: int | None = None,
+        masking: Masking | None = None,
     ) -> None:
         require_positive(batch_size=batch_size, seq_len=seq_len)
-        self.train, self.batch_size, self.seq_len, self.seed = train, batch_size, seq_len, seed
+        self.train, self.batch_size, self.seq_len, self.seed, self.osf = train, batch_size, seq_len, seed, osf
         self._masking = masking
         self._rows = np.flatnonzero(train.lengths >= 2)
 
@@ -119,22 +132,47 @@ class TrainBatches:
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """Yield the batches of epoch `index`, counted from 0."""
-        random = np.random.default_rng([self.seed, index])
-        rows = random.permutation(self._rows)
-        for start in range(0, len(rows), self.batch_size):
-            part = rows[start : start + self.batch_size]
-            if self._masking is None:
-                yield self._batch(part)
-            else:
-                yield self._masking.batch(last_items(self.train, part, self.seq_len), random)
+        if self.osf is None or index < self.osf:
+            rows = self._shuffled(index)
+            for place in range(len(self)):
+                yield self._batch(self._part(rows, place), index * len(self) + place)
+            return
+        stored = self._draws(index, self.osf)
+        parts = self._parts(stored)
+        for draw in stored:
+            yield self._batch(parts[int(draw)], int(draw))
 
-    def _batch(self, rows: NDArray[np.integer]) -> Batch:
-        """Return inputs and targets: of the last items all but the last, and all but the first."""
+    def _shuffled(self, index: int) -> NDArray[np.integer]:
+        return np.random.default_rng([self.seed, index]).permutation(self._rows)
+
+    def _part(self, rows: NDArray[np.integer], place: int) -> NDArray[np.integer]:
+        """Return the rows of one batch of an epoch."""
+        return rows[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _draws(self, index: int, osf: int) -> Numbers:
+        """Return the numbers of the batches that an epoch uses again: as many as it has, none twice."""
+        return np.random.default_rng([self.seed, index]).choice(osf * len(self), len(self), replace=False)
+
+    def _parts(self, draws: Numbers) -> dict[int, NDArray[np.integer]]:
+        """Return the rows of these batches by their numbers; every epoch that they are of is shuffled once."""
+        parts: dict[int, NDArray[np.integer]] = {}
+        for index in np.unique(draws // len(self)):
+            rows = self._shuffled(int(index))
+            for draw in draws[draws // len(self) == index]:
+                parts[int(draw)] = self._part(rows, int(draw) % len(self)).copy()  # else all of `rows` stays
+        return parts
+
+    def _batch(self, rows: NDArray[np.integer], draw: int) -> Batch:
+        """Return inputs and targets: masked items, or of the last items all but the last, and all but the first."""
+        if self._masking is not None:
+            masks = np.random.default_rng([self.seed, draw, len(self)])
+            return replace(self._masking.batch(last_items(self.train, rows, self.seq_len), masks), draw=draw)
         found = last_items(self.train, rows, self.seq_len + 1)
         inputs, targets = np.ones(len(found.items), dtype=bool), np.ones(len(found.items), dtype=bool)
         inputs[found.offsets[1:] - 1] = False
         targets[found.offsets[:-1]] = False
-        return Batch(found.items[inputs], found.offsets - np.arange(len(found.offsets)), found.items[targets])
+        offsets = found.offsets - np.arange(len(found.offsets))
+        return Batch(found.items[inputs], offsets, found.items[targets], draw=draw)
 
 
 def history_batches(

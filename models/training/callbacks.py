@@ -27,6 +27,33 @@ class Callbacks(Protocol):
         ...
 
 
+class Together:
+    """Several listeners as one: each is told, in their order."""
+
+    def __init__(self, *callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+
+    def on_epoch_start(self, epoch: int, batches: int) -> None:
+        """Tell all."""
+        for each in self._callbacks:
+            each.on_epoch_start(epoch, batches)
+
+    def on_batch_end(self) -> None:
+        """Tell all."""
+        for each in self._callbacks:
+            each.on_batch_end()
+
+    def on_out_of_memory(self, sentence: str) -> None:
+        """Tell all."""
+        for each in self._callbacks:
+            each.on_out_of_memory(sentence)
+
+    def on_epoch_end(self, record: EpochRecord) -> None:
+        """Tell all."""
+        for each in self._callbacks:
+            each.on_epoch_end(record)
+
+
 class NoCallbacks:
     """Callbacks for a training that nobody watches, and a base for those who want to know one thing only."""
 

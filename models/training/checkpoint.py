@@ -1,9 +1,10 @@
 """Checkpoints: weights, Adam's moments and generator states as safetensors, everything else as JSON. Never a pickle.
 
-    weights-EPOCH.safetensors   model.*, adam.*, generator.*
+    weights-EPOCH.safetensors   model.*, adam.*, generator.*, and average.* where weights are averaged
     best-next.safetensors       weights of an epoch that is the best so far, until state.json knows of it
     state.json                  what is resumed, and the checksums of its tensors; replaced in one step
-    best.safetensors            weights of the best epoch: names as in the model, so `load_state_dict` takes them
+    best.safetensors            weights of the best epoch, those of the average where there is one: names as in the
+                                model, so that `load_state_dict` takes them
 
 They are written in this order. A kill or a full disk at any moment leaves a state.json whose tensors are all there.
 Tensors are written from where they are, without a copy of them in memory.
@@ -26,6 +27,7 @@ from torch import Tensor
 from srsplan.models.errors import InputError
 from srsplan.models.files import check_input, write_atomically
 from srsplan.models.schema import Document
+from srsplan.models.sequence_model import SequenceModel
 from srsplan.models.training.folder import BEST, NEXT_BEST, START_ANEW, STATE, WEIGHTS, read_document
 from srsplan.models.training.identity import Identity
 from srsplan.models.training.progress import Progress
@@ -114,7 +116,7 @@ class Checkpoints:
         weights = SavedTensors(name=name, crc32=_write(self.folder / name, _tensors(step)))
         best = self._best
         if is_best:
-            best = SavedTensors(name=BEST, crc32=_write(self.folder / NEXT_BEST, _weights(step)))
+            best = SavedTensors(name=BEST, crc32=_write(self.folder / NEXT_BEST, _weights(step.evaluated)))
         state = State(
             weights=weights,
             best=best,
@@ -145,8 +147,10 @@ class Checkpoints:
         self._best = state.best
 
     def load_best(self, step: TrainingStep) -> None:
-        """Put the best epoch's weights into the model."""
-        step.model.load_state_dict(read_tensors(self.folder / BEST, forms(step.model.state_dict())))
+        """Put the best epoch's weights into the model, and into their average where there is one."""
+        best = read_tensors(self.folder / BEST, forms(step.model.state_dict()))
+        step.model.load_state_dict(best)
+        step.evaluated.load_state_dict(best)
 
     def _tidy(self, weights: str, is_best: bool) -> None:
         """Give the best weights that state.json knows of their name; remove weights that it does not know of."""
@@ -227,13 +231,22 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return sums[0]
 
 
-def _weights(step: TrainingStep) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in step.model.state_dict().items()}
+def _weights(model: SequenceModel) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _models(step: TrainingStep) -> dict[str, SequenceModel]:
+    """Return the model, and the average of its weights where there is one, by the prefix of their tensors."""
+    return {"model": step.model} if step.average is None else {"model": step.model, "average": step.average.model}
 
 
 def _tensors(step: TrainingStep) -> dict[str, Tensor]:
     """Name every tensor that a resumed run needs, without a copy."""
-    tensors = {f"model.{name}": tensor for name, tensor in _weights(step).items()}
+    tensors = {
+        f"{prefix}.{name}": tensor
+        for prefix, model in _models(step).items()
+        for name, tensor in _weights(model).items()
+    }
     for name, parameter in step.model.named_parameters():
         for key, value in step.optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{key}.{name}"] = value.contiguous()
@@ -245,7 +258,8 @@ def _tensors(step: TrainingStep) -> dict[str, Tensor]:
 
 def _expected(step: TrainingStep, state: State) -> dict[str, Form]:
     """List the tensors that a checkpoint of this step must hold."""
-    found = {f"model.{name}": form for name, form in forms(step.model.state_dict()).items()}
+    weights = forms(step.model.state_dict())
+    found = {f"{prefix}.{name}": form for prefix in _models(step) for name, form in weights.items()}
     for name, parameter in step.model.named_parameters() if state.moments else ():
         for key in ADAM_STATE:
             shape = () if key == "step" else tuple(parameter.shape)
@@ -262,7 +276,8 @@ def _restore(step: TrainingStep, tensors: Mapping[str, Tensor], path: Path) -> N
             torch.cuda.set_rng_state(tensors["generator.cuda"], step.device)
     except RuntimeError as error:
         raise InputError(f"{path} holds no valid state of a random generator", START_ANEW) from error
-    step.model.load_state_dict({name: tensors[f"model.{name}"] for name in step.model.state_dict()})
+    for prefix, model in _models(step).items():
+        model.load_state_dict({name: tensors[f"{prefix}.{name}"] for name in model.state_dict()})
     for name, parameter in step.model.named_parameters():
         found = {key: tensors.get(f"adam.{key}.{name}") for key in sorted(ADAM_STATE)}
         state = {key: value.to(parameter.device) for key, value in found.items() if value is not None}

@@ -27,16 +27,22 @@ class EpochRecord:
     """The mean loss of the epoch's batches."""
     seconds: float
     """Seconds that the epoch's steps took, evaluation excluded."""
+    learning_rate: float
+    """The learning rate of the epoch's last step."""
+    gradient_norm: float | None = None
+    """The mean over the epoch's steps of the gradients' global norm before clipping; None where nothing is clipped."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Validation metrics such as NDCG_10; empty where the epoch was not evaluated."""
 
     def to_line(self) -> str:
         """Return one line of JSON, metrics beside the other keys."""
-        return json.dumps({"epoch": self.epoch, "loss": self.loss, "seconds": self.seconds, **self.metrics})
+        figures = {"epoch": self.epoch, "loss": self.loss, "seconds": self.seconds, "learning_rate": self.learning_rate}
+        norm = {} if self.gradient_norm is None else {"gradient_norm": self.gradient_norm}
+        return json.dumps({**figures, **norm, **self.metrics})
 
 
 class _Line(BaseModel):
-    """A line as it is read back: three known keys, and metrics by name."""
+    """A line as it is read back: three keys that every line has, and others by name."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, float]

@@ -66,12 +66,15 @@ class Evaluation:
 
 
 def evaluate(step: TrainingStep, split: Split, holdout: Holdout, ranking: Ranking) -> Evaluation:
-    """Rank a holdout by the model and measure what it recommends; the model is in evaluation mode afterwards."""
+    """Rank a holdout by the model, or by the average of its weights, and measure what it recommends.
+
+    That model is in evaluation mode afterwards.
+    """
     best = min(max(ranking.ks), step.configuration.catalog)
-    step.model.eval()
+    model = step.evaluated.eval()
 
     def by_model(histories: PackedItems, seen: Seen | None) -> Tensor:
-        return rank(step.model, histories, seen, best, step.autocast)
+        return rank(model, histories, seen, best, step.autocast)
 
     top = rank_holdout(by_model, holdout, step.configuration.catalog, step.device, ranking)
     return measured(top, split, holdout, ranking)

@@ -6,8 +6,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from srsplan.models.data.batches import TrainBatches
 from srsplan.models.data.masking import Masking
 from srsplan.models.data.splits import Holdout, Split
@@ -15,6 +13,7 @@ from srsplan.models.errors import SrsplanError
 from srsplan.models.training import identity, retries
 from srsplan.models.training.callbacks import Callbacks
 from srsplan.models.training.checkpoint import Checkpoints, State
+from srsplan.models.training.epoch_sums import EpochMeans, EpochSums
 from srsplan.models.training.epochs_log import EpochRecord, EpochsLog
 from srsplan.models.training.evaluation import Evaluation, Ranking, evaluate, subset
 from srsplan.models.training.progress import Progress
@@ -34,9 +33,11 @@ class Trainer:
         self.changes: tuple[str, ...] = ()
         """Sentences that say which options a resumed run has changed."""
         configuration = step.configuration
-        self._batches = TrainBatches(
-            split.train, configuration.batch_size, configuration.seq_len, settings.seed, Masking.of(configuration)
-        )
+        self.batches = TrainBatches(
+            split.train, configuration.batch_size, configuration.seq_len, settings.seed,
+            osf=settings.osf, masking=Masking.of(configuration),
+        )  # fmt: skip
+        self._rates = settings.learning_rates(len(self.batches))
         self._validation = subset(split.validation, settings.validation_users, settings.seed)
         self._identity = identity.identity(configuration, settings, split)
         self._checkpoints, self._log = Checkpoints(folder), EpochsLog(folder)
@@ -82,35 +83,43 @@ class Trainer:
 
     def _epoch(self, callbacks: Callbacks) -> None:
         progress = self.progress
-        callbacks.on_epoch_start(progress.epoch + 1, len(self._batches))
+        callbacks.on_epoch_start(progress.epoch + 1, len(self.batches))
         began = time.perf_counter()
-        loss = self._train_epoch(callbacks)
+        trained = self._train_epoch(callbacks)
         progress.seconds.append(time.perf_counter() - began)
         progress.epoch += 1
-        progress.steps += len(self._batches)
+        progress.steps += len(self.batches)
         metrics: dict[str, float] = {}
         is_best = False
         if progress.epoch % self.settings.evaluate_every == 0 or progress.epoch == self.settings.epochs:
             metrics, is_best = self._validate(callbacks)
-        record = EpochRecord(epoch=progress.epoch, loss=loss, seconds=progress.seconds[-1], metrics=metrics)
+        record = EpochRecord(
+            epoch=progress.epoch,
+            loss=trained.loss,
+            seconds=progress.seconds[-1],
+            learning_rate=self._rates.at(self.step.steps_done - 1),
+            gradient_norm=trained.gradient_norm,
+            metrics=metrics,
+        )
         self._log.append(record)
         self._save(is_best=is_best)
         callbacks.on_epoch_end(record)
 
-    def _train_epoch(self, callbacks: Callbacks) -> float:
-        """Take the steps of one epoch; return the mean loss of its batches. SrsplanError where training diverged."""
-        total: Tensor | None = None
-        for batch in self._batches.epoch(self.progress.epoch):
-            loss = retries.train_batch(self.step, batch, self.progress, callbacks)
-            total = loss if total is None else total + loss
+    def _train_epoch(self, callbacks: Callbacks) -> EpochMeans:
+        """Take the steps of one epoch; return the means over its batches. SrsplanError where training diverged."""
+        sums = EpochSums()
+        for batch in self.batches.epoch(self.progress.epoch):
+            self.step.set_learning_rate(self._rates.at(self.step.steps_done))
+            sums.add(retries.train_batch(self.step, batch, self.progress, callbacks), self.step.gradient_norm)
             callbacks.on_batch_end()
-        mean = float("nan") if total is None else float(total) / len(self._batches)
-        if not mean < float("inf"):
+        means = sums.means(len(self.batches))
+        if not means.loss < float("inf"):
             raise SrsplanError(
-                f"the loss of epoch {self.progress.epoch + 1} is {mean}: training diverged",
-                "lower --learning-rate, or use --precision bf16 or fp32; earlier epochs are saved",
+                f"the loss of epoch {self.progress.epoch + 1} is {means.loss}: training diverged",
+                "lower --learning-rate, add --clip-norm 1 or --warmup-steps 100, or use --precision bf16 or fp32; "
+                "earlier epochs are saved",
             )
-        return mean
+        return means
 
     def _validate(self, callbacks: Callbacks) -> tuple[dict[str, float], bool]:
         """Return the metrics of the validation users, and whether the epoch is the best so far."""

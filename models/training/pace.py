@@ -8,8 +8,6 @@ from statistics import median
 
 import torch
 
-from srsplan.models.data.batches import TrainBatches
-from srsplan.models.data.masking import Masking
 from srsplan.models.training import retries
 from srsplan.models.training.callbacks import NoCallbacks
 from srsplan.models.training.evaluation import subset
@@ -41,10 +39,7 @@ def measure(order: Order, data: RunData) -> Pace:
     """Take some steps on a model of its own; neither the run's model nor its random numbers notice."""
     with torch.random.fork_rng(devices=[]):
         trainer = build(order, data.split)
-        configuration, settings = order.configuration, order.settings
-        batches = TrainBatches(
-            data.split.train, configuration.batch_size, configuration.seq_len, settings.seed, Masking.of(configuration)
-        )
+        settings, batches = order.settings, trainer.batches
         seconds: list[float] = []
         for batch in batches.epoch(0):
             began = time.perf_counter()

@@ -36,12 +36,14 @@ def train_batch(step: TrainingStep, batch: Batch, progress: Progress, callbacks:
         cut = list(passes(batch, tokens, configuration.sequences))
         try:
             targets = targets_of(batch, device) if configuration.sampler == "in-batch" else None
-            return step.run_passes((step_inputs(each, device) for each in cut), len(batch.targets), targets)
+            inputs = (step_inputs(each, device) for each in cut)
+            return step.run_passes(inputs, len(batch.targets), targets, draw=batch.draw)
         except torch.cuda.OutOfMemoryError:
             fullest = max(len(each.items) for each in cut)
             if fullest <= batch.longest:
                 raise
         release(step.optimizer)
+        step.break_off()
         progress.pass_tokens = max(batch.longest, fullest // 2)
         callbacks.on_out_of_memory(
             f"the GPU ran out of memory: from here on a pass has {progress.pass_tokens:,} tokens at most, at the same "

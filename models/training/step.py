@@ -22,7 +22,8 @@ from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
-from srsplan.models.sequence_model import Context, PackedItems
+from srsplan.models.sequence_model import Context, PackedItems, SequenceModel
+from srsplan.models.training.averaging import WeightAverage
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,6 +41,8 @@ class StepSettings:
     """The optimizer's learning rate."""
     weight_decay: float = 0.0
     """Weight decay: decoupled from the gradient in AdamW, added to the gradient in Adam."""
+    clip_norm: float | None = None
+    """The largest global norm of a step's gradients: larger ones are scaled down to it. None clips nothing."""
     popularity_exponent: float = 0.75
     """The sampler "popularity" draws items in proportion to their interactions to this power."""
     seed: int = 42
@@ -87,9 +90,13 @@ class TrainingStep:
         )
         dtype = DTYPES[configuration.precision]
         self.autocast = autocast or _autocast(device, dtype)
+        self.average = None if configuration.ema is None else WeightAverage(self.model, configuration.ema)
         self.model.recompute = self.autocast if configuration.recompute else None
         scaled = configuration.precision == "fp16" and device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=True) if scaled else None
+        self.clip_norm = settings.clip_norm
+        self.gradient_norm: Tensor | None = None
+        """Global norm of the last step's gradients before they were clipped, fp32 []; None where nothing is clipped."""
         self.steps_done = 0
         options = LossOptions(
             negatives=configuration.negatives,
@@ -107,6 +114,23 @@ class TrainingStep:
     def loss_call(self) -> LossCall:
         """The loss as it runs, with its implementation and the reason for it."""
         return self._loss
+
+    @property
+    def evaluated(self) -> SequenceModel:
+        """The model that is ranked and kept as best: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the steps from here on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def break_off(self) -> None:
+        """Forget a step that ended with an error: its gradients, and that fp16's loss scale has left them already."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler is not None:
+            self.scaler.scale(torch.zeros((), device=self.device))  # makes the scale where no step came so far
+            self.scaler.update(self.scaler.get_scale())
 
     def _distribution(self, counts: NDArray[np.integer] | None, exponent: float) -> Distribution:
         catalog = self.configuration.catalog
@@ -141,21 +165,24 @@ class TrainingStep:
         targets: int,
         batch_targets: Tensor | None = None,
         phase: Callable[[str], None] = no_phase,
+        *,
+        draw: int | None = None,
     ) -> Tensor:
         """Make one optimizer step of a batch of so many targets N, in passes.
 
         Their gradients accumulate: the step is that of the whole batch, however it is cut. Passes are taken one at a
         time, so that a generator need not hold them all on the device. `batch_targets`, int64 [N], are what the sampler
-        "in-batch" draws from. Returns the detached mean loss over all targets; ValueError where there is no pass.
+        "in-batch" draws from. `draw` numbers the draw of negatives, in the place of the step. Returns the detached mean
+        loss over all targets; ValueError where there is no pass.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         drawn_from = None if batch_targets is None else in_batch(batch_targets, self.configuration.catalog)
         total: Tensor | None = None
-        first = 0
+        first, number = 0, self.steps_done if draw is None else draw
         for each in passes:
             share = len(each.targets) / targets
-            call = self._loss.at(self.steps_done, first, targets, backward_scale=self._incoming(share))
+            call = self._loss.at(number, first, targets, backward_scale=self._incoming(share))
             loss = self._mean_loss(each, call, drawn_from, phase) * share
             phase("backward")
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -175,13 +202,26 @@ class TrainingStep:
 
     def _update(self, phase: Callable[[str], None]) -> None:
         phase("optimizer")
+        if self.clip_norm is not None:
+            self.gradient_norm = self._clip(self.clip_norm)
         if self.scaler is None:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.steps_done += 1
+        if self.average is not None:
+            self.average.update(self.steps_done)
         phase("idle")
+
+    def _clip(self, largest: float) -> Tensor:
+        """Scale the gradients down to a global norm of at most `largest`; return the norm that they had.
+
+        fp16's gradients are divided by the loss scale first; where one overflowed, the scaler leaves the step out.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> Context:

@@ -54,6 +54,7 @@ def estimate_command(
     ] = None,
     pass_tokens: options.PassTokens = None,
     recompute: options.Recompute = False,
+    ema: options.Ema = None,
     kernel: options.KernelOption = "chunked",
     gpus: options.Gpus = 1,
     mean_length: options.MeanLength = None,
@@ -74,7 +75,7 @@ def estimate_command(
             dim=dim, blocks=blocks, heads=heads, recompute=recompute,
             tokens_per_set=tokens_per_set if loss or LOSSES[row.loss].shares_negatives else None,
             sampler=sampler if loss or sampler in LOSSES[row.loss].samplers else "uniform",
-            pass_tokens=pass_tokens,
+            pass_tokens=pass_tokens, ema=ema,
             kernel=kernel if loss or LOSSES[row.loss].chunked else "chunked",
             gpus=gpus, mean_length=mean_length, gpu=gpu, budget=budget,
         )

@@ -23,8 +23,9 @@ def one(estimate: Estimate) -> Group:
         "loss runs in": implementation_of(configuration.loss, configuration.kernel),
         "passes": _passes(estimate),
         **_circumstances(estimate),
-        "tensors": f"{format_gib(memory.allocated_bytes)} at the peak of a step, of that fixed: 4 S = "
-        f"{format_gib(4 * configuration.table_bytes)} (table S, its gradient, Adam's moments)",
+        "tensors": f"{format_gib(memory.allocated_bytes)} at the peak of a step, of that fixed: "
+        f"{configuration.table_copies} S = {format_gib(configuration.table_copies * configuration.table_bytes)} (table "
+        f"S, its gradient, Adam's moments{'' if configuration.ema is None else ', its average'})",
         "evaluation": f"{format_gib(memory.evaluation_bytes)} with {estimate.choice.evaluation_users:,} users at once",
         "reserved": f"{expected}: the tensors and the gaps between them",
         **_verdict(estimate),

@@ -17,6 +17,7 @@ from srsplan.planner.cli import console
 EXTRAS = {
     "train": ("torch", "triton", "safetensors"),
     "data": ("pandas", "pyarrow"),
+    "log": ("tensorboard",),
     "analyze": ("scipy", "sklearn", "matplotlib", "joblib"),
 }
 """Packages that a plain install leaves out, by the extra that brings them."""

@@ -41,6 +41,9 @@ PassTokens = Annotated[
 KernelOption = Annotated[
     str, typer.Option("--kernel", help="The implementation of cce and cce-: chunked (PyTorch) or triton.")
 ]
+Ema = Annotated[
+    float | None, typer.Option("--ema", help="Count a moving average of the weights, of this decay: one more copy.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 T = TypeVar("T")

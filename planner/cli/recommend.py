@@ -42,6 +42,7 @@ def recommend_command(
     precision: options.PrecisionOption = "fp16",
     sampler: options.SamplerOption = "uniform",
     recompute: Annotated[bool | None, RECOMPUTE_OPTION] = None,
+    ema: options.Ema = None,
     kernel: options.KernelOption = "chunked",
     gpus: options.Gpus = 1,
     loss: Annotated[list[str] | None, typer.Option("--loss", help="Only this loss; may be repeated.")] = None,
@@ -74,7 +75,7 @@ def recommend_command(
             gpus=gpus, losses=loss, every_loss=everything or json, margin=margin, max_batch_size=max_batch_size,
             epoch_time=epoch_time, total_time=total_time, epochs=epochs, user_column=user_column,
             item_column=item_column, timestamp_column=timestamp_column, split=split, runs=runs, profile=profile,
-            check=check,
+            check=check, ema=ema,
         )  # fmt: skip
     _tell(plan, None if no_plan else output, overwrite, everything=everything, json=json)
 

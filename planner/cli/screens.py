@@ -60,7 +60,8 @@ def recommendation(plan: Plan, everything: bool = False) -> Group:
 
 
 def _assumptions(plan: Plan, everything: bool) -> dict[str, str]:
-    inputs, fixed = plan.inputs, f"fixed: 4 S = {format_gib(plan.budget.fixed_floor_bytes)}"
+    inputs, copies = plan.inputs, plan.configuration().table_copies
+    fixed = f"fixed: {copies} S = {format_gib(plan.budget.fixed_floor_bytes)}"
     card = inputs.gpu_title or inputs.gpu
     lines = {
         "catalog": f"{catalog_line(inputs.catalog, inputs.dim)}; {fixed}",

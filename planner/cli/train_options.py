@@ -68,7 +68,29 @@ class TrainOptions:
     ] = "auto"
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or adamw, both fused.")] = "adam"
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the optimizer.")] = 1e-3
+    schedule: Annotated[
+        str, typer.Option("--schedule", help="Of the learning rate: constant, or cosine over all epochs.")
+    ] = "constant"
+    final_learning_rate: Annotated[
+        float, typer.Option("--final-learning-rate", help="Where --schedule cosine ends.")
+    ] = 0.0
+    warmup_steps: Annotated[
+        int, typer.Option("--warmup-steps", help="Steps over which the learning rate grows to its full size.")
+    ] = 0
+    warmup_percent: Annotated[
+        float, typer.Option("--warmup-percent", help="The same as a share of all planned steps.")
+    ] = 0.0
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the optimizer.")] = 0.0
+    clip_norm: Annotated[
+        float | None, typer.Option("--clip-norm", help="Gradients of a larger global norm are scaled down to it.")
+    ] = None
+    ema: Annotated[
+        float | None,
+        typer.Option("--ema", help="Decay of an average of the weights that is evaluated and kept; 0.999 is usual."),
+    ] = None
+    osf: Annotated[
+        int | None, typer.Option("--osf", help="Epochs after which mini-batches are used again, negatives and all.")
+    ] = None
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="At most this many.")] = 200
     patience: Annotated[int, typer.Option("--patience", min=1, help="Evaluations without a better one.")] = 10
     evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=1, help="Epochs between them.")] = 1
@@ -83,6 +105,9 @@ class TrainOptions:
     min_user: Annotated[int, typer.Option("--min-user", min=0, help="Drop users with fewer interactions.")] = 0
     min_item: Annotated[int, typer.Option("--min-item", min=0, help="Drop items with fewer interactions.")] = 0
     seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of everything that is random.")] = 42
+    log: Annotated[
+        str, typer.Option("--log", help="Figures of every epoch for tensorboard, wandb or mlflow; several by commas.")
+    ] = ""
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto"
     json: options.Json = False
 

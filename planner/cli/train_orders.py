@@ -17,6 +17,7 @@ from srsplan.models.data.options import DataOptions, Minimums
 from srsplan.models.data.splits import Strategy
 from srsplan.models.errors import InputError, NothingFits
 from srsplan.models.kinds import DEFAULT_MODEL
+from srsplan.models.training import loggers
 from srsplan.models.training.device import find_device
 from srsplan.models.training.folder import RunFolder
 from srsplan.models.training.run import Order, RunData, fitted, use_expandable_segments
@@ -62,6 +63,7 @@ def orders_of(options: TrainOptions) -> list[RankedOrder]:
     """Return one order for each rank; InputError for anything that can be told to be wrong without the data."""
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite contradict each other", "give the one that is meant")
+    loggers.parse_names(options.log)
     ranks = parse_ranks(options.rank)
     choices = _choices(options, ranks)
     use_expandable_segments()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import typer
 
-from srsplan.models.training import pace
+from srsplan.models.training import loggers, pace
+from srsplan.models.training.callbacks import Together
 from srsplan.models.training.progress import Progress
 from srsplan.models.training.retries import out_of_memory_explained
 from srsplan.models.training.run import Order, Prepared, RunData, finish, opened, read_data
@@ -61,11 +62,26 @@ def _train(options: TrainOptions, each: RankedOrder, data: RunData, notes: tuple
 def _finish(options: TrainOptions, prepared: Prepared) -> dict[str, Any]:
     trainer = prepared.trainer
     try:
-        with ProgressBars(trainer.settings.epochs, trainer.progress.epoch, trainer.progress.best) as bars:
-            return finish(prepared, bars)
+        with (
+            ProgressBars(trainer.settings.epochs, trainer.progress.epoch, trainer.progress.best) as bars,
+            loggers.opened(loggers.parse_names(options.log), _logged(prepared)) as others,
+        ):
+            return finish(prepared, Together(bars, *others))
     except KeyboardInterrupt:
         _say_stopped(options, prepared.order, trainer.progress)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _logged(prepared: Prepared) -> loggers.Logged:
+    """Return what a logger is told of a run: the sizes of its configuration beside the other options."""
+    order = prepared.order
+    configuration = order.configuration.to_dict()
+    sizes = configuration.pop("architecture")
+    return loggers.Logged(
+        folder=order.folder,
+        first_epoch=prepared.trainer.progress.epoch + 1,
+        options={"data": str(order.data.path), **configuration, **sizes, **asdict(order.settings)},
+    )
 
 
 def _say_stopped(options: TrainOptions, order: Order, progress: Progress) -> None:

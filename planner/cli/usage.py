@@ -42,8 +42,9 @@ def usage_error(error: Any, arguments: Sequence[str]) -> InputError:
     if kind == "NoSuchOption":
         if error.option_name in REPLACED:
             return InputError(f"{error.option_name} is no option any more", REPLACED[error.option_name])
-        near = get_close_matches(error.option_name, _options(error), n=1)
-        return InputError(f"unknown option {error.option_name}", f"did you mean {near[0]}?" if near else hint)
+        known = {option.lstrip("-"): option for option in _options(error)}  # dashes would count as likeness
+        near = get_close_matches(error.option_name.lstrip("-"), known, n=1)
+        return InputError(f"unknown option {error.option_name}", f"did you mean {known[near[0]]}?" if near else hint)
     if kind == "MissingParameter":
         return InputError(f"{_name(error)} is missing", hint)
     if getattr(error, "param", None) is not None:

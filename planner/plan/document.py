@@ -39,6 +39,8 @@ class Inputs(Part):
     heads: Count = 2
     dropout: float = 0.1
     precision: Precision = "fp16"
+    ema: float | None = None
+    """Decay of the weights' moving average, whose memory is planned; None keeps none."""
     data: str | None = None
     data_options: list[str] = Field(default_factory=list)
     """The data as options of `train`, columns and split included."""
@@ -203,6 +205,7 @@ class Plan(Part):
             architecture=self.inputs.architecture(),
             precision=self.inputs.precision,
             recompute=choice.recompute,
+            ema=self.inputs.ema,
         )
 
     def choice(self, rank: int = 1) -> ChoiceEntry:

@@ -104,11 +104,12 @@ def make_plan(
     """Return the plan of a recommendation that has choices."""
     from importlib.metadata import version
 
+    first = found.choices[0].configuration
     return Plan(
         version=2,
         srsplan=version("srsplan"),
         inputs=inputs,
-        budget=budget_entry(budget, 4 * found.choices[0].configuration.table_bytes),
+        budget=budget_entry(budget, first.table_copies * first.table_bytes),
         choices=[choice_entry(rank, each, budget, step_basis) for rank, each in enumerate(found.choices, start=1)],
         near_misses=[miss_entry(miss) for miss in found.near_misses],
         passes=[PassEntry.model_validate(asdict(each)) for each in found.passes],

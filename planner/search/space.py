@@ -46,6 +46,8 @@ class Space:
     """Share of the items that a masked model learns to fill in; None for its usual one, and for other models."""
     sampler: Sampler = "uniform"
     """Sampler of the losses that have it; the others draw their negatives uniformly."""
+    ema: float | None = None
+    """Decay of the weights' moving average, one more copy of them; None keeps none."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -97,6 +99,7 @@ class Space:
             precision=self.precision,
             kernel=self.kernel if kind.chunked else "chunked",
             recompute=bool(self.recompute),
+            ema=self.ema,
         )
         return with_whole_pass(found, self.workload)
 

@@ -131,6 +131,9 @@ class Ledger(TorchDispatchMode):
             batch, heads, length, head_dim = args[1].shape
             sizes = scratch.attention_backward(batch, heads, length, head_dim)
             self._temporaries(enumerate(sizes), "attention_backward/{}")
+        if func is aten._foreach_norm.Scalar:
+            sums = scratch.foreach_norm(len(args[0]), max(each.numel() for each in args[0]))
+            self._temporaries(enumerate(sums), "foreach_norm/{}")
         if func is aten._flash_attention_backward.default:
             (tokens, heads, head_dim), sequences = args[1].shape, args[6].numel() - 1
             packed: Iterable[int] = scratch.flash_backward(tokens, sequences, heads, head_dim)

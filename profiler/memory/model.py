@@ -69,19 +69,20 @@ class MemoryModel:
         """Predict without a profile, or with the ratios that one measured."""
         self.measured = measured
         self._known: dict[tuple[Configuration, int, int, float], lifetime.Reserved | None] = {}
-        self._read: dict[str, Program] = {}
+        self._read: dict[tuple[str, bool], Program] = {}
         self._evaluated: dict[tuple[object, ...], int] = {}
 
     def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
         """Return the closed form of a loss (or of "evaluation"); InputError for a depth that has none."""
-        key = expressions.program_key(loss, configuration, many_chunks)
-        if key not in self._read:
+        key, averaged = expressions.program_key(loss, configuration, many_chunks), configuration.ema is not None
+        if (key, averaged) not in self._read:
             programs = read_programs(configuration.model)
             if key not in programs:
                 blocks = configuration.architecture.blocks
                 raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
-            self._read[key] = Program.from_document(json.loads(programs[key]))
-        return self._read[key]
+            program = Program.from_document(json.loads(programs[key]))
+            self._read[key, averaged] = program.with_average() if averaged else program
+        return self._read[key, averaged]
 
     def allocated(self, configurations: Sequence[Configuration]) -> Bytes:
         """Return the allocated training peaks of configurations that share loss, precision, depth and options."""
@@ -102,6 +103,7 @@ class MemoryModel:
             expressions.evaluation_tokens(configuration, users),
             users,
             seen_pairs,
+            configuration.ema is not None,
         )  # nothing else of a configuration is in the programs of an evaluation
         if key not in self._evaluated:
             row = expressions.evaluation_row(configuration, users, seen_pairs)

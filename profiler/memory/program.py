@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,11 @@ from srsplan.profiler.memory.workspaces import Size
 GRANULE_BYTES = 512
 STEADY_CHUNKS = 2
 """A chunk between the first and the last leaves the allocator as it found it: more of them change nothing."""
+
+WEIGHTS = ("table", "model")
+"""Tags of the model's weights, which a program allocates in its set-up."""
+AVERAGE = "average"
+"""The tag of the averages of the weights, where a configuration keeps them."""
 
 Bytes = NDArray[np.int64]
 Code = Sequence[Any]
@@ -53,6 +58,20 @@ class Program:
     def to_document(self) -> dict[str, Any]:
         """Return the program as lists and strings."""
         return {"symbols": self.symbols, "setup": self.setup, "first": self.first, "step": self.step}
+
+    def with_average(self) -> Program:
+        """Return the same program where one more copy of every weight is kept from the start: `Configuration.ema`.
+
+        The copies come first: what is freed later is counted from the newest storage, and so remains the same one.
+        """
+        weights = [code for code in self.setup if isinstance(code, int) and self._is_weight(code)]
+        kinds = sorted(set(weights))
+        copies = {symbol: len(self.symbols) + place for place, symbol in enumerate(kinds)}
+        symbols = (*self.symbols, *((AVERAGE, self.symbols[symbol][1]) for symbol in kinds))
+        return replace(self, symbols=symbols, setup=[*(copies[symbol] for symbol in weights), *self.setup])
+
+    def _is_weight(self, code: int) -> bool:
+        return code >= 0 and self.symbols[code][0] in WEIGHTS
 
     def sizes(self, values: expressions.Values) -> list[Bytes]:
         """Return the bytes requested per symbol, an array over configurations each; exact at any size."""

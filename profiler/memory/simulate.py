@@ -11,8 +11,9 @@ from srsplan.kernels.attention import Packing
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
 from srsplan.models.sequence_model import PackedItems
+from srsplan.models.training.averaging import WeightAverage
 from srsplan.models.training.ranking import Seen, rank
-from srsplan.models.training.step import DTYPES, StepInputs, TrainingStep
+from srsplan.models.training.step import DTYPES, StepInputs, StepSettings, TrainingStep
 from srsplan.profiler.memory.expressions import evaluation_tokens
 from srsplan.profiler.memory.ledger import Ledger, Trace
 from srsplan.profiler.memory.simulated_cuda import SimulatedCuda, fused_optimizers_on_meta
@@ -65,15 +66,21 @@ def with_evaluation(training: Simulated, evaluation: Simulated, before_pass: int
     return [*training.sizes, *evaluation.sizes], [*training.trace.events[:at], *body, *training.trace.events[at:]]
 
 
-def simulate_step(configuration: Configuration, steps: int = 2, passes: int | None = None) -> Simulated:
+def simulate_step(
+    configuration: Configuration,
+    steps: int = 2,
+    passes: int | None = None,
+    settings: StepSettings | None = None,
+) -> Simulated:
     """Trace training steps of the fullest batch; those from the second on count. Takes some 0.1 s.
 
-    A step has so many `passes`, each the fullest there can be; two stand for several where nothing is said.
+    A step has so many `passes`, each the fullest there can be; two stand for several where nothing is said. Of the
+    `settings` the clipping of gradients takes memory, temporaries of the optimizer's phase.
     """
     ledger, cuda = Ledger(), SimulatedCuda(DTYPES[configuration.precision])
     count = passes or 1 + configuration.several_passes
     with fused_optimizers_on_meta(), ledger:
-        step = TrainingStep(configuration, META, autocast=cuda.autocast)
+        step = TrainingStep(configuration, META, settings or StepSettings(), autocast=cuda.autocast)
         if configuration.recompute:
             step.model.recompute = cuda.recompute
         ledger.phase("batch")
@@ -95,6 +102,7 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
     with fused_optimizers_on_meta(), ledger, torch.no_grad():
         with META:
             model = build_model(configuration).eval()
+        average = None if configuration.ema is None else WeightAverage(model, configuration.ema)
         ledger.phase("optimizer")
         moments = [torch.empty_like(weight) for weight in model.parameters() for _ in range(2)]
         ledger.phase("batch")
@@ -102,7 +110,13 @@ def simulate_evaluation(configuration: Configuration, sizes: EvaluationSizes) ->
         histories = _packed(evaluation_tokens(configuration, sizes.users), sizes.users, configuration.seq_len)
         with cuda:
             ledger.phase("evaluation")
-            rank(model, histories, seen, min(BEST_ITEMS, configuration.catalog), cuda.autocast)
+            rank(
+                model if average is None else average.model,
+                histories,
+                seen,
+                min(BEST_ITEMS, configuration.catalog),
+                cuda.autocast,
+            )
             ledger.phase("idle")
         del moments
     return Simulated(ledger.trace, ledger.trace.start_of("evaluation"))

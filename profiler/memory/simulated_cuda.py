@@ -114,11 +114,14 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 
 @contextmanager
 def fused_optimizers_on_meta() -> Iterator[None]:
-    """Allow fused Adam on meta tensors: it refuses them by name only, its operator handles them."""
-    module: Any = sys.modules["torch.optim.optimizer"]
-    devices = module._get_fused_kernels_supported_devices
-    module._get_fused_kernels_supported_devices = lambda: [*devices(), "meta"]
+    """Allow fused Adam and foreach norms on meta tensors: they refuse them by name only, their operators take them."""
+    optimizer: Any = sys.modules["torch.optim.optimizer"]
+    clipping: Any = sys.modules["torch.nn.utils.clip_grad"]
+    devices, has_foreach = optimizer._get_fused_kernels_supported_devices, clipping._has_foreach_support
+    optimizer._get_fused_kernels_supported_devices = lambda: [*devices(), "meta"]
+    clipping._has_foreach_support = lambda tensors, device: True
     try:
         yield
     finally:
-        module._get_fused_kernels_supported_devices = devices
+        optimizer._get_fused_kernels_supported_devices = devices
+        clipping._has_foreach_support = has_foreach

@@ -65,6 +65,15 @@ def sort(count: Size) -> tuple[Size, Size]:
     return count * 8, count * 12 + count // 4608 * 1024 + 65536
 
 
+def foreach_norm(tensors: int, largest: int) -> tuple[int]:
+    """Return what the norms of a list of tensors take beside their results: one fp32 sum for every block of 65,536.
+
+    Each tensor has as many as the `largest`, in elements. From PyTorch's source (foreach_tensor_norm_cuda in
+    ForeachReduceOp.cu, torch 2.6 to 2.13); not measured on a card yet.
+    """
+    return (4 * tensors * -(-largest // 65536),)
+
+
 def attention_backward(batch: Size, heads: Size, length: Size, head_dim: Size) -> tuple[Size, Size]:
     """Return the sizes of fused attention's fp32 row sums, and of the fp32 accumulator of the query's gradient."""
     rows = batch * heads * round_up(length, 128)

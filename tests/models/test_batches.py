@@ -178,3 +178,36 @@ def test_sizes_below_one_are_refused() -> None:
         TrainBatches(sequences([3]), 0, 5, 0)
     with pytest.raises(InputError, match="seq_len -1"):
         fullest_batch_tokens(np.array([3]), 4, -1)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 6), min_size=1, max_size=20), batch_size=st.integers(1, 6), osf=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_after_the_oversampling_factor_mini_batches_come_again(
+    lengths: list[int], batch_size: int, osf: int, seed: int
+) -> None:
+    """The first epochs are those of any run; later ones hold their batches, none twice, with the draws they had."""
+    whole, again = (TrainBatches(sequences(lengths), batch_size, 6, seed, osf=each) for each in (None, osf))
+    stored: dict[int, list[list[int]]] = {}
+    for index in range(osf):
+        for batch, same in zip(whole.epoch(index), again.epoch(index), strict=True):
+            assert batch.draw == same.draw == len(stored)
+            assert lists(batch, batch.targets) == lists(same, same.targets)
+            stored[len(stored)] = lists(batch)
+    for index in range(osf, osf + 3):
+        found = list(again.epoch(index))
+        assert len(found) == len(again) == len({batch.draw for batch in found})
+        assert all(stored[batch.draw or 0] == lists(batch) for batch in found)
+        assert [batch.draw for batch in found] == [batch.draw for batch in again.epoch(index)]
+
+
+def test_later_epochs_mix_the_stored_ones_and_differ() -> None:
+    """Each takes batches of every stored epoch, in an order of its own."""
+    batches = TrainBatches(sequences([3] * 400), 4, 6, seed=1, osf=3)
+    epochs = [[batch.draw or 0 for batch in batches.epoch(index)] for index in (3, 4)]
+    assert epochs[0] != epochs[1]
+    for draws in epochs:
+        assert draws != sorted(draws)
+        assert {draw // len(batches) for draw in draws} == {0, 1, 2}

@@ -237,8 +237,8 @@ def test_validation_has_no_gradients_beside_it_and_reports_the_usual_ranks(
 def test_the_logged_loss_is_the_mean_over_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses, run_passes = list[float](), TrainingStep.run_passes
 
-    def listening(self: TrainingStep, *inputs: Any) -> torch.Tensor:
-        loss = run_passes(self, *inputs)
+    def listening(self: TrainingStep, *inputs: Any, **options: Any) -> torch.Tensor:
+        loss = run_passes(self, *inputs, **options)
         losses.append(float(loss))
         return loss
 

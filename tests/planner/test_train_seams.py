@@ -26,6 +26,7 @@ from srsplan.models.data.interactions import read_interactions
 from srsplan.models.data.splits import Holdout, split
 from srsplan.models.sasrec import Block, SASRec
 from srsplan.models.sequence_model import PackedItems
+from srsplan.models.training.epoch_sums import EpochMeans
 from srsplan.models.training.inputs import packed_items
 from srsplan.models.training.loop import Trainer
 from srsplan.models.training.step import StepInputs, TrainingStep
@@ -99,12 +100,12 @@ def test_every_epoch_is_shuffled_anew(train: Run, monkeypatch: pytest.MonkeyPatc
     seen, passes = list[NDArray[np.int64]](), TrainingStep.run_passes
     inside = Trainer._train_epoch
 
-    def listening(self: TrainingStep, inputs: Any, targets: int, *rest: Any) -> torch.Tensor:
+    def listening(self: TrainingStep, inputs: Any, targets: int, *rest: Any, **options: Any) -> torch.Tensor:
         batches = list(inputs)
         seen.extend(batch.targets.numpy() for batch in batches)
-        return passes(self, batches, targets, *rest)
+        return passes(self, batches, targets, *rest, **options)
 
-    def epoch(self: Trainer, callbacks: Any) -> float:
+    def epoch(self: Trainer, callbacks: Any) -> EpochMeans:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TrainingStep, "run_passes", listening)
             return inside(self, callbacks)
@@ -222,3 +223,17 @@ def test_keep_seen_reaches_validation_and_test(train: Run, tmp_path: Path) -> No
     done = train("--loss", "cce", "--epochs", 3, "--resume", "--keep-seen")
     assert done.code == 2
     assert "has keep_seen False, not True" in done.message
+
+
+def test_a_moving_average_is_priced_planned_and_trained(run: Run, train: Run, tmp_path: Path) -> None:
+    """It is one more copy of the weights in an estimate and in a plan, and the training of that plan keeps one."""
+    asked = ("estimate", "--loss", "cce", "--catalog", "1M", "--batch-size", 64, "--seq-len", 50, "--dim", 64, "--json")
+    plain, averaged = (run(*asked, *more).json for more in ((), ("--ema", 0.999)))
+    more = averaged["memory"]["allocated_bytes"] - plain["memory"]["allocated_bytes"]
+    assert more == averaged["breakdown_bytes"]["average"]
+    assert 4 * 64 * 1_000_000 < more < 4 * 64 * 1_001_000
+    assert averaged["fixed_floor_bytes"] == 5 * 4 * 64 * 1_000_000
+    options = ("--dim", 16, "--blocks", 1, "--loss", "ce", "--ema", 0.9)
+    assert run("recommend", "--catalog", "2K", "--budget", "2GB", *options).code == 0
+    assert train("--plan", "srsplan.plan.yaml", "--epochs", 1).code == 0
+    assert any(name.startswith("average.") for name in load_file(tmp_path / "out" / "weights-1.safetensors"))

@@ -36,7 +36,7 @@ def test_a_loaded_run_recommends_what_it_has_learned(model: str, tmp_path: Path)
     """Users walk through the items in order: the next one comes next."""
     masked = MODEL_KINDS[model].masked
     order = Order(
-        configuration=replace(TINY, model=model, mask_share=0.3 if masked else None),
+        configuration=replace(TINY, model=model, mask_share=0.5 if masked else None),
         settings=Settings(epochs=60 if masked else 25, learning_rate=0.01, patience=60, evaluate_every=5),
         data=DataOptions(path=walks(tmp_path / "walks.csv"), strategy="leave-one-out"), minimums=Minimums(),
         folder=tmp_path / "out", device=CPU,

@@ -201,20 +201,26 @@ def test_the_verbs() -> None:
 
 
 OPTIONS = {
-    "recommend": "all blocks budget catalog check data dim ema epoch-time epochs gpu gpus heads item-column json "
-    "kernel loss margin mask-share max-batch-size mean-length model no-plan output overwrite precision profile recompute runs sampler "
-    "split timestamp-column total-time user-column users",
-    "estimate": "batch-size blocks budget catalog dim ema gpu gpus heads json kernel loss mask-share mean-length model negatives "
-    "pass-tokens precision recompute sampler seq-len tokens-per-set",
+    "recommend": (
+        "all blocks budget catalog check data dim ema epoch-time epochs gpu gpus heads item-column json kernel loss "
+        "margin mask-share max-batch-size mean-length model no-plan output overwrite precision profile recompute "
+        "runs sampler split timestamp-column total-time user-column users"
+    ),
+    "estimate": (
+        "batch-size blocks budget catalog dim ema gpu gpus heads json kernel loss mask-share mean-length model "
+        "negatives pass-tokens precision recompute sampler seq-len tokens-per-set"
+    ),
     "gpus": "json",
     "doctor": "dim json losses precision timeout",
     "profile": "blocks budget catalog dim fresh gpu heads json losses model output precision probes timeout",
-    "train": "batch-size blocks clip-norm data device dim dropout ema epochs evaluate-every final-learning-rate heads "
-    "item-column json keep-seen kernel learning-rate log loss mask-share min-item min-user model negatives optimizer osf "
-    "output overwrite pass-sequences pass-tokens patience plan popularity-exponent precision rank recompute resume "
-    "sampler schedule seed seq-len split timestamp-column tokens-per-set user-column validation-users warmup-percent "
-    "warmup-steps weight-decay",
-    "bench": "device deviation dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
+    "train": (
+        "batch-size blocks clip-norm data device dim dropout ema epochs evaluate-every final-learning-rate heads "
+        "item-column json keep-seen kernel learning-rate log loss mask-share min-item min-user model negatives "
+        "optimizer osf output overwrite pass-sequences pass-tokens patience plan popularity-exponent precision rank "
+        "recompute resume sampler schedule seed seq-len split timestamp-column tokens-per-set user-column "
+        "validation-users warmup-percent warmup-steps weight-decay"
+    ),
+    "bench": "deviation device dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }
 """What users may have written into scripts: a change here is a change for the changelog."""

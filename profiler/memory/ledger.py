@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from srsplan.profiler.memory import workspaces as scratch
+from srsplan.profiler.memory.meta_results import on_meta
 
 aten = torch.ops.aten
 GRANULE_BYTES = 512
@@ -120,7 +121,7 @@ class Ledger(TorchDispatchMode):
                 return fake(*args, **(kwargs or {}))
         if func is aten.embedding_dense_backward.default and args[1].numel() > scratch.SORTED_LOOKUP:
             return self._embedding_backward(func, args)
-        result = func(*args, **(kwargs or {}))
+        result = on_meta(func, args, kwargs or {})
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         # native_dropout allocates its mask before its result
         for tensor in reversed(tensors) if func is aten.native_dropout.default else tensors:

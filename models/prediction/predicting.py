@@ -1,8 +1,8 @@
 """`srsplan predict` as functions: the best items of a run for the users of a file, on disk or in memory.
 
-    prepared = prepare(order)               the run loaded, the file read; nothing is written
-    rows = write(prepared, listener)        a table of all recommendations, as a whole or not at all
-    table = tables(prepared, listener)      or the same in memory, part by part
+prepared = prepare(order)               the run loaded, the file read; nothing is written
+rows = write(prepared, listener)        a table of all recommendations, as a whole or not at all
+table = tables(prepared, listener)      or the same in memory, part by part
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def tables(prepared: PreparedPrediction, listener: Listener) -> Iterator[pa.Tabl
             listener(batch.rows.stop, users)
             first = waiting[0].rows.start
             if (batch.rows.stop - first) * order.best >= PART_ROWS or batch.rows.stop == users:
-                items, scores = (np.concatenate([getattr(each, name) for each in waiting]) for name in ("items", "scores"))
+                items, scores = (
+                    np.concatenate([getattr(each, name) for each in waiting]) for name in ("items", "scores")
+                )
                 waiting.clear()
                 yield labels.table(first, items, scores)
 

@@ -55,7 +55,9 @@ def recommend(model: SequenceModel, histories: Sequences, wanted: Wanted) -> Ite
     `rank_scored` takes, with one buffer for all scores.
     """
     table = model.item_table
-    scratch = torch.empty(min(RANKING_CHUNK_ELEMENTS, min(USERS_AT_ONCE, len(histories)) * len(table)), device=table.device)
+    scratch = torch.empty(
+        min(RANKING_CHUNK_ELEMENTS, min(USERS_AT_ONCE, len(histories)) * len(table)), device=table.device
+    )
     for rows, packed in history_batches(histories, USERS_AT_ONCE, wanted.seq_len, TOKENS_AT_ONCE):
         hidden = _last_states(model, packed_items(packed, table.device))
         seen = None if wanted.keep_seen else _seen(histories, rows, len(table), table.device)

@@ -178,7 +178,10 @@ def _best_of_groups(scores: Tensor, start: int, best: int) -> Tensor:
     groups, neighbours = scores[:, :rest].unflatten(1, (whole, GROUP_ITEMS)), torch.arange(GROUP_ITEMS)
     chosen = (LOWER_HALF - (_best_keys(_keys(groups.amax(2), 0), best) & LOWER_HALF)).unsqueeze(2)
     candidates = groups.gather(1, chosen.expand(-1, -1, GROUP_ITEMS)).flatten(1)
-    items = [(chosen * GROUP_ITEMS + neighbours).flatten(1), torch.arange(rest, scores.shape[1]).expand(len(scores), -1)]
+    items = [
+        (chosen * GROUP_ITEMS + neighbours).flatten(1),
+        torch.arange(rest, scores.shape[1]).expand(len(scores), -1),
+    ]
     upper = _ordered(torch.cat([candidates, scores[:, rest:]], 1))
     return _best_keys(_joined(upper, LOWER_HALF - start - torch.cat(items, 1)), best)
 

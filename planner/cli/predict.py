@@ -38,9 +38,9 @@ class PredictOptions:
     top: Annotated[int, typer.Option("--top", "-k", help="Items for each user.")] = 10
     user: Annotated[list[str] | None, typer.Option("--user", help="One user; may be given several times.")] = None
     users: Annotated[Path | None, typer.Option("--users", help="Text with a user id a line; else all users.")] = None
-    keep_seen: Annotated[
-        bool, typer.Option("--keep-seen", help="Recommend what is in a user's history as well.")
-    ] = False
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Recommend what is in a user's history as well.")] = (
+        False
+    )
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto"
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output where it exists.")] = False
     user_column: options.UserColumn = None
@@ -94,7 +94,14 @@ def _order(asked: PredictOptions) -> PredictionOrder:
 @contextmanager
 def _bar() -> Iterator[Listener]:
     """Show a bar of users on a terminal; it vanishes at the end."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("users"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("eta"),

@@ -19,8 +19,8 @@ from srsplan.models.loading import load_run
 
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        "replay": "RePlay's SasRec computes keys and values from the input of a block, and adds the normalised input to "
-        "what attention gives; srsplan normalises queries, keys and values and adds the input as it is",
+        "replay": "RePlay's SasRec takes keys and values from the input of a block as it is, and adds the normalised "
+        "input to what attention gives; srsplan normalises queries, keys and values, and adds the input as it is",
         "recbole": "RecBole's SASRec normalises the sum after every sub-layer, and the embedding; srsplan normalises "
         "before every sub-layer, and the embedding not at all",
     }
@@ -43,6 +43,5 @@ def export_weights(run: Path, library: str, output: Path, overwrite: bool) -> tu
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists", "--overwrite replaces it, or give another file")
     write_checkpoint(load_run(run), output)
-    return (
-        f"load it where RecTools and srsplan are installed: rectools.models.SASRecModel.load_from_checkpoint({str(output)!r})",
-    )
+    loads = f"rectools.models.SASRecModel.load_from_checkpoint({str(output)!r})"
+    return (f"load it where RecTools and srsplan are installed: {loads}",)

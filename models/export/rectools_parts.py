@@ -8,7 +8,11 @@ from __future__ import annotations
 import math
 from typing import cast
 
-from rectools.models.nn.transformers.net_blocks import PointWiseFeedForward, PositionalEncodingBase, TransformerLayersBase
+from rectools.models.nn.transformers.net_blocks import (
+    PointWiseFeedForward,
+    PositionalEncodingBase,
+    TransformerLayersBase,
+)
 from torch import Tensor, nn
 
 
@@ -40,9 +44,7 @@ class PreNormLayer(nn.Module):
     def forward(self, seqs: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:
         """Map hidden states [B, L, D] to [B, L, D]."""
         x = self.attention_norm(seqs)
-        mixed, _ = self.attention(
-            x, x, x, attn_mask=attn_mask, key_padding_mask=key_padding_mask, need_weights=False
-        )
+        mixed, _ = self.attention(x, x, x, attn_mask=attn_mask, key_padding_mask=key_padding_mask, need_weights=False)
         seqs = seqs + self.dropout(mixed)
         return cast(Tensor, seqs + self.dropout(self.feed_forward(self.feed_forward_norm(seqs))))
 
@@ -67,5 +69,3 @@ class PreNormLayers(TransformerLayersBase):  # type: ignore[misc]
         for block in self.blocks:
             seqs = block(seqs, attn_mask, key_padding_mask)
         return cast(Tensor, self.norm(seqs))
-
-

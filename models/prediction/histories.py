@@ -1,6 +1,6 @@
 """The histories of a file's users, in the numbers of a trained run's items.
 
-Letters: R interactions, U users, V items of the run. Items are 1 to V here, and 0 is an item that the run does not know.
+Letters: R interactions, U users, V items of the run. Items are 1 to V here, 0 is one that the run does not know.
 """
 
 from __future__ import annotations
@@ -131,10 +131,8 @@ def _left_out(numbers: NDArray[np.int32], before: int, after: int) -> tuple[str,
     unknown = int((numbers == 0).sum())
     if not unknown:
         return ()
-    return (
-        f"{before - after:,} of {before:,} interactions are with {unknown:,} items that the model does not know: they "
-        "are left out of the histories",
-    )
+    left_out = f"{before - after:,} of {before:,} interactions"
+    return (f"{left_out} are with {unknown:,} items that the model does not know: the histories are without them",)
 
 
 def _numbers(given: NDArray[Any], known: NDArray[Any]) -> NDArray[np.int32]:
@@ -147,7 +145,7 @@ def _numbers(given: NDArray[Any], known: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def _places(wanted: pa.Array, among: pa.Array) -> NDArray[np.int64]:
-    """Return where each value stands, -1 where it does not; as text where one side has numbers and the other has not."""
+    """Return where each value stands, -1 where it does not; as text where the types differ."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -24,7 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "predict": (
         "srsplan predict runs/first --data interactions.csv -o recommendations.parquet",
         "srsplan predict runs/first --data interactions.csv --user 17 --user 42 -k 5",
-        "srsplan predict runs/first --data interactions.csv --users users.txt \\\n    -o recommendations.csv --overwrite",
+        "srsplan predict runs/first --data interactions.csv --users users.txt \\\n    -o recommendations.csv",
     ),
     "export": (
         "srsplan export runs/first --onnx model.onnx",

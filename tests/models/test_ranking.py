@@ -15,7 +15,8 @@ from torch import Tensor
 
 from srsplan.kernels import chunking
 from srsplan.models.config import Architecture, Configuration
-from srsplan.models.training.ranking import NOTHING, Seen, rank, rank_hidden, seen_items
+from srsplan.models.training import ranking
+from srsplan.models.training.ranking import NOTHING, Seen, rank, rank_hidden, rank_scored, seen_items
 from srsplan.models.training.step import DTYPES, TrainingStep
 
 CPU = torch.device("cpu")
@@ -78,6 +79,50 @@ def test_one_user_at_a_time_gives_the_same(case: Case) -> None:
     ]
     together = rank_hidden(case.hidden, case.table, case.seen(), case.best)
     assert torch.equal(torch.cat(rows), together)
+
+
+VALUES = (-np.inf, -3e38, -1.0, -1e-30, -0.0, 0.0, 1e-30, 1.0, 3e38, np.inf)
+
+
+@given(
+    seed=st.integers(0, 2**32), users=st.integers(1, 3), catalog=st.integers(1, 90), best=st.integers(1, 12),
+    group=st.integers(1, 6), chunk=st.integers(1, 100), few=st.integers(1, len(VALUES)),
+)  # fmt: skip
+def test_groups_of_items_change_nothing(
+    seed: int, users: int, catalog: int, best: int, group: int, chunk: int, few: int
+) -> None:
+    """On a CPU the best groups of neighbours are looked into alone: ties, infinities and both zeros come out in order.
+
+    The model is a table of one column, so that the scores are exactly the values.
+    """
+    random = np.random.default_rng(seed)
+    table = random.choice(random.choice(VALUES, few), catalog).astype(np.float32)
+    gone = random.random((users, catalog)) < random.choice([0.0, 0.1, 0.9])
+    seen = seen_items(*np.nonzero(gone), catalog, chunk, CPU)
+    best = min(best, catalog)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "GROUP_ITEMS", group)
+        items, scores = rank_scored(torch.ones(users, 1), torch.from_numpy(table)[:, None], seen, best)
+    for row, found, scored in zip(gone, items.tolist(), scores.tolist(), strict=True):
+        left = [item for item in range(catalog) if not row[item] and table[item] > -np.inf]
+        order = sorted(left, key=lambda item: -float(table[item]))[:best]
+        assert found == order + [NOTHING] * (best - len(order))
+        assert scored == [*table[order].tolist(), *[-np.inf] * (best - len(order))]
+
+
+def test_groups_are_used_for_a_large_catalog_and_a_buffer_is_used_again() -> None:
+    """Scores of 5 values: most of the best 10 are decided by the index, across groups, chunks and what is left over."""
+    random = torch.Generator().manual_seed(0)
+    table = torch.randint(-2, 3, (5_000, 1), generator=random).float()
+    hidden, seen = torch.tensor([[1.0], [-2.0]]), seen_items(np.array([0, 1]), np.array([7, 4_999]), 5_000, 1_700, CPU)
+    scratch = torch.full((2 * 1_700,), torch.nan)
+    for _ in range(2):
+        items, scores = rank_scored(hidden, table, seen, 10, scratch)
+        expected = (hidden @ table.t()).index_put((torch.tensor([0, 1]), torch.tensor([7, 4_999])), torch.tensor(-9.0))
+        order = expected.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(items, order.indices[:, :10])
+        assert torch.equal(scores, order.values[:, :10])
+        hidden = hidden.flip(0)
 
 
 def test_zeros_of_either_sign_are_equal_and_order_is_that_of_numbers() -> None:

@@ -26,7 +26,8 @@ FOLDERS = ("kernels", "models", "profiler", "planner")
 """In the order of the arrows: a folder may import itself and those before it."""
 
 WITH_TORCH = (
-    "srsplan.kernels.", "srsplan.models.loading", "srsplan.models.registry", "srsplan.models.sasrec",
+    "srsplan.kernels.", "srsplan.models.export.", "srsplan.models.loading", "srsplan.models.prediction.predicting",
+    "srsplan.models.prediction.recommending", "srsplan.models.registry", "srsplan.models.sasrec",
     "srsplan.models.sequence_model", "srsplan.models.training.", "srsplan.profiler.bench.",
     "srsplan.profiler.memory.derive", "srsplan.profiler.memory.generic_sizes", "srsplan.profiler.memory.ledger",
     "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols", "srsplan.profiler.probes.cuda_child",
@@ -196,7 +197,9 @@ def test_the_public_surface_of_kernels() -> None:
 
 
 def test_the_verbs() -> None:
-    assert list(VERBS) == ["recommend", "estimate", "profile", "train", "gpus", "analyze", "doctor", "bench"]
+    assert list(VERBS) == [
+        "recommend", "estimate", "profile", "train", "predict", "export", "gpus", "analyze", "doctor", "bench"
+    ]  # fmt: skip
 
 
 OPTIONS = {
@@ -213,6 +216,8 @@ OPTIONS = {
     "patience plan "
     "popularity-exponent precision rank recompute resume sampler seed seq-len split timestamp-column tokens-per-set "
     "user-column validation-users weight-decay",
+    "predict": "data device item-column json keep-seen output overwrite timestamp-column top user user-column users",
+    "export": "json keep-seen onnx overwrite to top",
     "bench": "device deviation dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }

@@ -12,10 +12,12 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import run_folders
+import torch
 from command import Ended, srsplan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_folders import ITEMS, SEQ_LEN, number
+from sequences import on_cpu
 
 from srsplan.models import load_run
 from srsplan.models.data.column_names import FOUND_BY_NAME
@@ -100,13 +102,15 @@ def test_parquet_keeps_the_types_of_ids(run: TrainedRun, tmp_path: Path) -> None
     assert [str(kind) for kind in schema.types] == ["int64", "int64", "int32", "float"]
 
 
-def test_scores_fall_and_are_those_of_the_states(run: TrainedRun, tmp_path: Path) -> None:
+def test_scores_are_those_of_the_model(run: TrainedRun, tmp_path: Path) -> None:
     data = interactions(tmp_path / "data.csv")
     predicted(tmp_path / "out.parquet", run=run.folder, data=data, best=ITEMS, keep_seen=True)
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    [history] = ([row["score"] for row in rows if row["user_id"] == 2],)
-    assert len(history) == ITEMS
-    assert history == sorted(history, reverse=True)
+    found = {row["item_id"]: row["score"] for row in rows if row["user_id"] == 2}
+    with torch.no_grad():
+        scores = run.model.item_table @ run.model(on_cpu([HISTORIES[2]]))[-1]
+    assert found == pytest.approx({number(item): float(score) for item, score in enumerate(scores)}, abs=1e-5)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
 def test_what_was_seen_is_left_out_unless_kept(run: TrainedRun, tmp_path: Path) -> None:
@@ -276,7 +280,8 @@ WRONG: dict[str, tuple[tuple[object, ...], dict[str, str], str]] = {
     "more than the catalog": (("-k", 31), {}, "k 31 is above the catalog of 30 items"),
     "no items at all": (("-k", 0), {}, "k 0 is not a whole number above zero"),
     "a file that exists": (("-o", "data.csv"), {}, "--output data.csv exists"),
-    "no such folder": (("-o", "none/out.csv"), {}, "there is no folder none"),
+    "the data themselves": (("-o", "data.csv", "--overwrite"), {}, "--output data.csv is the file of interactions"),
+    "no such folder": (("-o", "none/out.csv"), {}, "there is no folder /"),
     "two ways to ask": (("--user", 9, "--users", "data.csv"), {}, "contradict each other"),
     "no list of users": (("--users", "none.txt"), {}, "no list of users at none.txt"),
     "an empty list": (("--users", "empty.txt"), {}, "the list of users empty.txt is empty"),

@@ -67,7 +67,8 @@ def recommend(model: SequenceModel, histories: Sequences, wanted: Wanted) -> Ite
 
 def _last_states(model: SequenceModel, histories: PackedItems) -> Tensor:
     with torch.no_grad():
-        return model(histories).index_select(0, (histories.packing.cu_seqlens[1:] - 1).long())
+        hidden: Tensor = model(histories)
+        return hidden.index_select(0, (histories.packing.cu_seqlens[1:] - 1).long())
 
 
 def _seen(histories: Sequences, rows: slice, catalog: int, device: torch.device) -> Seen:

@@ -22,9 +22,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "srsplan train --data interactions.csv -o runs/first --resume",
     ),
     "predict": (
-        "srsplan predict runs/first --data interactions.csv -o recommendations.parquet",
+        "srsplan predict runs/first --data interactions.csv -o top.parquet",
         "srsplan predict runs/first --data interactions.csv --user 17 --user 42 -k 5",
-        "srsplan predict runs/first --data interactions.csv --users users.txt \\\n    -o recommendations.csv",
+        "srsplan predict runs/first --data interactions.csv --users users.txt \\\n    -o top.csv",
     ),
     "export": (
         "srsplan export runs/first --onnx model.onnx",

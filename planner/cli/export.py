@@ -17,7 +17,7 @@ class ExportOptions:
     """The options of the command line as they were given."""
 
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that `train` made.")]
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="What --to writes.")] = None
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The file that --to writes.")] = None
     onnx: Annotated[
         Path | None, typer.Option("--onnx", help="An .onnx file: histories in, the best items and their scores out.")
     ] = None

@@ -93,7 +93,7 @@ def test_every_format_gives_what_the_run_ranks(
     ids = [f"u{user}" for user in HISTORIES] if prefix else [*HISTORIES]
     lists = run.rank([[number(item) for item in items] for items in HISTORIES.values()], 4)
     assert found == dict(zip(ids, lists, strict=True))
-    assert list(found) == sorted(ids)  # type: ignore[type-var]
+    assert list(found) == sorted(ids)
 
 
 def test_parquet_keeps_the_types_of_ids(run: TrainedRun, tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def test_groups_of_items_change_nothing(
     random = np.random.default_rng(seed)
     table = random.choice(random.choice(VALUES, few), catalog).astype(np.float32)
     gone = random.random((users, catalog)) < random.choice([0.0, 0.1, 0.9])
-    seen = seen_items(*np.nonzero(gone), catalog, chunk, CPU)
+    rows, items_gone = np.nonzero(gone)
+    seen = seen_items(rows, items_gone, catalog, chunk, CPU)
     best = min(best, catalog)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "GROUP_ITEMS", group)

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from srsplan.models.errors import InputError
-from srsplan.models.export.rectools_checkpoint import write_checkpoint
-from srsplan.models.files import check_output
+from srsplan.models.export.rectools_checkpoint import PARTS, write_checkpoint
+from srsplan.models.export.targets import check_target
 from srsplan.models.loading import load_run
 
 REFUSED: Mapping[str, str] = MappingProxyType(
@@ -39,9 +39,7 @@ def export_weights(run: Path, library: str, output: Path, overwrite: bool) -> tu
         raise InputError(
             f"--to {library}: {REFUSED[library]}", "--onnx FILE exports the model itself, and --to rectools its parts"
         )
-    check_output(output, "checkpoint", hint="give another file")
-    if output.exists() and not overwrite:
-        raise InputError(f"{output} exists", "--overwrite replaces it, or give another file")
+    check_target(output, f"--to {library}", ".ckpt", PARTS.encode(), overwrite)
     write_checkpoint(load_run(run), output)
     loads = f"rectools.models.SASRecModel.load_from_checkpoint({str(output)!r})"
     return (f"load it where RecTools and srsplan are installed: {loads}",)

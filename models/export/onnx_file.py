@@ -26,7 +26,8 @@ from torch import Tensor
 from srsplan.models.config import require_positive
 from srsplan.models.errors import InputError, MissingExtra, SrsplanError
 from srsplan.models.export.padded import ABSOLUTE, RELATIVE, PaddedRecommender, check_padding, examples, expected
-from srsplan.models.files import check_output, write_atomically
+from srsplan.models.export.targets import check_target
+from srsplan.models.files import write_atomically
 from srsplan.models.loading import TrainedRun, load_run
 from srsplan.models.prediction.recommending import Wanted
 from srsplan.models.training.items import write_items
@@ -35,6 +36,8 @@ OPSET = 18
 """The operators that are used, by the version of their set: that of onnxruntime 1.14, of February 2023, and later."""
 LARGEST_BYTES = 2_000_000_000
 """Weights that fit one file: ONNX files end at 2 GiB."""
+MARK = b"seen_items_filtered"
+"""A key of the metadata, which stand at a file's end."""
 INPUTS, OUTPUTS = ("items", "lengths"), ("top_items", "top_scores")
 
 
@@ -81,12 +84,8 @@ def export_onnx(order: OnnxOrder) -> tuple[str, ...]:
 
 
 def _check_files(order: OnnxOrder) -> None:
-    if order.output.suffix.lower() != ".onnx":
-        raise InputError(f"--onnx {order.output}: unknown extension {order.output.suffix!r}", "name it model.onnx")
-    for path, what in ((order.output, "model"), (items_path(order.output), "list of item ids")):
-        check_output(path, what, hint="give another file with --onnx")
-        if path.exists() and not order.overwrite:
-            raise InputError(f"--onnx: {path} exists", "--overwrite replaces it, --onnx names another")
+    check_target(order.output, "--onnx", ".onnx", MARK, order.overwrite)
+    check_target(items_path(order.output), "--onnx", ".parquet", b"item_id", order.overwrite)
 
 
 def _check_packages() -> None:

@@ -71,8 +71,6 @@ def prepare(order: PredictionOrder) -> PreparedPrediction:
         raise InputError("--user and --users contradict each other", "give the one that is meant")
     if order.output is not None:
         check_target(order.output, order.overwrite)
-        if order.output.resolve() == order.data.resolve():
-            raise InputError(f"--output {order.output} is the file of interactions", "give another file with -o")
     asked = None if order.users_file is None else read_users(order.users_file)
     run = load_run(order.run, find_device(order.device).type)
     if order.best > len(run.item_ids):

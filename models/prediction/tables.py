@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PARQUET, CSV = (".parquet", ".pq"), (".csv",)
+COLUMNS = ("user_id", "item_id", "rank", "score")
+LONGEST_HEADER = 100
 PART_ROWS = 1 << 19
 """Rows of a part, about: a row group of parquet, and all that is in memory at a time."""
 
@@ -51,22 +53,39 @@ class Labels:
 
         there = items >= 0
         rows, places = np.nonzero(there)
-        columns = {
-            "user_id": self.users.take(pa.array(rows + first_user)),
-            "item_id": self.items.take(pa.array(items[there])),
-            "rank": (places + 1).astype(np.int32),
-            "score": scores[there],
-        }
-        return pa.table(columns)
+        columns = (
+            self.users.take(pa.array(rows + first_user)),
+            self.items.take(pa.array(items[there])),
+            (places + 1).astype(np.int32),
+            scores[there],
+        )
+        return pa.table(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Raise InputError unless a table can be written there: to be called before any work."""
+    """Raise InputError unless a table can be written there: to be called before any work.
+
+    A file that exists is replaced where `overwrite` says so and it is a table of recommendations.
+    """
     if path.suffix.lower() not in PARQUET + CSV:
         raise InputError(f"--output {path}: unknown extension {path.suffix!r}", f"accepted: {', '.join(PARQUET + CSV)}")
-    check_output(path, "table of recommendations")
+    check_output(path, "table of recommendations", _is_ours if overwrite else None)
     if path.exists() and not overwrite:
         raise InputError(f"--output {path} exists", "--overwrite replaces it, -o names another")
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file has the columns of a table of recommendations."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        if path.suffix.lower() in PARQUET:
+            return tuple(parquet.read_schema(path).names) == COLUMNS
+        with path.open("rb") as file:
+            return file.readline(LONGEST_HEADER).decode().strip().replace('"', "").split(",") == [*COLUMNS]
+    except (OSError, ValueError, pa.ArrowException):
+        return False
 
 
 def write_tables(path: Path, parts: Iterable[pa.Table]) -> int:

@@ -21,9 +21,10 @@ from srsplan.models import load_run
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.splits import Sequences
 from srsplan.models.errors import InputError
-from srsplan.models.export.onnx_file import OnnxOrder, export_onnx, run_onnx
+from srsplan.models.export.onnx_file import MARK, OnnxOrder, export_onnx, run_onnx
 from srsplan.models.export.padded import PaddedRecommender, check_padding, expected
 from srsplan.models.export.rectools_checkpoint import weights, write_checkpoint
+from srsplan.models.export.targets import check_target
 from srsplan.models.loading import TrainedRun
 from srsplan.models.prediction.recommending import Wanted, recommend
 from srsplan.models.registry import build_model
@@ -116,6 +117,7 @@ def test_onnxruntime_finds_what_the_run_ranks(folder: Path, tmp_path: Path) -> N
         assert [[number(item) for item in row if item >= 0] for row in top.tolist()] == ranked
     document = _metadata(order.output)
     assert document.pop("srsplan")
+    check_target(order.output, "--onnx", ".onnx", MARK, overwrite=True)  # it may be written again
     assert document == {
         "k": str(ITEMS), "seq_len": str(SEQ_LEN), "seen_items_filtered": "true", "items": "model.items.parquet",
     }  # fmt: skip
@@ -201,6 +203,9 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "nothing asked for": ((), "give either --onnx FILE or --to LIBRARY FILE"),
     "both asked for": (("--onnx", "a.onnx", "--to", "rectools", "b"), "give either"),
+    "a file of another's": (("--onnx", "old.onnx", "--overwrite"), "srsplan did not write it as it is"),
+    "a checkpoint of another's": (("--to", "rectools", "old.ckpt", "--overwrite"), "srsplan did not write it as it is"),
+    "no checkpoint's name": (("--to", "rectools", "model.pt"), "unknown extension '.pt'"),
     "no file": (("--to", "rectools"), "--to rectools needs a file to write"),
     "a file too many": (("--onnx", "a.onnx", "b"), "b is one file too many"),
     "a library that is not known": (("--to", "rectool", "b"), "did you mean rectools?"),

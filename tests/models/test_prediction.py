@@ -219,7 +219,8 @@ def test_the_model_sees_the_last_items(run: TrainedRun, tmp_path: Path) -> None:
 
 def test_what_is_stopped_leaves_the_old_file(run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, output = interactions(tmp_path / "data.csv"), tmp_path / "out.parquet"
-    output.write_text("before")
+    predicted(output, run=run.folder, data=data, best=1)
+    content = output.read_bytes()
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(predicting, "PART_ROWS", 1)
     monkeypatch.setattr(recommending, "USERS_AT_ONCE", 1)
@@ -231,7 +232,7 @@ def test_what_is_stopped_leaves_the_old_file(run: TrainedRun, tmp_path: Path, mo
     order = PredictionOrder(run=run.folder, data=data, output=output, overwrite=True, device="cpu")
     with pytest.raises(KeyboardInterrupt):
         write(prepare(order), stop)
-    assert output.read_text() == "before"
+    assert output.read_bytes() == content
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -280,7 +281,8 @@ WRONG: dict[str, tuple[tuple[object, ...], dict[str, str], str]] = {
     "more than the catalog": (("-k", 31), {}, "k 31 is above the catalog of 30 items"),
     "no items at all": (("-k", 0), {}, "k 0 is not a whole number above zero"),
     "a file that exists": (("-o", "data.csv"), {}, "--output data.csv exists"),
-    "the data themselves": (("-o", "data.csv", "--overwrite"), {}, "--output data.csv is the file of interactions"),
+    "a file of another's": (("-o", "data.csv", "--overwrite"), {}, "srsplan did not write it as it is"),
+    "another's parquet": (("-o", "mine.parquet", "--overwrite"), {}, "srsplan did not write it as it is"),
     "no such folder": (("-o", "none/out.csv"), {}, "there is no folder /"),
     "two ways to ask": (("--user", 9, "--users", "data.csv"), {}, "contradict each other"),
     "no list of users": (("--users", "none.txt"), {}, "no list of users at none.txt"),
@@ -294,6 +296,7 @@ WRONG: dict[str, tuple[tuple[object, ...], dict[str, str], str]] = {
 def test_bad_input_is_one_message(command: Any, tmp_path: Path, case: str) -> None:
     arguments, places, phrase = WRONG[case]
     (tmp_path / "empty.txt").write_text("user_id\n")
+    (tmp_path / "mine.parquet").write_bytes(b"PAR1")
     (tmp_path / "other.csv").write_text("user_id,item_id\na,5\nb,1000\n")
     (tmp_path / "unknown.csv").write_text("user_id,item_id\na,5\nb,6\n")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -311,8 +314,9 @@ def test_many_users_want_a_file(command: Any, tmp_path: Path) -> None:
     assert "the recommendations of 21 users are too many to print" in ended.message
 
 
-def test_a_file_is_replaced_where_that_is_said(command: Any) -> None:
-    assert command("-o", "out.csv", "-k", 1).code == 0
-    assert command("-o", "out.csv", "-k", 2).code == 2
-    assert command("-o", "out.csv", "-k", 2, "--overwrite").code == 0
-    assert len(Path("out.csv").read_text().splitlines()) == 9
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_table_is_replaced_where_that_is_said(command: Any, name: str) -> None:
+    assert command("-o", name, "-k", 1).code == 0
+    assert command("-o", name, "-k", 2).code == 2
+    assert command("-o", name, "-k", 2, "--overwrite").code == 0
+    assert sum(map(len, read(Path(name)).values())) == 2 * len(HISTORIES)

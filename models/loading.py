@@ -54,9 +54,12 @@ class TrainedRun:
             return []
         found = [self._indices(number, history) for number, history in enumerate(histories)]
         users = Sequences(np.cumsum([0, *map(len, found)]), np.concatenate(found))
-        wanted = Wanted(best=min(k, len(self.item_ids)), seq_len=self.configuration.seq_len, keep_seen=keep_seen)
-        batches = recommend(self.model, users, wanted)
+        batches = recommend(self.model, users, self.wanted(min(k, len(self.item_ids)), keep_seen))
         return [self.item_ids[row[row >= 0]].tolist() for batch in batches for row in batch.items]
+
+    def wanted(self, best: int, keep_seen: bool) -> Wanted:
+        """Return the order for `best` items of each user, by a model of this run's configuration."""
+        return Wanted(best=best, seq_len=self.configuration.seq_len, keep_seen=keep_seen)
 
     @cached_property
     def _places(self) -> dict[Hashable, int]:

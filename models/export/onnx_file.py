@@ -29,7 +29,6 @@ from srsplan.models.export.padded import ABSOLUTE, RELATIVE, PaddedRecommender, 
 from srsplan.models.export.targets import check_target
 from srsplan.models.files import write_atomically
 from srsplan.models.loading import TrainedRun, load_run
-from srsplan.models.prediction.recommending import Wanted
 from srsplan.models.training.items import write_items
 
 OPSET = 18
@@ -103,8 +102,7 @@ def _recommender(order: OnnxOrder, run: TrainedRun) -> PaddedRecommender:
             f"the weights of {order.run} take {weights:,} bytes, and an ONNX file holds {LARGEST_BYTES:,} at most",
             "srsplan predict and load_run run every size",
         )
-    wanted = Wanted(best=order.best, seq_len=run.configuration.seq_len, keep_seen=order.keep_seen)
-    return PaddedRecommender(run.model, wanted)
+    return PaddedRecommender(run.model, run.wanted(order.best, order.keep_seen))
 
 
 def _program(recommender: PaddedRecommender) -> Any:

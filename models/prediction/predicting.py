@@ -22,7 +22,7 @@ from srsplan.models.errors import DeviceOutOfMemory, InputError
 from srsplan.models.files import read_limited
 from srsplan.models.loading import TrainedRun, load_run
 from srsplan.models.prediction.histories import Histories, read_histories
-from srsplan.models.prediction.recommending import Recommended, Wanted, recommend
+from srsplan.models.prediction.recommending import Recommended, recommend
 from srsplan.models.prediction.tables import PART_ROWS, Labels, check_target, write_tables
 from srsplan.models.training.device import find_device
 
@@ -114,10 +114,9 @@ def tables(prepared: PreparedPrediction, listener: Listener) -> Iterator[pa.Tabl
     """Yield the recommendations, some hundred thousand rows at a time, users in the order of the histories."""
     run, order, histories = prepared.run, prepared.order, prepared.histories
     labels, users = Labels.of(histories.user_ids, run.item_ids), len(histories.sequences)
-    wanted = Wanted(best=order.best, seq_len=run.configuration.seq_len, keep_seen=order.keep_seen)
     waiting: list[Recommended] = []
     with _out_of_memory_explained():
-        for batch in recommend(run.model, histories.sequences, wanted):
+        for batch in recommend(run.model, histories.sequences, run.wanted(order.best, order.keep_seen)):
             waiting.append(batch)
             listener(batch.rows.stop, users)
             first = waiting[0].rows.start

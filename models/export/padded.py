@@ -1,6 +1,6 @@
 """A model on a rectangle: histories padded on the right, from item numbers to the best items, without data-bound sizes.
 
-Letters: B users, L items of the longest history, W = min(L, seq_len), D hidden size, V items, K best items.
+Letters: B users, L items of the longest history, W = min(L, items seen), D hidden size, V items, K best items.
 
 The model is any `SequenceModel` whose hidden state at a token depends on that token and those before it: padding stands
 behind them, and is packed as if it were items of the sequence. Where that is not so, `check_padding` says so.
@@ -47,17 +47,26 @@ class PaddedRecommender(nn.Module):
         return torch.where(found.values > -torch.inf, found.indices, -1), found.values
 
     def _last_states(self, items: Tensor, lengths: Tensor) -> Tensor:
-        """Return the hidden states [B, D] at the last item of each history."""
-        users, longest = items.shape
-        width = torch.sym_min(longest, self.wanted.seq_len)
+        """Return the hidden states [B, D] at the last item of each history, or at the mask behind it."""
+        users = items.shape[0]
+        window, seen = self._window(items, lengths)
+        width = window.shape[1]
+        positions = torch.arange(width, device=items.device).expand(users, -1)
+        packing = _packing(users, width, items.device)
+        hidden = self.model(PackedItems(window.reshape(-1), positions.reshape(-1), packing))
+        return cast(Tensor, hidden.view(users, width, -1)[torch.arange(users, device=items.device), seen - 1])
+
+    def _window(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens that the model sees, int64 [B, W] or with a mask [B, W + 1], and how many of each row."""
+        width = torch.sym_min(items.shape[1], self.wanted.items_seen)
         columns = torch.arange(width, device=items.device)
         first = (lengths - width).clamp(min=0).unsqueeze(1)
         window = items.gather(1, first + columns)
-        hidden = self.model(
-            PackedItems(window.reshape(-1), columns.expand(users, -1).reshape(-1), _packing(users, width, items.device))
-        )
-        last = torch.minimum(lengths, torch.ones_like(lengths) * width) - 1
-        return cast(Tensor, hidden.view(users, width, -1)[torch.arange(users, device=items.device), last])
+        seen = torch.minimum(lengths, torch.ones_like(lengths) * width)
+        if self.wanted.mask is None:
+            return window, seen
+        window = torch.cat([window, window[:, :1]], 1)
+        return window.scatter(1, seen.unsqueeze(1), self.wanted.mask), seen + 1
 
 
 def _packing(users: int, width: int, device: torch.device) -> Packing:

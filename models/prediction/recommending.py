@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srsplan.kernels.chunking import RANKING_CHUNK_ELEMENTS, ranking_chunk_items
-from srsplan.models.data.batches import history_batches
+from srsplan.models.data.batches import Packed, history_batches
 from srsplan.models.data.splits import Sequences
 from srsplan.models.sequence_model import PackedItems, SequenceModel
 from srsplan.models.training.inputs import packed_items
@@ -34,6 +34,13 @@ class Wanted:
     """The last items of a history that the model sees."""
     keep_seen: bool = False
     """Recommend what is in the history as well."""
+    mask: int | None = None
+    """The item, 0-based, that stands behind every history and is one of the `seq_len`, where a model ranks from it."""
+
+    @property
+    def items_seen(self) -> int:
+        """Return how many items of a history the model sees at most."""
+        return self.seq_len if self.mask is None else max(1, self.seq_len - 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,11 +65,18 @@ def recommend(model: SequenceModel, histories: Sequences, wanted: Wanted) -> Ite
     scratch = torch.empty(
         min(RANKING_CHUNK_ELEMENTS, min(USERS_AT_ONCE, len(histories)) * len(table)), device=table.device
     )
-    for rows, packed in history_batches(histories, USERS_AT_ONCE, wanted.seq_len, TOKENS_AT_ONCE):
-        hidden = _last_states(model, packed_items(packed, table.device))
+    for rows, packed in history_batches(histories, USERS_AT_ONCE, wanted.items_seen, TOKENS_AT_ONCE):
+        hidden = _last_states(model, packed_items(_with_mask(packed, wanted.mask), table.device))
         seen = None if wanted.keep_seen else _seen(histories, rows, len(table), table.device)
         items, scores = rank_scored(hidden, table, seen, wanted.best, scratch)
         yield Recommended(rows=rows, items=items.cpu().numpy(), scores=scores.cpu().numpy())
+
+
+def _with_mask(sequences: Packed, mask: int | None) -> Packed:
+    if mask is None:
+        return sequences
+    items = np.insert(sequences.items, sequences.offsets[1:], mask + 1)
+    return Packed(items, sequences.offsets + np.arange(len(sequences.offsets)))
 
 
 def _last_states(model: SequenceModel, histories: PackedItems) -> Tensor:

@@ -15,6 +15,7 @@ import run_folders
 import torch
 from command import Ended, srsplan
 from run_folders import ITEMS, SEQ_LEN, number
+from sequences import on_cpu
 from torch import Tensor, nn
 
 from srsplan.models import load_run
@@ -93,6 +94,38 @@ class LooksAhead(SequenceModel):
         parts = (self.table[sequences.items[first:last]] for first, last in pairwise(bounds))
         means = [part.mean(0, keepdim=True).expand_as(part) for part in parts]
         return torch.cat(means)
+
+
+class Masked(SequenceModel):
+    """A model of 40 items that ranks from a mask, which has a row of its own behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = wide_run(Path(), catalog=41).model
+        self.eval().requires_grad_(False)
+
+    @property
+    def item_table(self) -> Tensor:
+        return self.inner.item_table[:40]
+
+    def forward(self, sequences: PackedItems) -> Tensor:
+        hidden: Tensor = self.inner(sequences)
+        return hidden
+
+
+@pytest.mark.parametrize("longest", [1, 4, 5, 9])
+def test_a_mask_stands_behind_the_last_items(longest: int) -> None:
+    """It is one of the tokens that the model sees: 6 here, so that 5 items are."""
+    model, wanted = Masked(), Wanted(best=40, seq_len=6, keep_seen=True, mask=40)
+    rows = [[*range(longest)], [7]]
+    lengths = torch.tensor([longest, 1])
+    items = torch.tensor([row + [33] * (longest - len(row)) for row in rows])
+    with torch.no_grad():
+        states = torch.cat([model(on_cpu([[*row[-5:], 40]]))[-1:] for row in rows])
+        scores = states @ model.item_table.t()
+        found = PaddedRecommender(model, wanted)(items, lengths)[1]
+    torch.testing.assert_close(found, scores.sort(dim=1, descending=True).values, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(expected(PaddedRecommender(model, wanted), items, lengths), found, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_sees_padding_is_refused() -> None:

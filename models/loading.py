@@ -13,21 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from srsplan.models.config import Configuration, require_positive
-from srsplan.models.data.masking import Masking
-from srsplan.models.data.splits import Holdout, Sequences
+from srsplan.models.data.splits import Sequences
 from srsplan.models.errors import InputError
+from srsplan.models.prediction.histories import example
+from srsplan.models.prediction.recommending import Wanted, recommend
 from srsplan.models.registry import build_model
 from srsplan.models.schema import shown
 from srsplan.models.sequence_model import SequenceModel
 from srsplan.models.training.checkpoint import best_path, check_tensors, forms, read_state, read_tensors
-from srsplan.models.training.evaluation import Ranking, rank_holdout
 from srsplan.models.training.folder import BEST, CONFIG, ITEMS, RunFolder, read_document
 from srsplan.models.training.items import read_items
-from srsplan.models.training.ranking import rank
 from srsplan.models.training.run import RunConfig
-
-USERS_AT_ONCE = 256
-TOKENS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,20 +53,14 @@ class TrainedRun:
         if not len(histories):
             return []
         found = [self._indices(number, history) for number, history in enumerate(histories)]
-        offsets = np.cumsum([0, *map(len, found)])
-        users = Holdout(Sequences(offsets, np.concatenate(found)), np.zeros(len(found), np.int32))
-        best = min(k, len(self.item_ids))
-        device = self.model.item_table.device
-        top = rank_holdout(
-            lambda histories, seen: rank(self.model, histories, seen, best),
-            users, len(self.item_ids), device,
-            Ranking(
-                users=USERS_AT_ONCE, tokens=TOKENS_AT_ONCE, seq_len=self.configuration.seq_len,
-                masking=Masking.of(self.configuration),
-                filter_seen=not keep_seen,
-            ),
-        )  # fmt: skip
-        return [self.item_ids[row[row > 0] - 1].tolist() for row in top]
+        users = Sequences(np.cumsum([0, *map(len, found)]), np.concatenate(found))
+        batches = recommend(self.model, users, self.wanted(min(k, len(self.item_ids)), keep_seen))
+        return [self.item_ids[row[row >= 0]].tolist() for batch in batches for row in batch.items]
+
+    def wanted(self, best: int, keep_seen: bool) -> Wanted:
+        """Return the order for `best` items of each user, by a model of this run's configuration."""
+        mask = None if self.configuration.mask_share is None else self.configuration.catalog
+        return Wanted(best=best, seq_len=self.configuration.seq_len, keep_seen=keep_seen, mask=mask)
 
     @cached_property
     def _places(self) -> dict[Hashable, int]:
@@ -85,7 +75,7 @@ class TrainedRun:
         except KeyError as error:
             raise InputError(
                 f"history {number} holds the item {shown(error.args[0])}, which was not in the training data",
-                f"ids are those of the training file, such as {shown(self.item_ids[0])}; leave others out",
+                f"ids are those of the training file, such as {example(self.item_ids)}; leave others out",
             ) from None
 
 

@@ -24,6 +24,8 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("estimate --loss cce- --catalog 1.6M --batch-size 512 --seq-len 200 --negatives 512", 0, "GiB"),
     ("gpus a100", 0, "a100-40gb"),
     ("train --data clicks.csv --loss cce", 2, "pip install 'srsplan[train]'"),
+    ("predict runs/first --data clicks.csv", 2, "pip install 'srsplan[train]'"),
+    ("export runs/first --onnx model.onnx", 2, "pip install 'srsplan[export]'"),
     ("profile --gpu a100-40gb --probes 1", 2, "pip install 'srsplan[train]'"),
     ("doctor", 1, "pip install 'srsplan[train]'"),
     ("bench", 2, "pip install 'srsplan[bench]'"),

@@ -26,10 +26,12 @@ FOLDERS = ("kernels", "models", "profiler", "planner")
 """In the order of the arrows: a folder may import itself and those before it."""
 
 WITH_TORCH = (
-    "srsplan.kernels.", "srsplan.models.loading", "srsplan.models.registry", "srsplan.models.sasrec",
-    "srsplan.models.bert4rec", "srsplan.models.esasrec", "srsplan.models.self_attention",
+    "srsplan.kernels.", "srsplan.models.bert4rec", "srsplan.models.esasrec", "srsplan.models.export.",
+    "srsplan.models.loading", "srsplan.models.prediction.predicting", "srsplan.models.prediction.recommending",
+    "srsplan.models.registry", "srsplan.models.sasrec", "srsplan.models.self_attention",
     "srsplan.models.sequence_model", "srsplan.models.training.", "srsplan.profiler.bench.",
     "srsplan.profiler.memory.derive", "srsplan.profiler.memory.generic_sizes", "srsplan.profiler.memory.ledger",
+    "srsplan.profiler.memory.meta_results",
     "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols", "srsplan.profiler.probes.cuda_child",
     "srsplan.profiler.probes.card_child", "srsplan.profiler.probes.kernel_", "srsplan.planner.automatic_kernel",
     "srsplan.planner.cli.train_", "srsplan.planner.smaller_run",
@@ -197,7 +199,9 @@ def test_the_public_surface_of_kernels() -> None:
 
 
 def test_the_verbs() -> None:
-    assert list(VERBS) == ["recommend", "estimate", "profile", "train", "gpus", "analyze", "doctor", "bench"]
+    assert list(VERBS) == [
+        "recommend", "estimate", "profile", "train", "predict", "export", "gpus", "analyze", "doctor", "bench"
+    ]  # fmt: skip
 
 
 OPTIONS = {
@@ -221,6 +225,8 @@ OPTIONS = {
         "validation-users warmup-percent warmup-steps weight-decay"
     ),
     "bench": "deviation device dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
+    "predict": "data device item-column json keep-seen output overwrite timestamp-column top user user-column users",
+    "export": "json keep-seen onnx overwrite to top",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }
 """What users may have written into scripts: a change here is a change for the changelog."""

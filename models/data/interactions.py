@@ -67,11 +67,13 @@ def read_interactions(
     columns: Columns = FOUND_BY_NAME,
     min_user_interactions: int = 0,
     min_item_interactions: int = 0,
+    several: bool = True,
 ) -> Interactions:
     """Read a file, keep its core, number users and items densely (in the order of their labels), sort.
 
     `path` may be a folder of parquet files. The core: users with fewer than `min_user_interactions` and items with
-    fewer than `min_item_interactions` go, again and again until none is left to go. Memory at the peak:
+    fewer than `min_item_interactions` go, again and again until none is left to go. Where all are of one user or item,
+    that is an error, unless not `several` are asked for: a model can be asked about one user. Memory at the peak:
     `limits.PARQUET_BYTES_PER_INTERACTION` for parquet, about 100 bytes an interaction for text; text ids come on top.
     InputError, with the file named, for everything that is wrong with it.
     """
@@ -81,7 +83,9 @@ def read_interactions(
     rows, notes = _load(parts_of(path), columns)
     if min_user_interactions > 1 or min_item_interactions > 1:
         notes += (keep_core(rows, min_user_interactions, min_item_interactions),)
-    _require_several(path, rows)
+    _require_some(path, rows)
+    if several:
+        _require_several(path, rows)
     put_in_order(rows)
     return Interactions(
         users=rows.users,
@@ -112,9 +116,12 @@ def _require_minimum(name: str, value: int) -> None:
         raise InputError(f"{name} {value} is below zero", "0 and 1 keep everybody, 5 is usual")
 
 
-def _require_several(path: Path, rows: Rows) -> None:
+def _require_some(path: Path, rows: Rows) -> None:
     if not len(rows):
         raise InputError(f"{path}: nothing is left after the filters", "lower the minimum of users or of items")
+
+
+def _require_several(path: Path, rows: Rows) -> None:
     for count, what in ((len(rows.user_ids), "user"), (len(rows.item_ids), "item")):
         if count < 2:
             raise InputError(

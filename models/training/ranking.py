@@ -10,14 +10,19 @@ user are equal:
     upper 32 bits   the bits of the fp32 score, changed so that they are ordered as integers are
     lower 32 bits   2^32 - 1 - item, so that the lower index is the larger key
 
-Scores are fp32 whatever the model computes in: in 16 bit so many scores are equal that half of the users get other
-items than in fp32.
+On a CPU keys of a whole chunk take longer than its matrix product. There keys are made of a few candidates alone
+(`_best_of_groups`), and the result is the same. Elsewhere, and on meta tensors, every score becomes a key.
+
+No score is NaN. Scores are fp32 whatever the model computes in: in 16 bit so many scores are equal that half of the
+users get other items than in fp32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,11 +32,17 @@ from torch import Tensor
 from srsplan.kernels.chunking import ranking_chunk_items
 from srsplan.models.sequence_model import Context, PackedItems, SequenceModel
 
+T = TypeVar("T")
+
 NOTHING = -1
 """The item of a rank that is left empty, where a user has fewer than K items that may be recommended."""
 
 ALL_BUT_SIGN = 0x7FFFFFFF
 LOWER_HALF = 0xFFFFFFFF
+GROUP_ITEMS = 64
+"""Neighbouring items of a group on a CPU: of 32, 64 and 128 the fastest for 10 of 100,000 items, by little."""
+LEAST_SHARE = 4
+"""A chunk has so many times the items of K groups at least: their keys take less memory than those of the chunk."""
 FILTERED_BITS = int(np.float32(-np.inf).view(np.int32)) ^ ALL_BUT_SIGN
 """The upper half of the key of a score of minus infinity, which is that of every filtered item."""
 
@@ -86,36 +97,112 @@ def rank(
 def rank_hidden(hidden: Tensor, item_table: Tensor, seen: Seen | None, best: int) -> Tensor:
     """Return every user's `best` items, best first: int64 [E, K], 0-based, K at most V, `NOTHING` where none is left.
 
-    hidden [E, D] of any type, item_table fp32 [V, D]. Memory: a chunk's scores [E, C] in fp32 and as int64 keys, then
-    2 K keys. Never [E, V].
+    hidden [E, D] of any type, item_table fp32 [V, D]. Memory: a chunk's scores [E, C] in fp32 and as int64 keys (on a
+    CPU keys of the candidates alone), then 2 K keys. Never [E, V].
     """
+    return _ranked(hidden, item_table, seen, best, items_of)
+
+
+def rank_scored(
+    hidden: Tensor, item_table: Tensor, seen: Seen | None, best: int, scratch: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what `rank_hidden` does, and the scores of these items: int64 and fp32 [E, K].
+
+    `scratch`, fp32 of E x C elements or more on hidden's device, holds the scores of one call after another: else a CPU
+    clears fresh pages for every chunk, which takes as long as the product. The score of `NOTHING` is minus infinity.
+    """
+    return _ranked(hidden, item_table, seen, best, lambda keys: (items_of(keys), scores_of(keys)), scratch)
+
+
+def _ranked(
+    hidden: Tensor,
+    item_table: Tensor,
+    seen: Seen | None,
+    best: int,
+    decode: Callable[[Tensor], T],
+    scratch: Tensor | None = None,
+) -> T:
     chunk = ranking_chunk_items(len(hidden), len(item_table)) if seen is None else seen.chunk_items
     hidden, so_far = hidden.float(), None
     with torch.no_grad(), _no_autocast(hidden.device):
         for number, start in enumerate(range(0, len(item_table), chunk)):
-            pairs = None if seen is None else seen.of_chunk(number)
-            found = _best_of_chunk(hidden, item_table[start : start + chunk], start, pairs, best)
+            scores = _scores(hidden, item_table[start : start + chunk], scratch)
+            if seen is not None:
+                rows, items = seen.of_chunk(number)
+                scores[rows, items - start] = -torch.inf
+            found = _best_of_chunk(scores, start, best)
+            del scores
             so_far = found if so_far is None else _best_keys(torch.cat([so_far, found], 1), best)
             del found  # not beside the next chunk's
     if so_far is None:
         raise ValueError("an empty catalog cannot be ranked")
-    return torch.where(so_far >> 32 > FILTERED_BITS, LOWER_HALF - (so_far & LOWER_HALF), NOTHING)
+    return decode(so_far)
 
 
-def _best_of_chunk(hidden: Tensor, table: Tensor, start: int, seen: tuple[Tensor, Tensor] | None, best: int) -> Tensor:
-    """Return the largest keys int64 [E, K] of table [C, D], whose first row is item `start`."""
-    scores = torch.matmul(hidden, table.t())
-    if seen is not None:
-        scores[seen[0], seen[1] - start] = -torch.inf
+def items_of(keys: Tensor) -> Tensor:
+    """Return the items of keys: int64, 0-based, `NOTHING` where the score is minus infinity."""
+    return torch.where(keys >> 32 > FILTERED_BITS, LOWER_HALF - (keys & LOWER_HALF), NOTHING)
+
+
+def scores_of(keys: Tensor) -> Tensor:
+    """Return the scores of keys, fp32: those that were ranked, but that minus zero is zero."""
+    bits = (keys >> 32).int()
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(ALL_BUT_SIGN)).view(torch.float32)
+
+
+def _scores(hidden: Tensor, table: Tensor, scratch: Tensor | None) -> Tensor:
+    """Return the scores fp32 [E, C] of table [C, D]."""
+    if scratch is None:
+        return torch.matmul(hidden, table.t())
+    shape = (len(hidden), len(table))
+    return torch.matmul(hidden, table.t(), out=scratch[: shape[0] * shape[1]].view(shape))
+
+
+def _best_of_chunk(scores: Tensor, start: int, best: int) -> Tensor:
+    """Return the largest keys int64 [E, K] of scores [E, C], which are overwritten; the first column is item `start`.
+
+    Fewer than K columns give as many keys.
+    """
+    if scores.device.type == "cpu" and scores.shape[1] > LEAST_SHARE * best * GROUP_ITEMS:
+        return _best_of_groups(scores, start, best)
     return _best_keys(_keys(scores, start), best)
 
 
+def _best_of_groups(scores: Tensor, start: int, best: int) -> Tensor:
+    """Return the same for more than K groups of `GROUP_ITEMS` neighbours, from the K best groups and the rest alone.
+
+    Groups are ordered by their largest score, and of equal ones the group with the lower items comes first. A group
+    that is not among the K best holds none of the K best items: each of the K has an item with a larger score than all
+    of that group's, or with the same as its best, and then a lower index.
+    """
+    whole = scores.shape[1] // GROUP_ITEMS
+    rest = whole * GROUP_ITEMS
+    groups, neighbours = scores[:, :rest].unflatten(1, (whole, GROUP_ITEMS)), torch.arange(GROUP_ITEMS)
+    chosen = (LOWER_HALF - (_best_keys(_keys(groups.amax(2), 0), best) & LOWER_HALF)).unsqueeze(2)
+    candidates = groups.gather(1, chosen.expand(-1, -1, GROUP_ITEMS)).flatten(1)
+    items = [
+        (chosen * GROUP_ITEMS + neighbours).flatten(1),
+        torch.arange(rest, scores.shape[1]).expand(len(scores), -1),
+    ]
+    upper = _ordered(torch.cat([candidates, scores[:, rest:]], 1))
+    return _best_keys(_joined(upper, LOWER_HALF - start - torch.cat(items, 1)), best)
+
+
 def _keys(scores: Tensor, start: int) -> Tensor:
-    """Return the keys int64 [E, C] of scores fp32 [E, C], which are overwritten."""
+    """Return the keys int64 [E, C] of scores fp32 [E, C], which are overwritten; the first column is item `start`."""
+    bits = _ordered(scores)
+    return _joined(bits, LOWER_HALF - torch.arange(start, start + scores.shape[1], device=scores.device))
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """Turn scores into integers of the same order, int32 [E, C], in their place."""
     bits = scores.add_(0.0).view(torch.int32)  # adding makes one zero of the two, which are equal
-    bits.bitwise_xor_((bits >> 31).bitwise_and_(ALL_BUT_SIGN))  # of negative numbers the larger has the smaller bits
-    lower = LOWER_HALF - torch.arange(start, start + scores.shape[1], device=scores.device)
-    return bits.long().bitwise_left_shift_(32).bitwise_or_(lower)
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(ALL_BUT_SIGN))  # negative numbers: the larger, the smaller bits
+
+
+def _joined(upper: Tensor, lower: Tensor) -> Tensor:
+    """Return keys int64 [E, C] of their halves: int32 [E, C], and int64 [E, C] or [C] without a sign."""
+    return upper.long().bitwise_left_shift_(32).bitwise_or_(lower)
 
 
 def _best_keys(keys: Tensor, best: int) -> Tensor:

@@ -58,6 +58,16 @@ VERBS = {
         "train_command",
         "Train a plan's configuration, test it by full ranking, and keep everything needed to repeat it.",
     ),
+    "predict": Verb(
+        "predict",
+        "predict_command",
+        "Recommend the best items to the users of a file, in the file's own ids.",
+    ),
+    "export": Verb(
+        "export",
+        "export_command",
+        "Write a trained model as ONNX, or as weights that another library's model loads.",
+    ),
     "gpus": Verb(
         "gpus",
         "gpus_command",

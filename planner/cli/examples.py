@@ -21,6 +21,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "srsplan train --data interactions.csv --loss cce --dim 64 --seq-len 50 \\\n    --epochs 5 -o runs/first",
         "srsplan train --data interactions.csv -o runs/first --resume",
     ),
+    "predict": (
+        "srsplan predict runs/first --data interactions.csv -o top.parquet",
+        "srsplan predict runs/first --data interactions.csv --user 17 --user 42 -k 5",
+        "srsplan predict runs/first --data interactions.csv --users users.txt \\\n    -o top.csv",
+    ),
+    "export": (
+        "srsplan export runs/first --onnx model.onnx",
+        "srsplan export runs/first --onnx model.onnx -k 20 --keep-seen",
+        "srsplan export runs/first --to rectools model.ckpt",
+    ),
     "gpus": ("srsplan gpus", "srsplan gpus a100", "srsplan gpus 'rtx 40' --json"),
     "analyze": (
         "srsplan analyze runs.csv",

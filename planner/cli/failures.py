@@ -19,9 +19,17 @@ EXTRAS = {
     "data": ("pandas", "pyarrow"),
     "log": ("tensorboard",),
     "analyze": ("scipy", "sklearn", "matplotlib", "joblib"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
 }
 """Packages that a plain install leaves out, by the extra that brings them."""
-EXTRA_OF_VERB = {"train": "train", "profile": "train", "bench": "bench", "analyze": "analyze"}
+EXTRA_OF_VERB = {
+    "train": "train",
+    "predict": "train",
+    "export": "export",
+    "profile": "train",
+    "bench": "bench",
+    "analyze": "analyze",
+}
 """The extra with everything that a verb needs; the other verbs need one for some of their options only."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 """Packages whose name on the package index is another than the one that is imported."""

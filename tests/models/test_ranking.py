@@ -15,7 +15,8 @@ from torch import Tensor
 
 from srsplan.kernels import chunking
 from srsplan.models.config import Architecture, Configuration
-from srsplan.models.training.ranking import NOTHING, Seen, rank, rank_hidden, seen_items
+from srsplan.models.training import ranking
+from srsplan.models.training.ranking import NOTHING, Seen, rank, rank_hidden, rank_scored, seen_items
 from srsplan.models.training.step import DTYPES, TrainingStep
 
 CPU = torch.device("cpu")
@@ -80,10 +81,69 @@ def test_one_user_at_a_time_gives_the_same(case: Case) -> None:
     assert torch.equal(torch.cat(rows), together)
 
 
+VALUES = (-np.inf, -3e38, -1.0, -1e-30, -0.0, 0.0, 1e-30, 1.0, 3e38, np.inf)
+
+
+@given(
+    seed=st.integers(0, 2**32), users=st.integers(1, 3), catalog=st.integers(1, 90), best=st.integers(1, 12),
+    group=st.integers(1, 6), chunk=st.integers(1, 100), few=st.integers(1, len(VALUES)),
+)  # fmt: skip
+def test_groups_of_items_change_nothing(
+    seed: int, users: int, catalog: int, best: int, group: int, chunk: int, few: int
+) -> None:
+    """On a CPU the best groups of neighbours are looked into alone: ties, infinities and both zeros come out in order.
+
+    The model is a table of one column, so that the scores are exactly the values.
+    """
+    random = np.random.default_rng(seed)
+    table = random.choice(random.choice(VALUES, few), catalog).astype(np.float32)
+    gone = random.random((users, catalog)) < random.choice([0.0, 0.1, 0.9])
+    rows, items_gone = np.nonzero(gone)
+    seen = seen_items(rows, items_gone, catalog, chunk, CPU)
+    best = min(best, catalog)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "GROUP_ITEMS", group)
+        patch.setattr(ranking, "LEAST_SHARE", 1)
+        items, scores = rank_scored(torch.ones(users, 1), torch.from_numpy(table)[:, None], seen, best)
+    for row, found, scored in zip(gone, items.tolist(), scores.tolist(), strict=True):
+        left = [item for item in range(catalog) if not row[item] and table[item] > -np.inf]
+        order = sorted(left, key=lambda item: -float(table[item]))[:best]
+        assert found == order + [NOTHING] * (best - len(order))
+        assert scored == [*table[order].tolist(), *[-np.inf] * (best - len(order))]
+
+
+def test_groups_are_used_for_a_large_catalog_and_a_buffer_is_used_again() -> None:
+    """Scores of 5 values: most of the best 10 are decided by the index, across groups, chunks and what is left over."""
+    random = torch.Generator().manual_seed(0)
+    table = torch.randint(-2, 3, (9_000, 1), generator=random).float()
+    table[2_990], table[8_990] = 5.0, -5.0  # behind the last whole group of a chunk
+    hidden, seen = torch.tensor([[1.0], [-2.0]]), seen_items(np.array([0, 1]), np.array([7, 8_999]), 9_000, 3_000, CPU)
+    scratch = torch.full((2 * 3_000,), torch.nan)
+    for _ in range(2):
+        items, scores = rank_scored(hidden, table, seen, 10, scratch)
+        expected = (hidden @ table.t()).index_put((torch.tensor([0, 1]), torch.tensor([7, 8_999])), torch.tensor(-9.0))
+        order = expected.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(items, order.indices[:, :10])
+        assert torch.equal(scores, order.values[:, :10])
+        hidden = hidden.flip(0)
+
+
 def test_zeros_of_either_sign_are_equal_and_order_is_that_of_numbers() -> None:
     tiny = 1e-30  # so that the product of two of them is too small for fp32: a zero that keeps its sign
     table = torch.tensor([[-tiny], [0.0], [-2.5], [1e-5], [-1e-5], [torch.inf], [-torch.inf], [3e38]])
     assert rank_hidden(torch.full((4, 1), tiny), table, None, 8).tolist() == [[5, 7, 3, 0, 1, 4, 2, NOTHING]] * 4
+
+
+def test_zeros_of_either_sign_are_equal_among_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "GROUP_ITEMS", 2)
+    tiny = torch.full((4, 1), 1e-30)
+    table = torch.tensor([0, -1, -1, -1, 0, 1, -1, 0, *[-1] * 30])[:, None] * 1e-30
+    scores = tiny @ table.t()
+    assert not scores.any()
+    assert set(torch.copysign(torch.ones(()), scores).flatten().tolist()) == {-1.0, 1.0}
+    items, found = rank_scored(tiny, table, None, 4)
+    assert items.tolist() == [[0, 1, 2, 3]] * 4
+    assert torch.copysign(torch.ones(()), found).tolist() == [[1.0] * 4] * 4
 
 
 def test_a_user_with_three_unseen_items_gets_three() -> None:

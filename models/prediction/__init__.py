@@ -1,0 +1,1 @@
+"""Recommendations of a trained run for the users of a file."""

@@ -164,7 +164,7 @@ def _ce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tenso
 
 
 def _bce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-    return eager.bce(hidden, item_table, targets, options.negatives or 1, sampling=options.sampling)
+    return eager.bce(hidden, item_table, targets, **_drawn(options))
 
 
 def _ce_neg(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def _cce_neg_triton(options: LossOptions, hidden: Tensor, item_table: Tensor, ta
 
 
 def _drawn(options: LossOptions) -> dict[str, Any]:
-    """Return the arguments that every sampled softmax takes."""
+    """Return the arguments that every loss with negatives takes."""
     return {"negatives": options.negatives, "sampling": options.sampling, "distribution": options.distribution}
 
 

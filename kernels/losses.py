@@ -39,8 +39,8 @@ class Loss:
     """`tokens_per_set` tokens may share one set of negatives."""
     samplers: tuple[Sampler, ...] = ("uniform",)
     """The ways in which its negatives may be drawn."""
-    fixed_negatives: int | None = None
-    """The only number of negatives it is defined for, where there is one."""
+    usual_negatives: int | None = None
+    """The number of negatives where nobody gives one, and of every plan; None: plans look for the best one."""
     baseline: bool = False
     """It is there to compare with: a plan never puts it first."""
 
@@ -89,11 +89,12 @@ CCE_NEG = Loss(
 )
 BCE = Loss(
     name="bce",
-    title="binary, one negative",
+    title="binary, SASRec's with one negative",
     sampled=True,
     chunked=False,
     counterpart="ce",
-    fixed_negatives=1,
+    usual_negatives=1,
+    samplers=SAMPLERS,
     baseline=True,
 )
 

@@ -195,11 +195,6 @@ class Configuration:
         if self.negatives is None:
             raise InputError(f"{loss.name!r} is a sampled loss and needs a number of negatives", "--negatives 512")
         require_positive(negatives=self.negatives)
-        if loss.fixed_negatives not in (None, self.negatives):
-            raise InputError(
-                f"{loss.name!r} takes {loss.fixed_negatives} negative, not {_shown(self.negatives)}",
-                "use ce- or cce- for more",
-            )
         if self.negatives >= self.catalog:
             raise InputError(
                 f"negatives {_shown(self.negatives)} are not fewer than the catalog's {self.catalog} items",

@@ -102,8 +102,8 @@ def _rows(loss: str | None, precision: str | None, batch_size: str, seq_len: str
 def _negatives(loss: str, counts: list[int | None]) -> list[int | None]:
     """Return the numbers of negatives that a loss of the table of all losses can have."""
     kind = LOSSES[loss]
-    if not kind.sampled or kind.fixed_negatives:
-        return [kind.fixed_negatives]
+    if not kind.sampled or kind.usual_negatives:
+        return [kind.usual_negatives]
     return [count or USUAL_NEGATIVES for count in counts]
 
 

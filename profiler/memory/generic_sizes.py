@@ -100,7 +100,7 @@ def told_apart(kind: Kind, many_chunks: bool) -> Iterator[None]:
 def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
     """Yield candidates: the loss's tokens are those of so many chunks, the last of which is not full."""
     loss, triton = LOSSES[kind.loss], kind.kernel == "triton"
-    negatives = (loss.fixed_negatives or NEGATIVES) if loss.sampled else None
+    negatives = NEGATIVES if loss.sampled else None
     group = TOKENS_PER_SET if loss.shares_negatives else 1
     extras, catalogs = range(0, 40 * group, group // 5 + 1), range(101_377 if triton else 100_003, 104_000, 2)
     sequences_of = LONG_PASS_SEQUENCES if triton and loss.sampled and chunks > 1 else PASS_SEQUENCES
@@ -159,7 +159,7 @@ def _loss_names(configuration: Configuration, single: bool) -> list[str]:
         if triton:
             return ["W", "Y", "Z"] if single else ["W", "X", "Y", "Z"]
         return ["T", "t"] if loss.chunked and not single else []
-    names = ["n", "K"] if loss.fixed_negatives is None else []
+    names = ["n", "K"]
     if triton and configuration.sampler == "uniform":
         names += ["W", "E"]
     if loss.shares_negatives and not triton:

@@ -56,7 +56,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def options(loss: str) -> LossOptions:
-    negatives = LOSSES[loss].fixed_negatives or (9 if LOSSES[loss].sampled else None)
+    negatives = LOSSES[loss].usual_negatives or (9 if LOSSES[loss].sampled else None)
     return LossOptions(negatives=negatives, sampling=Sampling(tokens_per_set=16), compute_dtype=torch.float32)
 
 

@@ -91,7 +91,7 @@ def close(found: tuple[Tensor, ...], truth: tuple[Tensor, ...], tolerance: float
 def call_of(loss: str, sampler: str, batch: Batch, negatives: int, group: int, device: torch.device = CPU) -> LossCall:
     kind = LOSSES[loss]
     options = LossOptions(
-        negatives=kind.fixed_negatives or (negatives if kind.sampled else None),
+        negatives=kind.usual_negatives or (negatives if kind.sampled else None),
         sampling=Sampling(tokens_per_set=group, seed=3),
         compute_dtype=torch.float32,
         in_batch=sampler == "in-batch",

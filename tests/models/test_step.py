@@ -220,7 +220,7 @@ def test_a_step_recomputes_its_blocks_where_it_is_told_to(recompute: bool) -> No
 @pytest.mark.parametrize("loss", LOSSES)
 def test_recomputing_takes_less_memory(loss: str) -> None:
     """Of three blocks only their inputs are kept, and one block at a time: 40 bytes fewer per token and dimension."""
-    negatives = LOSSES[loss].fixed_negatives or (64 if LOSSES[loss].sampled else None)
+    negatives = LOSSES[loss].usual_negatives or (64 if LOSSES[loss].sampled else None)
     configuration = Configuration(
         loss=loss, catalog=5_000, batch_size=64, seq_len=256, negatives=negatives, architecture=Architecture(blocks=3)
     )

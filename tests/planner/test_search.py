@@ -42,7 +42,7 @@ def found_for(space: Space, gigabytes: float) -> Recommendation:
 def in_stated_order(configurations: list[Configuration]) -> bool:
     """Largest min(batch size, negatives) first, then the longer sequence; bce's one negative is no balance."""
     keys = [
-        (each.batch_size if LOSSES[each.loss].fixed_negatives else each.balance, each.seq_len)
+        (each.batch_size if LOSSES[each.loss].usual_negatives else each.balance, each.seq_len)
         for each in configurations
     ]
     return keys == sorted(keys, reverse=True)

@@ -116,7 +116,7 @@ def test_flops_are_those_that_torch_counts(loss: str, changes: dict[str, Any], p
     sampled, architecture = LOSSES[loss].sampled, Architecture(dim=32, heads=2, blocks=2)
     configuration = Configuration(
         loss=loss, catalog=900, batch_size=8, seq_len=24, architecture=architecture, precision=precision,
-        negatives=(LOSSES[loss].fixed_negatives or 16) if sampled else None,
+        negatives=(LOSSES[loss].usual_negatives or 16) if sampled else None,
         tokens_per_set=4 if LOSSES[loss].shares_negatives else 1, **changes,
     )  # fmt: skip
     step = TrainingStep(configuration, torch.device("cpu"))

@@ -18,17 +18,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srsplan.kernels.eager import bce, ce, ce_neg
+    from srsplan.kernels.eager import bce, ce, ce_neg, gbce
     from srsplan.kernels.full_softmax.api import cce
     from srsplan.kernels.sampled_softmax.api import cce_neg
     from srsplan.kernels.samplers.sampling import Sampling
 
-__all__ = ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg"]
+__all__ = ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg", "gbce"]
 
 _HOME = {
     "bce": "eager",
     "ce": "eager",
     "ce_neg": "eager",
+    "gbce": "eager",
     "cce": "full_softmax.api",
     "cce_neg": "sampled_softmax.api",
     "Sampling": "samplers.sampling",

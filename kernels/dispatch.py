@@ -19,7 +19,20 @@ from srsplan.kernels import eager
 from srsplan.kernels.chunked_autograd import BackwardScale
 from srsplan.kernels.full_softmax import api as full_softmax
 from srsplan.kernels.launches.sizes import refused_size
-from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, CHUNKED, EAGER, LOSSES, TRITON, Loss
+from srsplan.kernels.losses import (
+    BCE,
+    CALIBRATION,
+    CCE,
+    CCE_NEG,
+    CE,
+    CE_NEG,
+    CHUNKED,
+    EAGER,
+    GBCE,
+    LOSSES,
+    TRITON,
+    Loss,
+)
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
@@ -42,6 +55,8 @@ class LossOptions:
     """Distribution that negatives are drawn by; None draws uniformly."""
     in_batch: bool = False
     """True where negatives are drawn from the targets of the batch."""
+    calibration: float = CALIBRATION
+    """The calibration t of `gbce`."""
     backward_scale: BackwardScale = None
     """The incoming gradient of the call's loss, where it is known: the chunked forms then add the table's gradient to
     its `.grad` in place (kernels.chunked_autograd). The others leave it to autograd, with equal gradients."""
@@ -167,6 +182,10 @@ def _bce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tens
     return eager.bce(hidden, item_table, targets, **_drawn(options))
 
 
+def _gbce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return eager.gbce(hidden, item_table, targets, calibration=options.calibration, **_drawn(options))
+
+
 def _ce_neg(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
     return eager.ce_neg(hidden, item_table, targets, **_drawn(options))
 
@@ -208,5 +227,6 @@ FUNCTIONS: Mapping[Loss, Mapping[str, Function]] = {
     CCE: {CHUNKED: _cce, TRITON: _cce_triton},
     CCE_NEG: {CHUNKED: _cce_neg, TRITON: _cce_neg_triton},
     BCE: {EAGER: _bce},
+    GBCE: {EAGER: _gbce},
 }
 """The functions of every loss by implementation: the only place where the registry meets code."""

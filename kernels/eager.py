@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srsplan.kernels.losses import CALIBRATION
 from srsplan.kernels.reduction import IGNORE_INDEX, Reduction, reduce_losses
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.draw import draw_items, kind_of
@@ -98,6 +99,45 @@ def bce(
     items = _items_of(hidden, item_table, negatives, sampling, distribution)
     positive, negative = _binary_losses(_logits(hidden, item_table, targets, items), items, targets)
     return reduce_losses(positive + negative, keep, reduction)
+
+
+def gbce(
+    hidden: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    negatives: int | Tensor,
+    *,
+    calibration: float = CALIBRATION,
+    sampling: Sampling = Sampling(tokens_per_set=1),  # noqa: B008 - frozen
+    distribution: Distribution | InBatch | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Compute the generalised binary cross-entropy of gSASRec; arguments as for `ce_neg`.
+
+    Petrov and Macdonald, 2023, gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
+    Sampling (https://arxiv.org/abs/2308.07192). A token's loss is
+
+        -(log(sigmoid(s of the target)^beta) + sum over its negatives of log(1 - sigmoid(s))) / (ns + 1)
+        beta = alpha (t (1 - 1 / alpha) + 1 / alpha), alpha = ns / (V - 1), t the `calibration` in [0, 1]
+
+    which the paper averages over target and negatives, as its code does (https://github.com/asash/gSASRec-pytorch).
+    beta is 1 - t (1 - alpha), from 1 at t = 0 (the binary cross-entropy) down to alpha at t = 1, where the scores are
+    calibrated probabilities. It multiplies the log-sigmoid, and no sigmoid is raised to a power: nothing underflows in
+    fp32. A negative that equals the target adds nothing, and ns counts it all the same. There is no log-Q correction:
+    beta is what corrects for the sampling. ValueError for a calibration outside [0, 1].
+    Memory: that of `bce`.
+    """
+    if not 0 <= calibration <= 1:
+        raise ValueError(f"calibration {calibration} is outside [0, 1]")
+    kind_of(negatives, distribution)
+    keep = targets != ignore_index
+    targets = torch.where(keep, targets, 0)
+    items = _items_of(hidden, item_table, negatives, sampling, distribution)
+    positive, negative = _binary_losses(_logits(hidden, item_table, targets, items), items, targets)
+    count = items.shape[1]
+    beta = 1 - calibration * (1 - count / (item_table.shape[0] - 1))
+    return reduce_losses((beta * positive + negative) / (count + 1), keep, reduction)
 
 
 def _items_of(

@@ -43,6 +43,10 @@ class Loss:
     """The number of negatives where nobody gives one, and of every plan; None: plans look for the best one."""
     baseline: bool = False
     """It is there to compare with: a plan never puts it first."""
+    on_request: bool = False
+    """Plans and tables of all losses have it only where it is named."""
+    calibrated: bool = False
+    """It takes the option `calibration`."""
 
     def implementation(self, kernel: Kernel) -> str:
         """Return the implementation that `kernel` means for this loss, as it is printed."""
@@ -98,8 +102,26 @@ BCE = Loss(
     baseline=True,
 )
 
-LOSSES: Mapping[str, Loss] = MappingProxyType({loss.name: loss for loss in (CE, CE_NEG, CCE, CCE_NEG, BCE)})
+GBCE = Loss(
+    name="gbce",
+    title="binary and calibrated, gSASRec's",
+    sampled=True,
+    chunked=False,
+    counterpart="ce",
+    samplers=SAMPLERS,
+    baseline=True,
+    on_request=True,
+    calibrated=True,
+)
+
+LOSSES: Mapping[str, Loss] = MappingProxyType({loss.name: loss for loss in (CE, CE_NEG, CCE, CCE_NEG, BCE, GBCE)})
 """By name, in the order in which they are listed."""
+
+PLANNED: tuple[str, ...] = tuple(name for name, loss in LOSSES.items() if not loss.on_request)
+"""The losses that are looked at where nobody names one."""
+
+CALIBRATION = 0.75
+"""The calibration of `gbce` where nobody gives one: gSASRec's."""
 
 DEFAULT_LOSS = CCE.name
 """The loss that `train` takes where nobody names one."""

@@ -48,6 +48,13 @@ def require_positive(**values: object) -> None:
             raise InputError(f"{name} {_shown(value)} is above {LARGEST[name]}", f"give a smaller {name}")
 
 
+def require_share(name: str, value: object) -> None:
+    """Raise InputError unless the value is a number from 0 to 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:  # type: ignore[operator]
+        raise InputError(f"{name} {_shown(value)} is outside [0, 1]", f"give {name} a number from 0 to 1")
+
+
 def _shown(value: object) -> str:
     from srsplan.models.schema import shown  # with pydantic, which takes longer than everything else here
 
@@ -124,6 +131,8 @@ class Configuration:
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"
     """Source of the negatives: all items alike, items by popularity, or the targets of the same batch."""
+    calibration: float | None = None
+    """Of gbce, in [0, 1]: how much its scores are calibrated probabilities; None is gSASRec's 0.75."""
     architecture: Architecture = Architecture()
     """The model's sizes."""
     precision: Precision = "fp16"
@@ -152,6 +161,7 @@ class Configuration:
         self._check_kernel(loss)
         self._check_sampler(loss)
         self._check_negatives(loss)
+        self._check_calibration(loss)
 
     def _check_kernel(self, loss: Loss) -> None:
         if self.kernel not in get_args(Kernel):
@@ -205,6 +215,16 @@ class Configuration:
                 f"{loss.name!r} draws negatives for every token: tokens_per_set {self.tokens_per_set} is not possible",
                 "use cce-",
             )
+
+    def _check_calibration(self, loss: Loss) -> None:
+        if self.calibration is None:
+            return
+        if not loss.calibrated:
+            able = ", ".join(each.name for each in LOSSES.values() if each.calibrated)
+            raise InputError(
+                f"{loss.name!r} takes no calibration: {_shown(self.calibration)} means nothing", f"{able} takes one"
+            )
+        require_share("calibration", self.calibration)
 
     @property
     def batch_tokens(self) -> int:

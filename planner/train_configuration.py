@@ -94,6 +94,8 @@ def _knobs_of(loss: str, planned: Configuration) -> dict[str, Any]:
         changes["kernel"] = "chunked"
     if planned.sampler not in kind.samplers:
         changes["sampler"] = "uniform"
+    if not kind.calibrated:
+        changes["calibration"] = None
     if kind.shares_negatives != find_loss(planned.loss).shares_negatives:
         changes["tokens_per_set"] = TOKENS_PER_SET if kind.shares_negatives else 1
     return changes

@@ -190,7 +190,7 @@ def test_the_public_surface_of_models() -> None:
 
 
 def test_the_public_surface_of_kernels() -> None:
-    assert srsplan.kernels.__all__ == ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg"]
+    assert srsplan.kernels.__all__ == ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg", "gbce"]
     for name in srsplan.kernels.__all__:
         assert callable(getattr(srsplan.kernels, name))
 

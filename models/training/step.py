@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import CALIBRATION, LOSSES
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.kernels.samplers.sampling import Sampling
@@ -96,6 +96,7 @@ class TrainingStep:
             sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=settings.seed),
             compute_dtype=dtype,
             in_batch=configuration.sampler == "in-batch",
+            calibration=CALIBRATION if configuration.calibration is None else configuration.calibration,
         )
         if configuration.sampler == "popularity":
             options = replace(options, distribution=self._distribution(item_counts, settings.popularity_exponent))

@@ -48,6 +48,9 @@ class TrainOptions:
         float,
         typer.Option("--popularity-exponent", help="Of --sampler popularity; 1 draws items as often as they occur."),
     ] = 0.75
+    calibration: Annotated[float | None, typer.Option("--calibration", help="Of --loss gbce, 0 to 1; else 0.75.")] = (
+        None
+    )
     dim: Annotated[int | None, typer.Option("--dim", help="Hidden size D.")] = None
     blocks: Annotated[int | None, typer.Option("--blocks", help="Transformer blocks.")] = None
     heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None

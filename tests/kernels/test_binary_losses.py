@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from srsplan.kernels import Sampling, bce
+from srsplan.kernels import Sampling, bce, gbce
 from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.kernels.samplers.draw import draw_items
 from srsplan.kernels.samplers.in_batch import in_batch
@@ -39,6 +41,20 @@ def truth_bce(hidden: Tensor, table: Tensor, targets: Tensor, items: Tensor) -> 
         if target != IGNORED:
             against = [-torch.log(1 - torch.sigmoid(table[item] @ row)) for item in drawn if item != target]
             losses.append(torch.stack([-torch.log(torch.sigmoid(table[target] @ row)), *against]).sum())
+    return torch.stack(losses).mean()
+
+
+def truth_gbce(hidden: Tensor, table: Tensor, targets: Tensor, items: Tensor, calibration: float) -> Tensor:
+    """The paper's formula: the positive's sigmoid to the power of beta, the mean over it and the negatives."""
+    count = items.shape[1]
+    alpha = count / (len(table) - 1)
+    beta = alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)
+    losses = []
+    for row, target, drawn in zip(hidden, targets.tolist(), items.tolist(), strict=True):
+        if target != IGNORED:
+            against = [torch.log(1 - torch.sigmoid(table[item] @ row)) for item in drawn if item != target]
+            positive = torch.log(torch.sigmoid(table[target] @ row) ** beta)
+            losses.append(-torch.stack([positive, *against]).sum() / (count + 1))
     return torch.stack(losses).mean()
 
 
@@ -79,3 +95,42 @@ def test_bce_draws_by_its_sampler(sampler: str) -> None:
     items = draw_items((TOKENS, 8), CATALOG, sampling, 11, CPU, drawn_by)
     found = bce(hidden, table, targets, 8, sampling=sampling, distribution=drawn_by)
     assert float(found) == pytest.approx(float(bce(hidden, table, targets, items)), rel=1e-6)
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize("count", [1, 30, 100])
+def test_gbce_equals_its_definition(count: int, calibration: float) -> None:
+    hidden, table, targets = tensors()
+    items = with_collisions(count, targets)
+    ours, truth = leaves(hidden, table)
+    expected = truth_gbce(*truth, targets, items, calibration)
+    assert_near(gbce(*ours, targets, items, calibration=calibration), expected, ours, truth)
+
+
+def test_gbce_without_calibration_is_the_mean_of_bce() -> None:
+    hidden, table, targets = tensors()
+    items = with_collisions(30, targets)
+    found = gbce(hidden, table, targets, items, calibration=0.0)
+    assert float(found) == pytest.approx(float(bce(hidden, table, targets, items)) / 31, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [bce, gbce])
+def test_scores_far_from_0_neither_overflow_nor_vanish(loss: Callable[..., Tensor]) -> None:
+    """A target 200 below 0, a negative 200 above: 200 each, with a gradient; in fp32 their sigmoids are 0 and 1."""
+    table = torch.zeros(9, 8)
+    table[0, 0], table[1, 0] = -200.0, 200.0
+    hidden = torch.zeros(1, 8, requires_grad=True)
+    with torch.no_grad():
+        hidden[0, 0] = 1.0
+    found = loss(hidden, table, torch.tensor([0]), torch.tensor([[1]]))
+    beta = 1 if loss is bce else 1 - 0.75 * (1 - 1 / 8)
+    assert float(found.detach()) == pytest.approx((beta * 200 + 200) / (1 if loss is bce else 2))
+    found.backward()
+    assert hidden.grad is not None
+    assert float(hidden.grad[0, 0]) == pytest.approx(float(found.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("calibration", [-0.1, 1.5])
+def test_a_calibration_beyond_its_range_is_refused(calibration: float) -> None:
+    with pytest.raises(ValueError, match=r"is outside \[0, 1\]"):
+        gbce(*tensors(), 3, calibration=calibration)

@@ -30,6 +30,7 @@ ENTRIES = {
     ("ce", "eager PyTorch"): (eager, "ce"),
     ("ce-", "eager PyTorch"): (eager, "ce_neg"),
     ("bce", "eager PyTorch"): (eager, "bce"),
+    ("gbce", "eager PyTorch"): (eager, "gbce"),
     ("cce", "chunked PyTorch"): (full, "softmax_chunks"),
     ("cce-", "chunked PyTorch"): (sampled, "sampled_chunks"),
     ("cce", "Triton"): (full_operators, "full_softmax"),

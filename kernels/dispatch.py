@@ -36,6 +36,7 @@ from srsplan.kernels.losses import (
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
+from srsplan.kernels.samplers.mixed import mixed
 from srsplan.kernels.samplers.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
@@ -55,6 +56,8 @@ class LossOptions:
     """Distribution that negatives are drawn by; None draws uniformly."""
     in_batch: bool = False
     """True where negatives are drawn from the targets of the batch."""
+    in_batch_share: float | None = None
+    """With `in_batch`: the share of a set's negatives that comes from there, beside uniform ones; None: all of them."""
     calibration: float = CALIBRATION
     """The calibration t of `gbce`."""
     backward_scale: BackwardScale = None
@@ -84,15 +87,22 @@ class LossCall:
         """Return the mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M].
 
         With `in_batch` negatives are drawn from `batch_targets`, those of the whole batch, int64 [N] on the device; the
-        call's own without them. Calls over parts of a batch share what `samplers.in_batch.in_batch` makes of them.
+        call's own without them. Calls over parts of a batch share what `source` makes of them.
         """
         options = self.options
         if options.in_batch:
             drawn_from = targets if batch_targets is None else batch_targets
             if isinstance(drawn_from, Tensor):
-                drawn_from = in_batch(drawn_from, len(item_table))
+                drawn_from = self.source(drawn_from, len(item_table))
             options = replace(options, distribution=drawn_from)
         return FUNCTIONS[self.loss][self.implementation](options, hidden, item_table, targets)
+
+    def source(self, batch_targets: Tensor, catalog: int) -> InBatch:
+        """Return what calls over parts of a batch draw from, with `in_batch`: its targets, int64 [N] on the device."""
+        share = self.options.in_batch_share
+        if share is None:
+            return in_batch(batch_targets, catalog)
+        return mixed(batch_targets, catalog, self.options.negatives or 1, share)
 
     def at(
         self,

@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-Sampler = Literal["uniform", "popularity", "in-batch"]
+Sampler = Literal["uniform", "popularity", "in-batch", "mixed"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+MIXED: frozenset[Sampler] = frozenset({"mixed"})
+"""The samplers of which a part comes from the batch: they take the option `in_batch_share`."""
+FROM_BATCH: frozenset[Sampler] = MIXED | {"in-batch"}
+"""The samplers that draw from the targets of the batch, in whole or in part."""
+IN_BATCH_SHARE = 0.5
+"""The share of a set's negatives that `mixed` draws from the batch where nobody gives one."""
 
 Kernel = Literal["chunked", "triton"]
 """The implementations of a chunked loss: plain PyTorch, and Triton. The other losses have one, the eager form."""

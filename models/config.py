@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from srsplan.kernels.launches.sizes import refused_size
-from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Loss, Sampler
+from srsplan.kernels.losses import FROM_BATCH, LOSSES, MIXED, SAMPLERS, Kernel, Loss, Sampler
 from srsplan.models.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,7 +130,10 @@ class Configuration:
     tokens_per_set: int = 1
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"
-    """Source of the negatives: all items alike, items by popularity, or the targets of the same batch."""
+    """Source of the negatives: all items alike, items by popularity, the targets of the same batch, or both of these
+    parts mixed."""
+    in_batch_share: float | None = None
+    """Of the sampler mixed, in [0, 1]: the share of a set's negatives that comes from the batch; None is a half."""
     calibration: float | None = None
     """Of gbce, in [0, 1]: how much its scores are calibrated probabilities; None is gSASRec's 0.75."""
     architecture: Architecture = Architecture()
@@ -193,6 +196,15 @@ class Configuration:
             able = ", ".join(each.name for each in LOSSES.values() if self.sampler in each.samplers)
             raise InputError(f"{loss.name!r} does not draw negatives by {self.sampler!r}", f"losses that do are {able}")
 
+        if self.in_batch_share is None:
+            return
+        if self.sampler not in MIXED:
+            raise InputError(
+                f"{self.sampler!r} mixes nothing: in_batch_share {_shown(self.in_batch_share)} means nothing",
+                f"samplers that take it are {', '.join(sorted(MIXED))}",
+            )
+        require_share("in_batch_share", self.in_batch_share)
+
     def _check_negatives(self, loss: Loss) -> None:
         require_positive(tokens_per_set=self.tokens_per_set)
         if not loss.sampled:
@@ -230,6 +242,11 @@ class Configuration:
     def batch_tokens(self) -> int:
         """Tokens that no batch exceeds: batch_size x seq_len, where every sequence is full."""
         return self.batch_size * self.seq_len
+
+    @property
+    def draws_from_batch(self) -> bool:
+        """Tell whether negatives come from the targets of the whole batch, in whole or in part."""
+        return self.sampler in FROM_BATCH
 
     @property
     def sequences(self) -> int:

@@ -105,7 +105,7 @@ def cce_neg_triton(
     if draws_blocks(negatives, sampling, distribution):
         negatives = min(negatives, most_negatives(len(item_table)))
     sets = CallSets.of(negatives, sampling, len(hidden))
-    numbers, moment = operators.Numbers.of(sets, sampling, ignore_index), operators.moment_of(sampling)
+    numbers, moment = operators.Numbers.of(sets, sampling, ignore_index, distribution), operators.moment_of(sampling)
     pays = chunking.table_copy_pays(len(hidden), sets.windows.tokens_per_set, sets.negatives, len(item_table))
     copied = copy_table and pays and item_table.dtype != hidden.dtype
     tensors = hidden.contiguous(), item_table.contiguous(), targets.contiguous()

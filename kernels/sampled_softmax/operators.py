@@ -28,6 +28,7 @@ from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.kind import SamplerKind
+from srsplan.kernels.samplers.mixed import Mixed
 from srsplan.kernels.samplers.sampling import Sampling
 
 TUNED_BLOCK_N = (16, 32, 64)
@@ -42,6 +43,7 @@ SOURCE_TENSORS = {
     SamplerKind.WEIGHTED: ("prob", "alias", "log_prob"),
     SamplerKind.GIVEN: ("indices",),
     SamplerKind.IN_BATCH: ("indices", "log_prob"),
+    SamplerKind.MIXED: ("indices", "log_prob"),
 }
 """The tensors that a sampler reads, in the order in which the operators take them."""
 
@@ -50,7 +52,7 @@ class Numbers(NamedTuple):
     """The integers of a call, in the order in which the operators take them.
 
     `stride` and `group` are those of the batch's windows (kernels.chunking), `first_set` and `sets` what the call runs.
-    `seed` and `step` are 0 where they are tensors (`moment_of`).
+    `seed` and `step` are 0 where they are tensors (`moment_of`). `from_batch` is that of a mixture.
     """
 
     negatives: int
@@ -62,14 +64,18 @@ class Numbers(NamedTuple):
     first_set: int
     sets: int
     first_token: int
+    from_batch: int = 0
 
     @classmethod
-    def of(cls, sets: CallSets, sampling: Sampling, ignore_index: int) -> Numbers:
+    def of(
+        cls, sets: CallSets, sampling: Sampling, ignore_index: int, distribution: Distribution | InBatch | None = None
+    ) -> Numbers:
         """Return the integers of a call over some sets."""
         seed, step = (0 if isinstance(each, Tensor) else each for each in (sampling.seed, sampling.step))
         return cls(
             sets.negatives, seed, step, ignore_index, sets.windows.stride,
             sets.windows.tokens_per_set, sets.numbers.start, len(sets.numbers), sets.first_token,
+            distribution.from_batch if isinstance(distribution, Mixed) else 0,
         )  # fmt: skip
 
 
@@ -117,7 +123,7 @@ def sampled_softmax(
     if not len(hidden):
         return losses, shifts
     check_targets(targets, len(item_table), numbers[Numbers._fields.index("ignore_index")])
-    if sampler in (SamplerKind.GIVEN, SamplerKind.IN_BATCH):
+    if sampler in (SamplerKind.GIVEN, SamplerKind.IN_BATCH, SamplerKind.MIXED):
         check_items(source[0], len(item_table))
     call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, Numbers(*numbers), (seed, step))
     table = item_table.to(hidden.dtype) if copy_table else item_table
@@ -270,8 +276,8 @@ class _Call:
         self._loaded = {"LOAD_SEED": seed is not None, "LOAD_STEP": step is not None}
         self.arguments = (
             numbers.seed if seed is None else seed, numbers.step if step is None else step, drawn_from,
-            numbers.negatives, prob, alias, indices, len(hidden), numbers.stride, numbers.group, numbers.first_set,
-            numbers.first_token, numbers.ignore_index,
+            numbers.negatives, prob, alias, indices, len(indices), numbers.from_batch, len(hidden), numbers.stride,
+            numbers.group, numbers.first_set, numbers.first_token, numbers.ignore_index,
         )  # fmt: skip
 
     def launch(

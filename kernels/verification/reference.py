@@ -5,6 +5,8 @@ Shape letters: M tokens, V items, D hidden size, ns negatives of a token.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from srsplan.kernels import eager
 from srsplan.kernels.reduction import IGNORE_INDEX, reduce_losses
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch
+from srsplan.kernels.samplers.mixed import Mixed
 
 full_softmax = eager.ce
 """The full softmax has its definition there."""
@@ -32,6 +35,8 @@ def sampled_softmax(
     scores = torch.bmm(table[items], hidden[:, :, None])[:, :, 0].to(wide)
     if drawn_by is None:
         scores = scores + (torch.log(torch.full_like(kept, len(table) - 1)) - torch.log(kept))
+    elif isinstance(drawn_by, Mixed):
+        scores = scores - drawn_by.log_prob.to(wide)[items] - math.log(items.shape[1])
     else:
         share = drawn_by.log_prob.to(wide)
         rest = torch.log1p(-torch.exp(share[targets]))[:, None]

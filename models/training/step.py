@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
-from srsplan.kernels.losses import CALIBRATION, LOSSES
+from srsplan.kernels.losses import CALIBRATION, IN_BATCH_SHARE, LOSSES, MIXED
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
-from srsplan.kernels.samplers.in_batch import InBatch, in_batch
+from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
@@ -95,7 +95,8 @@ class TrainingStep:
             negatives=configuration.negatives,
             sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=settings.seed),
             compute_dtype=dtype,
-            in_batch=configuration.sampler == "in-batch",
+            in_batch=configuration.draws_from_batch,
+            in_batch_share=_in_batch_share(configuration),
             calibration=CALIBRATION if configuration.calibration is None else configuration.calibration,
         )
         if configuration.sampler == "popularity":
@@ -147,11 +148,12 @@ class TrainingStep:
 
         Their gradients accumulate: the step is that of the whole batch, however it is cut. Passes are taken one at a
         time, so that a generator need not hold them all on the device. `batch_targets`, int64 [N], are what the sampler
-        "in-batch" draws from. Returns the detached mean loss over all targets; ValueError where there is no pass.
+        draws from where that is the batch. Returns the detached mean loss over all targets; ValueError where there is
+        no pass.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        drawn_from = None if batch_targets is None else in_batch(batch_targets, self.configuration.catalog)
+        drawn_from = None if batch_targets is None else self._loss.source(batch_targets, self.configuration.catalog)
         total: Tensor | None = None
         first = 0
         for each in passes:
@@ -183,6 +185,13 @@ class TrainingStep:
             self.scaler.update()
         self.steps_done += 1
         phase("idle")
+
+
+def _in_batch_share(configuration: Configuration) -> float | None:
+    """Return the share of negatives that a mixture takes from the batch; None where nothing is mixed."""
+    if configuration.sampler not in MIXED:
+        return None
+    return IN_BATCH_SHARE if configuration.in_batch_share is None else configuration.in_batch_share
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> Context:

@@ -42,7 +42,11 @@ class TrainOptions:
         int | None, typer.Option("--tokens-per-set", max=MOST_SHARING, help="Tokens sharing negatives.")
     ] = None
     sampler: Annotated[
-        str | None, typer.Option("--sampler", help="How negatives are drawn: uniform, popularity or in-batch.")
+        str | None, typer.Option("--sampler", help="How negatives are drawn: uniform, popularity, in-batch or mixed.")
+    ] = None
+    in_batch_share: Annotated[
+        float | None,
+        typer.Option("--in-batch-share", help="Of --sampler mixed: negatives of the batch, 0 to 1; else 0.5."),
     ] = None
     popularity_exponent: Annotated[
         float,

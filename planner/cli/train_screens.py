@@ -16,7 +16,12 @@ from srsplan.models.units import format_duration, format_gib
 from srsplan.planner.cli import console
 from srsplan.profiler.memory.model import MemoryModel
 
-SAMPLED = {"uniform": "uniform", "popularity": "by popularity", "in-batch": "from the batch's targets"}
+SAMPLED = {
+    "uniform": "uniform",
+    "popularity": "by popularity",
+    "in-batch": "from the batch's targets",
+    "mixed": "mixed of the batch's targets and uniform ones",
+}
 SHOWN_RANKS = (1, 5, 10, 20, 100)
 SHOWN_METRICS = ("NDCG", "HitRate", "MRR", "Coverage", "Surprisal")
 

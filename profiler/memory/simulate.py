@@ -77,7 +77,7 @@ def simulate_step(configuration: Configuration, steps: int = 2, passes: int | No
         if configuration.recompute:
             step.model.recompute = cuda.recompute
         ledger.phase("batch")
-        targets = _numbers(configuration.batch_tokens) if configuration.sampler == "in-batch" else None
+        targets = _numbers(configuration.batch_tokens) if configuration.draws_from_batch else None
         kept = _pass(configuration)
         with cuda:
             for _ in range(steps):

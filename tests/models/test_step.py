@@ -19,6 +19,7 @@ from srsplan.kernels.dispatch import LossCall
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Sampler
 from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.kernels.samplers.in_batch import in_batch
+from srsplan.kernels.samplers.mixed import mixed
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.batches import Batch, passes
 from srsplan.models.errors import InputError
@@ -134,6 +135,7 @@ def test_a_step_draws_by_its_sampler(loss: str, sampler: Sampler) -> None:
         "uniform": None,
         "popularity": popularity(counts, 0.5),
         "in-batch": in_batch(batch.targets, configuration.catalog),
+        "mixed": mixed(batch.targets, configuration.catalog, 40, 0.5),
     }[sampler]
     with torch.no_grad():
         hidden = step.model(batch.sequences)

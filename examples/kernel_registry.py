@@ -35,7 +35,7 @@ TYPES = {
     "sparse_limit": "i32", "padded": "i32", "parts": "*fp32", "splits": "i32", "broken": "*fp32", "sums": "*i64",
     "size": "i64", "order": "*i32", "places": "*i32", "upper": "i32", "bits": "i32", "blocks": "i32", "width": "i32",
     "rounds": "i32", "sets": "i32", "sorted_tokens": "*i64", "starts": "*i32",
-    "batch_slots": "i32", "from_batch": "i32",
+    "thresholds": "*fp32", "scores": "*fp32", "batch_slots": "i32", "from_batch": "i32",
 }  # fmt: skip
 """Types of arguments by name; `Form.types` has those of hidden states and the table."""
 NUMBERS = {
@@ -144,7 +144,7 @@ class Entry:
             "SETS": max(1, launch.block_m // form.set_tokens), "GROUP": min(form.set_tokens, launch.block_m),
             "PARTS": max(1, form.set_tokens // launch.block_m), "FP32": form.fp32, "SAMPLER": int(form.sampler),
             "LOG_Q": form.log_q, "COMPUTE": COMPUTE[form.hidden], "PRECISION": "ieee",
-            "FIXED": sampled.FIXED_POINT if form.deterministic else 0.0,
+            "FIXED": sampled.FIXED_POINT if form.deterministic else 0.0, "HARDEST": False,
         }  # fmt: skip
         return {**known, **self.constants, **(dict.fromkeys(NUMBERS, 1) if form.ones else {})}
 

@@ -16,6 +16,7 @@ from srsplan.kernels.losses import CALIBRATION
 from srsplan.kernels.reduction import IGNORE_INDEX, Reduction, reduce_losses
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.draw import draw_items, kind_of
+from srsplan.kernels.samplers.hardest import with_hardest
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.log_q import log_q_correction
 from srsplan.kernels.samplers.sampling import Sampling
@@ -53,7 +54,7 @@ def ce_neg(
 
     Every token has a set of its own, numbered as the token is in its batch (`sampling.first_token`).
     A negative that equals the target leaves the sum and the count. `distribution` draws by weight, or from
-    the batch's own targets (kernels.samplers).
+    the batch's own targets (kernels.samplers); with `sampling.hardest` a token keeps so many of what is drawn for it.
     Memory: the gathered rows [M, ns + 1, D] in fp32 and in the compute type, kept for backward, and their gradients.
     """
     kind_of(negatives, distribution)
@@ -63,11 +64,12 @@ def ce_neg(
     logits = _logits(hidden, item_table, targets, items)
     collision = items == targets[:, None]
     negative_logits = logits[:, 1:]
-    if sampling.log_q:
+    if sampling.corrected:
         kept = items.shape[1] - collision.sum(1, keepdim=True)
         correction = log_q_correction(items, targets[:, None], kept, item_table.shape[0], distribution)
         negative_logits = negative_logits + correction
-    logits = torch.cat([logits[:, :1], negative_logits.masked_fill(collision, -torch.inf)], 1)
+    negative_logits = with_hardest(negative_logits.masked_fill(collision, -torch.inf), sampling.hardest)
+    logits = torch.cat([logits[:, :1], negative_logits], 1)
     losses = torch.logsumexp(logits, 1) - logits[:, 0]
     return reduce_losses(losses, keep, reduction)
 
@@ -97,7 +99,9 @@ def bce(
     keep = targets != ignore_index
     targets = torch.where(keep, targets, 0)
     items = _items_of(hidden, item_table, negatives, sampling, distribution)
-    positive, negative = _binary_losses(_logits(hidden, item_table, targets, items), items, targets)
+    positive, negative = _binary_losses(
+        _logits(hidden, item_table, targets, items), items == targets[:, None], sampling
+    )
     return reduce_losses(positive + negative, keep, reduction)
 
 
@@ -134,8 +138,10 @@ def gbce(
     keep = targets != ignore_index
     targets = torch.where(keep, targets, 0)
     items = _items_of(hidden, item_table, negatives, sampling, distribution)
-    positive, negative = _binary_losses(_logits(hidden, item_table, targets, items), items, targets)
-    count = items.shape[1]
+    positive, negative = _binary_losses(
+        _logits(hidden, item_table, targets, items), items == targets[:, None], sampling
+    )
+    count = min(items.shape[1], sampling.hardest or items.shape[1])
     beta = 1 - calibration * (1 - count / (item_table.shape[0] - 1))
     return reduce_losses((beta * positive + negative) / (count + 1), keep, reduction)
 
@@ -160,7 +166,7 @@ def _logits(hidden: Tensor, item_table: Tensor, targets: Tensor, items: Tensor) 
     return torch.bmm(F.embedding(everything, item_table), hidden.unsqueeze(-1)).squeeze(-1).float()
 
 
-def _binary_losses(logits: Tensor, items: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _binary_losses(logits: Tensor, collision: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Return -log sigmoid of the target's logit, and the sum of -log(1 - sigmoid) of the negatives', fp32 [M] each."""
-    negative = logits[:, 1:].masked_fill(items == targets[:, None], -torch.inf)
+    negative = with_hardest(logits[:, 1:].masked_fill(collision, -torch.inf), sampling.hardest)
     return F.softplus(-logits[:, 0]), F.softplus(negative).sum(1)

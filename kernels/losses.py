@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-Sampler = Literal["uniform", "popularity", "in-batch", "mixed"]
+Sampler = Literal["uniform", "popularity", "in-batch", "mixed", "adaptive", "adaptive-mixed"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
-MIXED: frozenset[Sampler] = frozenset({"mixed"})
+MIXED: frozenset[Sampler] = frozenset({"mixed", "adaptive-mixed"})
 """The samplers of which a part comes from the batch: they take the option `in_batch_share`."""
 FROM_BATCH: frozenset[Sampler] = MIXED | {"in-batch"}
 """The samplers that draw from the targets of the batch, in whole or in part."""
+ADAPTIVE: frozenset[Sampler] = frozenset({"adaptive", "adaptive-mixed"})
+"""The samplers that draw `candidates`, of which every token keeps the hardest."""
+CANDIDATES = 4
+"""Candidates of a negative that is kept, where nobody gives a number."""
 IN_BATCH_SHARE = 0.5
 """The share of a set's negatives that `mixed` draws from the batch where nobody gives one."""
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from srsplan.kernels.launches.sizes import refused_size
-from srsplan.kernels.losses import FROM_BATCH, LOSSES, MIXED, SAMPLERS, Kernel, Loss, Sampler
+from srsplan.kernels.losses import ADAPTIVE, CANDIDATES, FROM_BATCH, LOSSES, MIXED, SAMPLERS, Kernel, Loss, Sampler
 from srsplan.models.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,9 +131,11 @@ class Configuration:
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"
     """Source of the negatives: all items alike, items by popularity, the targets of the same batch, or both of these
-    parts mixed."""
+    parts mixed; adaptive ones keep for each token the hardest of what is drawn so."""
     in_batch_share: float | None = None
-    """Of the sampler mixed, in [0, 1]: the share of a set's negatives that comes from the batch; None is a half."""
+    """Of mixed samplers, in [0, 1]: the share of a set's negatives that comes from the batch; None is a half."""
+    candidates: int | None = None
+    """Of adaptive samplers: items that a set draws, of which every token keeps `negatives`; None is four for each."""
     calibration: float | None = None
     """Of gbce, in [0, 1]: how much its scores are calibrated probabilities; None is gSASRec's 0.75."""
     architecture: Architecture = Architecture()
@@ -164,6 +166,7 @@ class Configuration:
         self._check_kernel(loss)
         self._check_sampler(loss)
         self._check_negatives(loss)
+        self._check_candidates()
         self._check_calibration(loss)
 
     def _check_kernel(self, loss: Loss) -> None:
@@ -228,6 +231,26 @@ class Configuration:
                 "use cce-",
             )
 
+    def _check_candidates(self) -> None:
+        if self.candidates is None:
+            return
+        if self.sampler not in ADAPTIVE:
+            raise InputError(
+                f"{self.sampler!r} keeps all that it draws: candidates {_shown(self.candidates)} mean nothing",
+                f"samplers that take them are {', '.join(sorted(ADAPTIVE))}",
+            )
+        require_positive(candidates=self.candidates)
+        if self.candidates > self.catalog:
+            raise InputError(
+                f"candidates {_shown(self.candidates)} are more than the catalog's {self.catalog} items",
+                "use fewer candidates",
+            )
+        if self.candidates < (self.negatives or 0):
+            raise InputError(
+                f"candidates {self.candidates} are fewer than the {self.negatives} negatives that are kept of them",
+                f"use more candidates, such as {CANDIDATES * (self.negatives or 0)}, or fewer negatives",
+            )
+
     def _check_calibration(self, loss: Loss) -> None:
         if self.calibration is None:
             return
@@ -242,6 +265,13 @@ class Configuration:
     def batch_tokens(self) -> int:
         """Tokens that no batch exceeds: batch_size x seq_len, where every sequence is full."""
         return self.batch_size * self.seq_len
+
+    @property
+    def drawn_negatives(self) -> int | None:
+        """Items that a set draws: the negatives, or the candidates among which adaptive samplers choose them."""
+        if self.negatives is None or self.sampler not in ADAPTIVE:
+            return self.negatives
+        return self.candidates or min(CANDIDATES * self.negatives, self.catalog)
 
     @property
     def draws_from_batch(self) -> bool:

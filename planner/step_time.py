@@ -152,7 +152,7 @@ def _shared_negatives_cost(configuration: Configuration, each: MeanPass) -> Step
     Sets are those of the batch: one that two passes share is computed in both.
     """
     dim, group = configuration.architecture.dim, configuration.tokens_per_set
-    negatives, element = configuration.negatives or 0, _element_bytes(configuration)
+    negatives, element = configuration.drawn_negatives or 0, _element_bytes(configuration)
     windows = chunking.Windows.of(each.count * each.tokens, group)
     sets = len(windows.sets(each.tokens if each.count > 1 else 0, each.tokens))
     chunks = -(-sets // chunking.sampled_chunk_sets(each.tokens, negatives, dim, group))
@@ -167,7 +167,7 @@ def _own_negatives_cost(configuration: Configuration, tokens: int) -> StepCost:
     """Count the gathered rows alone: a row is used once, so that its products take no longer than reading it."""
     dim, element = configuration.architecture.dim, _element_bytes(configuration)
     # gather, its copy, both read by the products, the gradient in 16 bit and fp32, sorted and added
-    rows = tokens * ((configuration.negatives or 0) + 1) * dim * (4 + 4 + 4 + 5 * element + 4 + 3 * 4)
+    rows = tokens * ((configuration.drawn_negatives or 0) + 1) * dim * (4 + 4 + 4 + 5 * element + 4 + 3 * 4)
     return StepCost(product_flops=0.0, moved_bytes=float(rows), launches=60)
 
 

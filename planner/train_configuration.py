@@ -93,7 +93,7 @@ def _knobs_of(loss: str, planned: Configuration) -> dict[str, Any]:
     if not kind.chunked:
         changes["kernel"] = "chunked"
     if planned.sampler not in kind.samplers:
-        changes |= {"sampler": "uniform", "in_batch_share": None}
+        changes |= {"sampler": "uniform", "in_batch_share": None, "candidates": None}
     if not kind.calibrated:
         changes["calibration"] = None
     if kind.shares_negatives != find_loss(planned.loss).shares_negatives:

@@ -113,8 +113,15 @@ def cce_neg_triton(
         with_grad = torch.is_grad_enabled() and hidden.requires_grad
         losses, *_ = block_softmax(*tensors, list(numbers), *moment, sampling.log_q, copied, with_grad)
     else:
+        source = operators.source_of(sampler, negatives, distribution)
+        if sampling.hardest is not None:
+            from srsplan.kernels.sampled_softmax.thresholds import sampled_thresholds
+
+            detached = [each.detach() for each in tensors]
+            source.append(
+                sampled_thresholds(*detached, int(sampler), source, list(numbers), *moment, copied, sampling.hardest)
+            )
         losses, _ = operators.sampled_softmax(
-            *tensors, int(sampler), operators.source_of(sampler, negatives, distribution), list(numbers), *moment,
-            sampling.log_q, copied, deterministic,
-        )  # fmt: skip
+            *tensors, int(sampler), source, list(numbers), *moment, sampling.corrected, copied, deterministic
+        )
     return reduce_losses(losses, targets != ignore_index, reduction)

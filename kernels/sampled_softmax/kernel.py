@@ -152,11 +152,12 @@ def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr
 def score_tile(
     rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias, indices,
     batch_slots, from_batch, columns, DIM: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr,
-    LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+    LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, threshold, HARDEST: tl.constexpr,
 ):  # fmt: skip
     """Draw and score one tile of a set: items [B], which of them are drawn [B], their rows, corrected logits [g, B].
 
-    LOWEST is the logit of what does not count: slots beyond the last, and items that are the target. It is told by
+    LOWEST is the logit of what does not count: slots beyond the last, items that are the target, and with HARDEST those
+    below the token's threshold [g]. It is told by
     this number: a mask beside the logits, summed up, would have the items drawn once more in a layout of its own.
     """
     slots = start + tl.arange(0, BLOCK_N)
@@ -168,17 +169,19 @@ def score_tile(
     logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
     logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
     logits = tl.where(drawn[None, :] & (items[None, :] != target[:, None]), logits, LOWEST)
+    if HARDEST:
+        logits = tl.where(logits < threshold[:, None], LOWEST, logits)  # NaN is not below it and stays
     return items, drawn, scored, logits
 
 
 @triton.jit(do_not_specialize=VARYING)
 def sampled_forward(
-    hidden, table, targets, losses, shifts, log_prob,
+    hidden, table, targets, losses, shifts, log_prob, thresholds,
     seed, step, catalog, negatives, prob, alias, indices, batch_slots, from_batch,
     count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SAMPLER: tl.constexpr, LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
-    LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr,
+    LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr, HARDEST: tl.constexpr,
 ):  # fmt: skip
     """Store losses [M] and shifts [M], both fp32: a negative's share is exp(logit + correction - shift)."""
     set_number, members = program_of(first_set, group, BLOCK_M)
@@ -195,11 +198,15 @@ def sampled_forward(
     m_i = tl.full((BLOCK_M,), LOW, tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     kept = tl.zeros((BLOCK_M,), tl.float32)
+    threshold = rest
+    if HARDEST:
+        threshold = tl.load(thresholds + tokens, mask=inside, other=0.0)
     first, second = set_keys(number_of(seed, LOAD_SEED), number_of(step, LOAD_STEP), set_number)
     for start in range(0, negatives, BLOCK_N):
         _items, _drawn, _scored, logits = score_tile(
             rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias,
-            indices, batch_slots, from_batch, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION,
+            indices, batch_slots, from_batch, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION, threshold,
+            HARDEST,
         )  # fmt: skip
         m_new = tl.maximum(m_i, tl.max(logits, 1))
         l_i = l_i * tl.exp(m_i - m_new) + tl.sum(tl.exp(logits - m_new[:, None]), 1)
@@ -211,6 +218,38 @@ def sampled_forward(
     others = tl.where(l_i == 0, LOWEST, m_i + tl.log(tl.where(l_i == 0, 1.0, l_i)) - log_kept)
     tl.store(losses + tokens, tl.where(live, loss_of(others, positive), 0.0), mask=inside)
     tl.store(shifts + tokens, log_add_exp(positive, others) + log_kept, mask=inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def sampled_scores(
+    hidden, table, targets, scores,
+    seed, step, catalog, negatives, prob, alias, indices, batch_slots, from_batch,
+    count, stride, group, first_set, first_token, ignore_index,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SAMPLER: tl.constexpr, LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+    LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr,
+):  # fmt: skip
+    """Store the logits of the sets from `first_set` on, fp32 [sets, g, ns]; LOWEST is that of what does not count.
+
+    They are the numbers that forward and backward hold, by the same products.
+    """
+    set_number, members = program_of(first_set, group, BLOCK_M)
+    tokens, inside = tokens_of(set_number, members, stride, group, first_token, count)
+    columns = tl.arange(0, BLOCK_D)
+    target = tl.load(targets + tokens, mask=inside, other=ignore_index)
+    live = target != ignore_index
+    rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
+    rest = tl.zeros((BLOCK_M,), tl.float32)
+    place = (set_number - first_set).to(tl.int64) * group + members
+    first, second = set_keys(number_of(seed, LOAD_SEED), number_of(step, LOAD_STEP), set_number)
+    for start in range(0, negatives, BLOCK_N):
+        _items, drawn, _scored, logits = score_tile(
+            rows, table, target, rest, scores, first, second, set_number, start, catalog, negatives, prob, alias,
+            indices, batch_slots, from_batch, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION, rest, False,
+        )  # fmt: skip
+        slots = start + tl.arange(0, BLOCK_N)
+        mask = (members < group)[:, None] & drawn[None, :]
+        tl.store(scores + place[:, None] * negatives + slots[None, :], logits, mask=mask)
 
 
 @triton.jit
@@ -247,12 +286,13 @@ def from_fixed_point(sums, broken, scale, out, size, FIXED: tl.constexpr, BLOCK_
 
 @triton.jit(do_not_specialize=VARYING)
 def sampled_backward(
-    hidden, table, targets, losses, shifts, log_prob, weights, scale, grad_hidden, grad_table, broken,
+    hidden, table, targets, losses, shifts, log_prob, thresholds, weights, scale, grad_hidden, grad_table, broken,
     seed, step, catalog, negatives, prob, alias, indices, batch_slots, from_batch,
     count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr,
     LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, LOAD_SEED: tl.constexpr,
     LOAD_STEP: tl.constexpr, FIXED: tl.constexpr, HIDDEN_GRAD: tl.constexpr, TABLE_GRAD: tl.constexpr,
+    HARDEST: tl.constexpr,
 ):  # fmt: skip
     """Store grad_hidden [M, D] and add up grad_table [V, D], the gradients of the losses weighted by `weights` [M], or
     one of them.
@@ -284,11 +324,15 @@ def sampled_backward(
     rest = tl.zeros((BLOCK_M,), tl.float32)
     if LOG_Q and ((SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH)):
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
+    threshold = rest
+    if HARDEST:
+        threshold = tl.load(thresholds + tokens, mask=inside, other=0.0)
     first, second = set_keys(number_of(seed, LOAD_SEED), number_of(step, LOAD_STEP), set_number)
     for start in range(0, negatives, BLOCK_N):
         items, drawn, scored, logits = score_tile(
             rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias,
-            indices, batch_slots, from_batch, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION,
+            indices, batch_slots, from_batch, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION, threshold,
+            HARDEST,
         )  # fmt: skip
         p = (tl.exp(logits - shift[:, None]) * weight[:, None]).to(COMPUTE)
         if HIDDEN_GRAD:

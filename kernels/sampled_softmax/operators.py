@@ -115,7 +115,8 @@ def sampled_softmax(
 ) -> tuple[Tensor, Tensor]:
     """Return losses and shifts, fp32 [M].
 
-    `sampler` is a SamplerKind, `source` the tensors that SOURCE_TENSORS names for it, `numbers` a Numbers; `seed` and
+    `sampler` is a SamplerKind, `source` the tensors that SOURCE_TENSORS names for it, and after them the tokens'
+    thresholds fp32 [M] where there are any (kernels.sampled_softmax.thresholds), `numbers` a Numbers; `seed` and
     `step`, int64 [], stand for its own where they are given.
     """
     # every token is of one of the call's sets: nothing is left as it was
@@ -130,8 +131,9 @@ def sampled_softmax(
 
     def run(launch: Launch) -> None:
         kernels.sampled_forward[call.grid(launch)](
-            hidden, table, targets, losses, shifts, call.log_prob, *call.arguments, **call.options(launch, log_q)
-        )
+            hidden, table, targets, losses, shifts, call.log_prob, call.thresholds, *call.arguments,
+            HARDEST=call.hardest, **call.options(launch, log_q),
+        )  # fmt: skip
 
     with torch.cuda.device_of(hidden):
         run(call.launch("sampled_forward", run, table, log_q)[0])
@@ -183,9 +185,9 @@ def sampled_softmax_backward(
 
     def run(launch: Launch) -> None:
         kernels.sampled_backward[call.grid(launch)](
-            hidden, table, targets, losses, shifts, call.log_prob, weights, scale, grad_hidden, grad_table, broken,
-            *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0, HIDDEN_GRAD=hidden_grad,
-            TABLE_GRAD=table_grad, **call.options(launch, log_q),
+            hidden, table, targets, losses, shifts, call.log_prob, call.thresholds, weights, scale, grad_hidden,
+            grad_table, broken, *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0,
+            HIDDEN_GRAD=hidden_grad, TABLE_GRAD=table_grad, HARDEST=call.hardest, **call.options(launch, log_q),
         )  # fmt: skip
 
     with torch.cuda.device_of(hidden):
@@ -267,7 +269,10 @@ class _Call:
         numbers: Numbers, moment: tuple[Tensor | None, Tensor | None],
     ) -> None:  # fmt: skip
         self.hidden, self.sets, self.group, self.sampler = hidden, numbers.sets, numbers.group, sampler
-        tensors = dict(zip(SOURCE_TENSORS[sampler], source, strict=True))
+        names = SOURCE_TENSORS[sampler]
+        self.hardest = len(source) > len(names)
+        tensors = dict(zip((*names, *["thresholds"] * self.hardest), source, strict=True))
+        self.thresholds = tensors.get("thresholds", hidden)
         # a sampler does not read what it does not need: any pointer will do there
         prob, alias, self.log_prob = (tensors.get(name, hidden) for name in ("prob", "alias", "log_prob"))
         indices = tensors.get("indices", targets)
@@ -290,8 +295,8 @@ class _Call:
             deterministic=deterministic,
         )  # fmt: skip
         form = Form(
-            table=str(table.dtype), set_tokens=triton.next_power_of_2(self.group), sampler=self.sampler.name,
-            log_q=log_q, deterministic=deterministic,
+            table=str(table.dtype), set_tokens=triton.next_power_of_2(self.group), log_q=log_q,
+            sampler=self.sampler.name + " HARDEST" * self.hardest, deterministic=deterministic,
         )  # fmt: skip
         default = launch_for(launches, self.hidden.shape[1])
         return tuned_launch(kernel, self.hidden, default, run, form, TUNED_BLOCK_N)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from srsplan.kernels.launches.table import ASSUMED_CAPABILITY
 from srsplan.kernels.verification import reference
-from srsplan.kernels.verification.cases import Case, Inputs, grid_of, inputs_of, kernel_loss, negatives_of
+from srsplan.kernels.verification.cases import Case, Inputs, grid_of, inputs_of, kernel_loss, negatives_of, sampling_of
 from srsplan.kernels.verification.subject import Subject
 
 PARTS = ("the loss", "hidden's gradient", "the table's gradient")
@@ -116,7 +116,8 @@ def _references(case: Case, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]
     def defined(each: Inputs) -> Tensor:
         if items is None:
             return reference.full_softmax(each.hidden, each.table, each.targets)
-        return reference.sampled_softmax(each.hidden, each.table, each.targets, items, each.drawn_by)
+        hardest = sampling_of(case).hardest
+        return reference.sampled_softmax(each.hidden, each.table, each.targets, items, each.drawn_by, hardest)
 
     truth = gradients(defined, _in_type(inputs, torch.float64))
     if inputs.hidden.dtype == torch.float32:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
-from srsplan.kernels.losses import CALIBRATION, IN_BATCH_SHARE, LOSSES, MIXED
+from srsplan.kernels.losses import ADAPTIVE, CALIBRATION, IN_BATCH_SHARE, LOSSES, MIXED
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.sampling import Sampling
@@ -92,8 +92,8 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler("cuda", enabled=True) if scaled else None
         self.steps_done = 0
         options = LossOptions(
-            negatives=configuration.negatives,
-            sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=settings.seed),
+            negatives=configuration.drawn_negatives,
+            sampling=_sampling(configuration, settings.seed),
             compute_dtype=dtype,
             in_batch=configuration.draws_from_batch,
             in_batch_share=_in_batch_share(configuration),
@@ -185,6 +185,12 @@ class TrainingStep:
             self.scaler.update()
         self.steps_done += 1
         phase("idle")
+
+
+def _sampling(configuration: Configuration, seed: int) -> Sampling:
+    """Return the settings that the configuration's negatives are drawn with."""
+    hardest = configuration.negatives if configuration.sampler in ADAPTIVE else None
+    return Sampling(tokens_per_set=configuration.tokens_per_set, seed=seed, hardest=hardest)
 
 
 def _in_batch_share(configuration: Configuration) -> float | None:

@@ -27,7 +27,11 @@ Recompute = Annotated[
     bool, typer.Option("--recompute/--no-recompute", help="Activation checkpointing: less memory, about 30% more time.")
 ]
 SamplerOption = Annotated[
-    str, typer.Option("--sampler", help="How sampled losses draw negatives: uniform, popularity, in-batch or mixed.")
+    str,
+    typer.Option(
+        "--sampler",
+        help="How sampled losses draw negatives: uniform, popularity, in-batch, mixed, adaptive or adaptive-mixed.",
+    ),
 ]
 Gpus = Annotated[int, typer.Option("--gpus", help="Say what each of several GPUs would need; on paper.")]
 PassTokens = Annotated[

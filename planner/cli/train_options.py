@@ -42,11 +42,16 @@ class TrainOptions:
         int | None, typer.Option("--tokens-per-set", max=MOST_SHARING, help="Tokens sharing negatives.")
     ] = None
     sampler: Annotated[
-        str | None, typer.Option("--sampler", help="How negatives are drawn: uniform, popularity, in-batch or mixed.")
+        str | None,
+        typer.Option("--sampler", help="How negatives are drawn: uniform, popularity, in-batch, mixed, adaptive."),
     ] = None
     in_batch_share: Annotated[
         float | None,
-        typer.Option("--in-batch-share", help="Of --sampler mixed: negatives of the batch, 0 to 1; else 0.5."),
+        typer.Option("--in-batch-share", help="Of --sampler mixed: share of the batch, 0 to 1; else 0.5."),
+    ] = None
+    candidates: Annotated[
+        int | None,
+        typer.Option("--candidates", help="Of --sampler adaptive: drawn, and the hardest kept; else 4 each."),
     ] = None
     popularity_exponent: Annotated[
         float,

@@ -21,6 +21,8 @@ SAMPLED = {
     "popularity": "by popularity",
     "in-batch": "from the batch's targets",
     "mixed": "mixed of the batch's targets and uniform ones",
+    "adaptive": "the hardest of uniform ones",
+    "adaptive-mixed": "the hardest of the batch's targets and uniform ones",
 }
 SHOWN_RANKS = (1, 5, 10, 20, 100)
 SHOWN_METRICS = ("NDCG", "HitRate", "MRR", "Coverage", "Surprisal")
@@ -50,6 +52,8 @@ def _configuration_line(order: Order) -> str:
     if configuration.negatives is not None:
         knobs += f", ns {configuration.negatives}, {configuration.tokens_per_set} tokens a set"
         knobs += f", negatives {SAMPLED[configuration.sampler]}"
+        if configuration.drawn_negatives != configuration.negatives:
+            knobs += f" ({configuration.drawn_negatives} candidates)"
     if configuration.several_passes:
         knobs += f", in passes of {configuration.tokens:,} tokens"
     if configuration.recompute:

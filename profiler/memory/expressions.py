@@ -205,7 +205,7 @@ def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[
 def _negatives(configuration: Configuration) -> int:
     """Return the negatives of a set: uniform ones of `cce-` are at most the items that blocks hold."""
     blocks = LOSSES[configuration.loss].shares_negatives and configuration.sampler == "uniform"
-    asked = configuration.negatives or 0
+    asked = configuration.drawn_negatives or 0
     return min(asked, most_negatives(configuration.catalog)) if blocks else asked
 
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from srsplan.kernels import chunking
 from srsplan.kernels.full_softmax.grid import SoftmaxGrid
-from srsplan.kernels.losses import CCE, DEFAULT_LOSS, LOSSES, Kernel, Sampler
+from srsplan.kernels.losses import ADAPTIVE, CCE, DEFAULT_LOSS, LOSSES, Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.simulate import EvaluationSizes
@@ -34,6 +34,7 @@ Heads and hidden size share their prime: `factor` looks for the hidden size firs
 odd."""
 SPLITS = 13
 NEGATIVES, TOKENS_PER_SET = 61, 37
+CHUNK_SETS = 103
 
 CONTAINED = {("H", "D"), ("D", "H"), ("G", "P"), ("L", "N")}
 """(factor, product): D is a multiple of H, P of G and N of L. `factor` looks for the products first."""
@@ -89,12 +90,19 @@ def told_apart(kind: Kind, many_chunks: bool) -> Iterator[None]:
     """Cut work into numbers of pieces that can be told apart from all sizes, where sizes alone do not do it.
 
     The full softmax's Triton kernel splits the catalog. Windows of one set let every pass of a batch touch as many sets
-    as a pass that begins with a window, though it begins in the middle of one.
+    as a pass that begins with a window, though it begins in the middle of one. Scores that thresholds are found in are
+    those of CHUNK_SETS sets: fewer than a pass has.
     """
     several = kind.kernel == "triton" and many_chunks
     splits = patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS) if several else nullcontext()
-    with patch.object(chunking, "SETS_PER_WINDOW", 1), splits:
+    sets = patch.object(chunking, "sampled_chunk_sets", lambda *_: CHUNK_SETS) if _cuts_scores(kind) else nullcontext()
+    with patch.object(chunking, "SETS_PER_WINDOW", 1), splits, sets:
         yield
+
+
+def _cuts_scores(kind: Kind) -> bool:
+    """Tell whether a kernel's scores are looked at some sets at a time, in buffers that all chunks share."""
+    return kind.kernel == "triton" and kind.sampler in ADAPTIVE
 
 
 def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
@@ -112,6 +120,7 @@ def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
         yield Configuration(
             loss=kind.loss, catalog=catalog, batch_size=BATCH_SIZE, seq_len=TRITON_SEQ_LEN if triton else SEQ_LEN,
             negatives=negatives, tokens_per_set=group, sampler=kind.sampler, kernel=kind.kernel,
+            candidates=negatives if kind.sampler in ADAPTIVE else None,
             architecture=_architecture(kind.blocks, TRITON_HEADS[kind.precision] if triton else None),
             precision=kind.precision,
             pass_tokens=tokens, pass_sequences=sequences, recompute=kind.recompute,
@@ -160,6 +169,8 @@ def _loss_names(configuration: Configuration, single: bool) -> list[str]:
             return ["W", "Y", "Z"] if single else ["W", "X", "Y", "Z"]
         return ["T", "t"] if loss.chunked and not single else []
     names = ["n", "K"]
+    if triton and configuration.sampler in ADAPTIVE:
+        names += ["S", "P", "G"]
     if triton and configuration.sampler == "uniform":
         names += ["W", "E"]
     if loss.shares_negatives and not triton:

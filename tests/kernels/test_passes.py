@@ -21,7 +21,7 @@ from srsplan.kernels import Sampling, cce, cce_neg, ce_neg, chunking
 from srsplan.kernels.block_softmax.grid import most_negatives
 from srsplan.kernels.chunking import Windows, set_count
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
-from srsplan.kernels.losses import FROM_BATCH, LOSSES, MIXED, Sampler
+from srsplan.kernels.losses import ADAPTIVE, FROM_BATCH, LOSSES, MIXED, Sampler
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
@@ -31,6 +31,8 @@ from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.profiler.memory.ledger import Ledger
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
+KEPT = 3
+"""Negatives that adaptive samplers keep of what they draw."""
 COMBINATIONS = [(loss.name, sampler) for loss in LOSSES.values() for sampler in loss.samplers]
 
 
@@ -92,7 +94,7 @@ def call_of(loss: str, sampler: str, batch: Batch, negatives: int, group: int, d
     kind = LOSSES[loss]
     options = LossOptions(
         negatives=kind.usual_negatives or (negatives if kind.sampled else None),
-        sampling=Sampling(tokens_per_set=group, seed=3),
+        sampling=Sampling(tokens_per_set=group, seed=3, hardest=KEPT if sampler in ADAPTIVE else None),
         compute_dtype=torch.float32,
         in_batch=sampler in FROM_BATCH,
         in_batch_share=0.3 if sampler in MIXED else None,
@@ -105,7 +107,7 @@ def drawn(
     negatives: int, catalog: int, sampling: Sampling, number: int, drawn_by: Distribution | InBatch | None
 ) -> Tensor:
     """The items of one set of the batch, by another way than the loss takes."""
-    if drawn_by is None:
+    if drawn_by is None and sampling.hardest is None:
         return block_draw(min(negatives, most_negatives(catalog)), catalog, sampling).items(number, 1, CPU)[0]
     return draw_items((1, negatives), catalog, sampling, number, CPU, drawn_by)[0]
 
@@ -157,9 +159,13 @@ def test_the_batch_is_the_definition(batch: Batch, negatives: int, group: int, s
         number = token // (stride * group) * stride + token % stride
         items = drawn(negatives, catalog, sampling, number, drawn_by)
         kept = items[items != target]
-        scores = table[kept] @ hidden[token]
+        scores = (table @ hidden[token])[kept]
         weight = 1 / negatives if sampler in MIXED else (1 - share[target].double()) / max(1, len(kept))
-        scores = scores + torch.log(weight / share[kept].double())
+        if sampler in ADAPTIVE:
+            least = scores.sort(descending=True).values[:KEPT][-1:]
+            scores = scores[scores >= least] if len(kept) else scores
+        else:
+            scores = scores + torch.log(weight / share[kept].double())
         positive = table[target] @ hidden[token]
         losses.append(torch.logsumexp(torch.cat([positive[None], scores]), 0) - positive)
     torch.stack(losses).mean().backward()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srsplan.kernels import Sampling, cce_neg, ce_neg
 from srsplan.kernels.dispatch import LossCall
-from srsplan.kernels.losses import LOSSES, SAMPLERS, Sampler
+from srsplan.kernels.losses import ADAPTIVE, LOSSES, SAMPLERS, Sampler
 from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.kernels.samplers.in_batch import in_batch
 from srsplan.kernels.samplers.mixed import mixed
@@ -136,12 +136,15 @@ def test_a_step_draws_by_its_sampler(loss: str, sampler: Sampler) -> None:
         "popularity": popularity(counts, 0.5),
         "in-batch": in_batch(batch.targets, configuration.catalog),
         "mixed": mixed(batch.targets, configuration.catalog, 40, 0.5),
+        "adaptive": None,
+        "adaptive-mixed": mixed(batch.targets, configuration.catalog, 97, 0.5),
     }[sampler]
     with torch.no_grad():
         hidden = step.model(batch.sequences)
-        sampling = Sampling(tokens_per_set=1, seed=8)
+        drawn, hardest = (97, 40) if sampler in ADAPTIVE else (40, None)  # four for each are more than the catalog
+        sampling = Sampling(tokens_per_set=1, seed=8, hardest=hardest)
         form = ce_neg if loss == "ce-" else cce_neg
-        expected = form(hidden, step.model.item_table, batch.targets, 40, sampling=sampling, distribution=drawn_by)
+        expected = form(hidden, step.model.item_table, batch.targets, drawn, sampling=sampling, distribution=drawn_by)
     assert float(step.loss(batch).detach()) == pytest.approx(float(expected), rel=1e-6)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from srsplan.kernels import eager
+from srsplan.kernels import bucket_softmax, eager
 from srsplan.kernels.chunked_autograd import BackwardScale
 from srsplan.kernels.full_softmax import api as full_softmax
 from srsplan.kernels.launches.sizes import refused_size
@@ -30,6 +30,7 @@ from srsplan.kernels.losses import (
     EAGER,
     GBCE,
     LOSSES,
+    SCE,
     TRITON,
     Loss,
 )
@@ -157,7 +158,7 @@ def choose(
     elif implementation == "chunked":
         raise ValueError(f"{loss} has no chunked form: {_having(CHUNKED)} have")
     else:
-        found = EAGER, "the plain form, all logits in memory"
+        found = EAGER, "the only form" if kind.bucketed else "the plain form, all logits in memory"
     return LossCall(loss=kind, implementation=found[0], reason=found[1], options=options)
 
 
@@ -194,6 +195,10 @@ def _bce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tens
 
 def _gbce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
     return eager.gbce(hidden, item_table, targets, calibration=options.calibration, **_drawn(options))
+
+
+def _sce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return bucket_softmax.sce(hidden, item_table, targets, options.negatives or 1, sampling=options.sampling)
 
 
 def _ce_neg(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
@@ -238,5 +243,6 @@ FUNCTIONS: Mapping[Loss, Mapping[str, Function]] = {
     CCE_NEG: {CHUNKED: _cce_neg, TRITON: _cce_neg_triton},
     BCE: {EAGER: _bce},
     GBCE: {EAGER: _gbce},
+    SCE: {EAGER: _sce},
 }
 """The functions of every loss by implementation: the only place where the registry meets code."""

@@ -55,6 +55,8 @@ class Loss:
     """It is there to compare with: a plan never puts it first."""
     on_request: bool = False
     """Plans and tables of all losses have it only where it is named."""
+    bucketed: bool = False
+    """It puts the tokens of a call into buckets: passes of a batch are not together what the whole batch is."""
     calibrated: bool = False
     """It takes the option `calibration`."""
 
@@ -124,7 +126,18 @@ GBCE = Loss(
     calibrated=True,
 )
 
-LOSSES: Mapping[str, Loss] = MappingProxyType({loss.name: loss for loss in (CE, CE_NEG, CCE, CCE_NEG, BCE, GBCE)})
+SCE = Loss(
+    name="sce",
+    title="softmax over buckets of hard items",
+    sampled=True,
+    chunked=False,
+    counterpart="cce",
+    baseline=True,
+    on_request=True,
+    bucketed=True,
+)
+
+LOSSES: Mapping[str, Loss] = MappingProxyType({loss.name: loss for loss in (CE, CE_NEG, CCE, CCE_NEG, BCE, GBCE, SCE)})
 """By name, in the order in which they are listed."""
 
 PLANNED: tuple[str, ...] = tuple(name for name, loss in LOSSES.items() if not loss.on_request)

@@ -126,7 +126,7 @@ class Configuration:
     seq_len: int
     """Items of a sequence that the model sees at most: the last ones."""
     negatives: int | None = None
-    """Negatives per set; None for a full softmax."""
+    """Negatives per set, of sce the items of a bucket; None for a full softmax."""
     tokens_per_set: int = 1
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"

@@ -190,7 +190,7 @@ def test_the_public_surface_of_models() -> None:
 
 
 def test_the_public_surface_of_kernels() -> None:
-    assert srsplan.kernels.__all__ == ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg", "gbce"]
+    assert srsplan.kernels.__all__ == ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg", "gbce", "sce"]
     for name in srsplan.kernels.__all__:
         assert callable(getattr(srsplan.kernels, name))
 
@@ -211,7 +211,8 @@ OPTIONS = {
     "train": "batch-size blocks data device dim dropout epochs evaluate-every heads item-column json keep-seen "
     "kernel learning-rate loss min-item min-user negatives optimizer output overwrite pass-sequences pass-tokens "
     "patience plan "
-    "popularity-exponent in-batch-share candidates calibration precision rank recompute resume sampler seed seq-len split timestamp-column tokens-per-set "
+    "calibration candidates in-batch-share popularity-exponent precision rank recompute resume sampler seed seq-len "
+    "split timestamp-column tokens-per-set "
     "user-column validation-users weight-decay",
     "bench": "device deviation dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",

@@ -37,7 +37,9 @@ class TrainOptions:
     loss: Annotated[str | None, typer.Option("--loss", help="Without a plan, or instead of the plan's.")] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Sequences per step.")] = None
     seq_len: Annotated[int | None, typer.Option("--seq-len", help="Last items of a user that are trained on.")] = None
-    negatives: Annotated[int | None, typer.Option("--negatives", help="Negatives per set; sampled losses.")] = None
+    negatives: Annotated[
+        int | None, typer.Option("--negatives", help="Negatives per set, of sce items per bucket; sampled losses.")
+    ] = None
     tokens_per_set: Annotated[
         int | None, typer.Option("--tokens-per-set", max=MOST_SHARING, help="Tokens sharing negatives.")
     ] = None

@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from srsplan.kernels.losses import LOSSES
 from srsplan.models.errors import InputError
 from srsplan.models.training.epochs_log import EpochRecord
 from srsplan.models.training.run import Order, Prepared
@@ -49,7 +50,9 @@ def introduce(prepared: Prepared) -> None:
 def _configuration_line(order: Order) -> str:
     configuration = order.configuration
     knobs = f"bs {configuration.batch_size}, sl {configuration.seq_len}"
-    if configuration.negatives is not None:
+    if LOSSES[configuration.loss].bucketed:
+        knobs += f", {configuration.negatives} items a bucket"
+    elif configuration.negatives is not None:
         knobs += f", ns {configuration.negatives}, {configuration.tokens_per_set} tokens a set"
         knobs += f", negatives {SAMPLED[configuration.sampler]}"
         if configuration.drawn_negatives != configuration.negatives:

@@ -16,7 +16,8 @@ sequence, A = L padded to 32, n negatives, K = n + 1, G tokens per set, P = M pa
 of the full softmax and t of the last one, S sets per chunk of the sampled one and s of the last, I rows per block of
 the table's gradient; of the full softmax's Triton kernel Y blocks of rows, W = M padded to whole ones of its backward,
 Z spans of items, X splits of the catalog; of the sampled softmax's with negatives in blocks W the same, and E programs
-of backward + 1; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they have
+of backward + 1; of the scalable cross-entropy b buckets, and those of a chunk, q where items and r where tokens are
+looked through; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they have
 seen, C items per chunk and c of the last.
 """
 
@@ -199,6 +200,9 @@ def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[
         "s": _last(sets, set_chunk),
         "I": min(catalog, chunking.ITEM_ROWS),
     }
+    if LOSSES[configuration.loss].bucketed:
+        buckets = chunking.buckets(tokens)
+        row |= {"b": buckets, "q": chunking.bucket_chunk(buckets, catalog), "r": chunking.bucket_chunk(buckets, tokens)}
     return row | _variant(configuration, row)
 
 

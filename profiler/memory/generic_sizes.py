@@ -35,6 +35,8 @@ odd."""
 SPLITS = 13
 NEGATIVES, TOKENS_PER_SET = 61, 37
 CHUNK_SETS = 103
+SMALL_CHUNK = 1 << 24
+"""Elements of a chunk by which a few of many buckets are looked at, and not all of them."""
 
 CONTAINED = {("H", "D"), ("D", "H"), ("G", "P"), ("L", "N")}
 """(factor, product): D is a multiple of H, P of G and N of L. `factor` looks for the products first."""
@@ -96,7 +98,8 @@ def told_apart(kind: Kind, many_chunks: bool) -> Iterator[None]:
     several = kind.kernel == "triton" and many_chunks
     splits = patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS) if several else nullcontext()
     sets = patch.object(chunking, "sampled_chunk_sets", lambda *_: CHUNK_SETS) if _cuts_scores(kind) else nullcontext()
-    with patch.object(chunking, "SETS_PER_WINDOW", 1), splits, sets:
+    elements = patch.object(chunking, "CHUNK_ELEMENTS", SMALL_CHUNK) if LOSSES[kind.loss].bucketed else nullcontext()
+    with patch.object(chunking, "SETS_PER_WINDOW", 1), splits, sets, elements:
         yield
 
 
@@ -169,6 +172,8 @@ def _loss_names(configuration: Configuration, single: bool) -> list[str]:
             return ["W", "Y", "Z"] if single else ["W", "X", "Y", "Z"]
         return ["T", "t"] if loss.chunked and not single else []
     names = ["n", "K"]
+    if loss.bucketed:
+        names += ["b", "q", "r"]
     if triton and configuration.sampler in ADAPTIVE:
         names += ["S", "P", "G"]
     if triton and configuration.sampler == "uniform":

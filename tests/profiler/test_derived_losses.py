@@ -17,27 +17,29 @@ from srsplan.profiler.memory.simulate import simulate_step
 
 
 class Derived(MemoryModel):
-    """The memory model on programs that are derived where they are asked for."""
+    """The memory model on programs that are derived where they are asked for, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: dict[tuple[Kind, bool], Program] = {}
 
     def program(self, loss: str, configuration: Configuration, many_chunks: bool) -> Program:
-        """Derive the program of a configuration; those of a test are of one kind but for their passes."""
+        """Derive the program of a configuration."""
         each = configuration
         kind = Kind(
             loss=loss, precision=each.precision, blocks=each.architecture.blocks, sampler=each.sampler,
             recompute=each.recompute, kernel=each.kernel, passes=each.several_passes,
         )  # fmt: skip
-        return derive_step(kind, many_chunks)
+        if (kind, many_chunks) not in self._derived:
+            self._derived[kind, many_chunks] = derive_step(kind, many_chunks)
+        return self._derived[kind, many_chunks]
 
 
 @pytest.mark.parametrize(
     ("loss", "sampler", "kernel"),
     [
-        ("bce", "popularity", "chunked"),
         ("gbce", "adaptive-mixed", "chunked"),
-        ("ce-", "adaptive", "chunked"),
-        ("cce-", "mixed", "chunked"),
         ("cce-", "adaptive-mixed", "chunked"),
-        ("cce-", "mixed", "triton"),
         ("cce-", "adaptive", "triton"),
         ("sce", "uniform", "chunked"),
     ],
@@ -45,7 +47,7 @@ class Derived(MemoryModel):
 def test_a_derived_program_equals_the_ledger(loss: str, sampler: Sampler, kernel: Kernel) -> None:
     """With candidates of any number, which the program knows nothing of."""
     model, seen = Derived(), 0
-    for each in random_steps(loss, "fp16", 1, 6, seed=11, options=True):
+    for each in random_steps(loss, "fp16", 1, 5, seed=11, options=True):
         configuration = replace(each, sampler=sampler, kernel=kernel, recompute=False)
         if not configuration.several_passes:
             continue

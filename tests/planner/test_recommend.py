@@ -121,7 +121,8 @@ def test_all_adds_the_rest(run: Run, narrow: None) -> None:
     for phrase in (
         "one step of a knob: pass / 2: -",
         "cce full softmax in chunks (chunked PyTorch)", "Where the memory of #1 goes",
-        "less CUDA context 640.0 MiB (assumed)", "1,024 users ranked at once", "best of binary, SASRec's with one negative",
+        "less CUDA context 640.0 MiB (assumed)", "1,024 users ranked at once",
+        "best of binary, SASRec's with one negative",
     ):  # fmt: skip
         assert phrase in text
 

@@ -35,11 +35,13 @@ TYPES = {
     "sparse_limit": "i32", "padded": "i32", "parts": "*fp32", "splits": "i32", "broken": "*fp32", "sums": "*i64",
     "size": "i64", "order": "*i32", "places": "*i32", "upper": "i32", "bits": "i32", "blocks": "i32", "width": "i32",
     "rounds": "i32", "sets": "i32", "sorted_tokens": "*i64", "starts": "*i32",
+    "thresholds": "*fp32", "scores": "*fp32", "batch_slots": "i32", "from_batch": "i32",
 }  # fmt: skip
 """Types of arguments by name; `Form.types` has those of hidden states and the table."""
 NUMBERS = {
     "seed", "step", "catalog", "negatives", "count", "stride", "group", "first_set", "first_token", "ignore_index",
     "split_items", "sparse_limit", "padded", "splits", "size", "upper", "bits", "blocks", "width", "rounds", "sets",
+    "batch_slots", "from_batch",
 }  # fmt: skip
 """Arguments of a launch that are int32 where they are small, and constants of the compiler where they are 1."""
 COMPUTE = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}
@@ -142,7 +144,7 @@ class Entry:
             "SETS": max(1, launch.block_m // form.set_tokens), "GROUP": min(form.set_tokens, launch.block_m),
             "PARTS": max(1, form.set_tokens // launch.block_m), "FP32": form.fp32, "SAMPLER": int(form.sampler),
             "LOG_Q": form.log_q, "COMPUTE": COMPUTE[form.hidden], "PRECISION": "ieee",
-            "FIXED": sampled.FIXED_POINT if form.deterministic else 0.0,
+            "FIXED": sampled.FIXED_POINT if form.deterministic else 0.0, "HARDEST": False,
         }  # fmt: skip
         return {**known, **self.constants, **(dict.fromkeys(NUMBERS, 1) if form.ones else {})}
 

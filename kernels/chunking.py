@@ -6,6 +6,7 @@ negatives, R sets of a window.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 CHUNK_ELEMENTS = 1 << 26
@@ -67,6 +68,19 @@ def sampled_chunk_sets(tokens: int, negatives: int, dim: int, tokens_per_set: in
     """
     elements_per_set = negatives * (dim + tokens_per_set)
     return max(1, min(call_sets(tokens, tokens_per_set), CHUNK_ELEMENTS // elements_per_set))
+
+
+def buckets(tokens: int) -> int:
+    """Return b: the buckets of the scalable cross-entropy, and the tokens of each, 2 sqrt(M), never more than M.
+
+    Mezentsev et al., 2024, with their alpha 2 and beta 1: as many buckets as tokens of each, together 4 M.
+    """
+    return max(1, min(tokens, math.isqrt(4 * tokens)))
+
+
+def bucket_chunk(buckets: int, rows: int) -> int:
+    """Return the buckets of a chunk that R rows are looked through for: a chunk's scores are [chunk, R]."""
+    return max(1, min(buckets, CHUNK_ELEMENTS // rows))
 
 
 def ranking_chunk_items(users: int, catalog: int) -> int:

@@ -15,14 +15,29 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from srsplan.kernels import eager
+from srsplan.kernels import bucket_softmax, eager
 from srsplan.kernels.chunked_autograd import BackwardScale
 from srsplan.kernels.full_softmax import api as full_softmax
 from srsplan.kernels.launches.sizes import refused_size
-from srsplan.kernels.losses import BCE, CCE, CCE_NEG, CE, CE_NEG, CHUNKED, EAGER, LOSSES, TRITON, Loss
+from srsplan.kernels.losses import (
+    BCE,
+    CALIBRATION,
+    CCE,
+    CCE_NEG,
+    CE,
+    CE_NEG,
+    CHUNKED,
+    EAGER,
+    GBCE,
+    LOSSES,
+    SCE,
+    TRITON,
+    Loss,
+)
 from srsplan.kernels.sampled_softmax import api as sampled_softmax
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
+from srsplan.kernels.samplers.mixed import mixed
 from srsplan.kernels.samplers.sampling import Sampling
 
 Implementation = Literal["auto", "chunked", "triton"]
@@ -42,6 +57,10 @@ class LossOptions:
     """Distribution that negatives are drawn by; None draws uniformly."""
     in_batch: bool = False
     """True where negatives are drawn from the targets of the batch."""
+    in_batch_share: float | None = None
+    """With `in_batch`: the share of a set's negatives that comes from there, beside uniform ones; None: all of them."""
+    calibration: float = CALIBRATION
+    """The calibration t of `gbce`."""
     backward_scale: BackwardScale = None
     """The incoming gradient of the call's loss, where it is known: the chunked forms then add the table's gradient to
     its `.grad` in place (kernels.chunked_autograd). The others leave it to autograd, with equal gradients."""
@@ -69,15 +88,22 @@ class LossCall:
         """Return the mean loss over targets: hidden [M, D], item_table [V, D], targets int64 [M].
 
         With `in_batch` negatives are drawn from `batch_targets`, those of the whole batch, int64 [N] on the device; the
-        call's own without them. Calls over parts of a batch share what `samplers.in_batch.in_batch` makes of them.
+        call's own without them. Calls over parts of a batch share what `source` makes of them.
         """
         options = self.options
         if options.in_batch:
             drawn_from = targets if batch_targets is None else batch_targets
             if isinstance(drawn_from, Tensor):
-                drawn_from = in_batch(drawn_from, len(item_table))
+                drawn_from = self.source(drawn_from, len(item_table))
             options = replace(options, distribution=drawn_from)
         return FUNCTIONS[self.loss][self.implementation](options, hidden, item_table, targets)
+
+    def source(self, batch_targets: Tensor, catalog: int) -> InBatch:
+        """Return what calls over parts of a batch draw from, with `in_batch`: its targets, int64 [N] on the device."""
+        share = self.options.in_batch_share
+        if share is None:
+            return in_batch(batch_targets, catalog)
+        return mixed(batch_targets, catalog, self.options.negatives or 1, share)
 
     def at(
         self,
@@ -132,7 +158,7 @@ def choose(
     elif implementation == "chunked":
         raise ValueError(f"{loss} has no chunked form: {_having(CHUNKED)} have")
     else:
-        found = EAGER, "the plain form, all logits in memory"
+        found = EAGER, "the only form" if kind.bucketed else "the plain form, all logits in memory"
     return LossCall(loss=kind, implementation=found[0], reason=found[1], options=options)
 
 
@@ -164,7 +190,15 @@ def _ce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tenso
 
 
 def _bce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-    return eager.bce(hidden, item_table, targets, options.negatives or 1, sampling=options.sampling)
+    return eager.bce(hidden, item_table, targets, **_drawn(options))
+
+
+def _gbce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return eager.gbce(hidden, item_table, targets, calibration=options.calibration, **_drawn(options))
+
+
+def _sce(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    return bucket_softmax.sce(hidden, item_table, targets, options.negatives or 1, sampling=options.sampling)
 
 
 def _ce_neg(options: LossOptions, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
@@ -188,7 +222,7 @@ def _cce_neg_triton(options: LossOptions, hidden: Tensor, item_table: Tensor, ta
 
 
 def _drawn(options: LossOptions) -> dict[str, Any]:
-    """Return the arguments that every sampled softmax takes."""
+    """Return the arguments that every loss with negatives takes."""
     return {"negatives": options.negatives, "sampling": options.sampling, "distribution": options.distribution}
 
 
@@ -208,5 +242,7 @@ FUNCTIONS: Mapping[Loss, Mapping[str, Function]] = {
     CCE: {CHUNKED: _cce, TRITON: _cce_triton},
     CCE_NEG: {CHUNKED: _cce_neg, TRITON: _cce_neg_triton},
     BCE: {EAGER: _bce},
+    GBCE: {EAGER: _gbce},
+    SCE: {EAGER: _sce},
 }
 """The functions of every loss by implementation: the only place where the registry meets code."""

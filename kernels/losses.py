@@ -10,8 +10,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-Sampler = Literal["uniform", "popularity", "in-batch"]
+Sampler = Literal["uniform", "popularity", "in-batch", "mixed", "adaptive", "adaptive-mixed"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+MIXED: frozenset[Sampler] = frozenset({"mixed", "adaptive-mixed"})
+"""The samplers of which a part comes from the batch: they take the option `in_batch_share`."""
+FROM_BATCH: frozenset[Sampler] = MIXED | {"in-batch"}
+"""The samplers that draw from the targets of the batch, in whole or in part."""
+ADAPTIVE: frozenset[Sampler] = frozenset({"adaptive", "adaptive-mixed"})
+"""The samplers that draw `candidates`, of which every token keeps the hardest."""
+CANDIDATES = 4
+"""Candidates of a negative that is kept, where nobody gives a number."""
+IN_BATCH_SHARE = 0.5
+"""The share of a set's negatives that `mixed` draws from the batch where nobody gives one."""
 
 Kernel = Literal["chunked", "triton"]
 """The implementations of a chunked loss: plain PyTorch, and Triton. The other losses have one, the eager form."""
@@ -39,10 +49,16 @@ class Loss:
     """`tokens_per_set` tokens may share one set of negatives."""
     samplers: tuple[Sampler, ...] = ("uniform",)
     """The ways in which its negatives may be drawn."""
-    fixed_negatives: int | None = None
-    """The only number of negatives it is defined for, where there is one."""
+    usual_negatives: int | None = None
+    """The number of negatives where nobody gives one, and of every plan; None: plans look for the best one."""
     baseline: bool = False
     """It is there to compare with: a plan never puts it first."""
+    on_request: bool = False
+    """Plans and tables of all losses have it only where it is named."""
+    bucketed: bool = False
+    """It puts the tokens of a call into buckets: passes of a batch are not together what the whole batch is."""
+    calibrated: bool = False
+    """It takes the option `calibration`."""
 
     def implementation(self, kernel: Kernel) -> str:
         """Return the implementation that `kernel` means for this loss, as it is printed."""
@@ -89,16 +105,46 @@ CCE_NEG = Loss(
 )
 BCE = Loss(
     name="bce",
-    title="binary, one negative",
+    title="binary, SASRec's with one negative",
     sampled=True,
     chunked=False,
     counterpart="ce",
-    fixed_negatives=1,
+    usual_negatives=1,
+    samplers=SAMPLERS,
     baseline=True,
 )
 
-LOSSES: Mapping[str, Loss] = MappingProxyType({loss.name: loss for loss in (CE, CE_NEG, CCE, CCE_NEG, BCE)})
+GBCE = Loss(
+    name="gbce",
+    title="binary and calibrated, gSASRec's",
+    sampled=True,
+    chunked=False,
+    counterpart="ce",
+    samplers=SAMPLERS,
+    baseline=True,
+    on_request=True,
+    calibrated=True,
+)
+
+SCE = Loss(
+    name="sce",
+    title="softmax over buckets of hard items",
+    sampled=True,
+    chunked=False,
+    counterpart="cce",
+    baseline=True,
+    on_request=True,
+    bucketed=True,
+)
+
+LOSSES: Mapping[str, Loss] = MappingProxyType({loss.name: loss for loss in (CE, CE_NEG, CCE, CCE_NEG, BCE, GBCE, SCE)})
 """By name, in the order in which they are listed."""
+
+PLANNED: tuple[str, ...] = tuple(name for name, loss in LOSSES.items() if not loss.on_request)
+"""The losses that are looked at where nobody names one."""
+
+CALIBRATION = 0.75
+"""The calibration of `gbce` where nobody gives one: gSASRec's."""
 
 DEFAULT_LOSS = CCE.name
 """The loss that `train` takes where nobody names one."""

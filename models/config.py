@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from srsplan.kernels.launches.sizes import refused_size
-from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Loss, Sampler
+from srsplan.kernels.losses import ADAPTIVE, CANDIDATES, FROM_BATCH, LOSSES, MIXED, SAMPLERS, Kernel, Loss, Sampler
 from srsplan.models.errors import InputError
 from srsplan.models.kinds import DEFAULT_MODEL, MASK_SHARE, MODEL_KINDS, ModelKind, most_masked
 
@@ -47,6 +47,13 @@ def require_positive(**values: object) -> None:
             raise InputError(f"{name} {_shown(value)} is not a whole number above zero", f"give {name} a positive size")
         if value > LARGEST.get(name, value):
             raise InputError(f"{name} {_shown(value)} is above {LARGEST[name]}", f"give a smaller {name}")
+
+
+def require_share(name: str, value: object) -> None:
+    """Raise InputError unless the value is a number from 0 to 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:  # type: ignore[operator]
+        raise InputError(f"{name} {_shown(value)} is outside [0, 1]", f"give {name} a number from 0 to 1")
 
 
 def _shown(value: object) -> str:
@@ -129,11 +136,18 @@ class Configuration:
     seq_len: int
     """Items of a sequence that the model sees at most: the last ones."""
     negatives: int | None = None
-    """Negatives per set; None for a full softmax."""
+    """Negatives per set, of sce the items of a bucket; None for a full softmax."""
     tokens_per_set: int = 1
     """Tokens that share one set of negatives; 1 = independent negatives."""
     sampler: Sampler = "uniform"
-    """Source of the negatives: all items alike, items by popularity, or the targets of the same batch."""
+    """Source of the negatives: all items alike, items by popularity, the targets of the same batch, or both of these
+    parts mixed; adaptive ones keep for each token the hardest of what is drawn so."""
+    in_batch_share: float | None = None
+    """Of mixed samplers, in [0, 1]: the share of a set's negatives that comes from the batch; None is a half."""
+    candidates: int | None = None
+    """Of adaptive samplers: items that a set draws, of which every token keeps `negatives`; None is four for each."""
+    calibration: float | None = None
+    """Of gbce, in [0, 1]: how much its scores are calibrated probabilities; None is gSASRec's 0.75."""
     model: str = DEFAULT_MODEL
     """The name of a model, a key of MODEL_KINDS."""
     mask_share: float | None = None
@@ -172,6 +186,8 @@ class Configuration:
         self._check_kernel(loss)
         self._check_sampler(loss)
         self._check_negatives(loss)
+        self._check_candidates()
+        self._check_calibration(loss)
 
     def _check_model(self) -> None:
         kind = find_model(self.model)
@@ -225,6 +241,15 @@ class Configuration:
             able = ", ".join(each.name for each in LOSSES.values() if self.sampler in each.samplers)
             raise InputError(f"{loss.name!r} does not draw negatives by {self.sampler!r}", f"losses that do are {able}")
 
+        if self.in_batch_share is None:
+            return
+        if self.sampler not in MIXED:
+            raise InputError(
+                f"{self.sampler!r} mixes nothing: in_batch_share {_shown(self.in_batch_share)} means nothing",
+                f"samplers that take it are {', '.join(sorted(MIXED))}",
+            )
+        require_share("in_batch_share", self.in_batch_share)
+
     def _check_negatives(self, loss: Loss) -> None:
         require_positive(tokens_per_set=self.tokens_per_set)
         if not loss.sampled:
@@ -237,11 +262,6 @@ class Configuration:
         if self.negatives is None:
             raise InputError(f"{loss.name!r} is a sampled loss and needs a number of negatives", "--negatives 512")
         require_positive(negatives=self.negatives)
-        if loss.fixed_negatives not in (None, self.negatives):
-            raise InputError(
-                f"{loss.name!r} takes {loss.fixed_negatives} negative, not {_shown(self.negatives)}",
-                "use ce- or cce- for more",
-            )
         if self.negatives >= self.catalog:
             raise InputError(
                 f"negatives {_shown(self.negatives)} are not fewer than the catalog's {self.catalog} items",
@@ -253,10 +273,52 @@ class Configuration:
                 "use cce-",
             )
 
+    def _check_candidates(self) -> None:
+        if self.candidates is None:
+            return
+        if self.sampler not in ADAPTIVE:
+            raise InputError(
+                f"{self.sampler!r} keeps all that it draws: candidates {_shown(self.candidates)} mean nothing",
+                f"samplers that take them are {', '.join(sorted(ADAPTIVE))}",
+            )
+        require_positive(candidates=self.candidates)
+        if self.candidates > self.catalog:
+            raise InputError(
+                f"candidates {_shown(self.candidates)} are more than the catalog's {self.catalog} items",
+                "use fewer candidates",
+            )
+        if self.candidates < (self.negatives or 0):
+            raise InputError(
+                f"candidates {self.candidates} are fewer than the {self.negatives} negatives that are kept of them",
+                f"use more candidates, such as {CANDIDATES * (self.negatives or 0)}, or fewer negatives",
+            )
+
+    def _check_calibration(self, loss: Loss) -> None:
+        if self.calibration is None:
+            return
+        if not loss.calibrated:
+            able = ", ".join(each.name for each in LOSSES.values() if each.calibrated)
+            raise InputError(
+                f"{loss.name!r} takes no calibration: {_shown(self.calibration)} means nothing", f"{able} takes one"
+            )
+        require_share("calibration", self.calibration)
+
     @property
     def batch_tokens(self) -> int:
         """Tokens that no batch exceeds: batch_size x seq_len, where every sequence is full."""
         return self.batch_size * self.seq_len
+
+    @property
+    def drawn_negatives(self) -> int | None:
+        """Items that a set draws: the negatives, or the candidates among which adaptive samplers choose them."""
+        if self.negatives is None or self.sampler not in ADAPTIVE:
+            return self.negatives
+        return self.candidates or min(CANDIDATES * self.negatives, self.catalog)
+
+    @property
+    def draws_from_batch(self) -> bool:
+        """Tell whether negatives come from the targets of the whole batch, in whole or in part."""
+        return self.sampler in FROM_BATCH
 
     @property
     def sequences(self) -> int:

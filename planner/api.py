@@ -245,7 +245,7 @@ def estimate(
         catalog=question.items_of(catalog),
         batch_size=batch_size,
         seq_len=seq_len,
-        negatives=kind.fixed_negatives if negatives is None else negatives,
+        negatives=kind.usual_negatives if negatives is None else negatives,
         tokens_per_set=kind.default_tokens_per_set if tokens_per_set is None else tokens_per_set,
         sampler=cast(Sampler, sampler),
         model=model,

@@ -48,7 +48,7 @@ class Wanted:
         kind = LOSSES[loss]
         return Configuration(
             loss=loss, catalog=CATALOG, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, pass_tokens=PASS_TOKENS,
-            negatives=(kind.fixed_negatives or NEGATIVES) if kind.sampled else None,
+            negatives=(kind.usual_negatives or NEGATIVES) if kind.sampled else None,
             tokens_per_set=kind.default_tokens_per_set,
             architecture=Architecture(dim=self.dim, heads=_heads(self.dim)), precision=self.precision,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import PLANNED
 from srsplan.models.config import Configuration, find_loss
 from srsplan.models.errors import InputError
 from srsplan.models.units import parse_bytes, parse_count
@@ -99,8 +99,8 @@ def fit_of(profile: Path | None) -> Fit:
 
 
 def losses_of(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the losses that were named, each once; all of them where none was."""
-    return tuple(dict.fromkeys(find_loss(name).name for name in names or LOSSES))
+    """Return the losses that were named, each once; those of a plan where none was."""
+    return tuple(dict.fromkeys(find_loss(name).name for name in names or PLANNED))
 
 
 def items_of(catalog: Size) -> int:

@@ -139,6 +139,8 @@ def _loss_cost(configuration: Configuration, each: MeanPass) -> StepCost:
         return _full_softmax_cost(configuration, tokens, loss.chunked)
     if loss.chunked:
         return _shared_negatives_cost(configuration, each)
+    if loss.bucketed:
+        return _bucketed_cost(configuration, tokens)
     return _own_negatives_cost(configuration, tokens)
 
 
@@ -163,7 +165,7 @@ def _shared_negatives_cost(configuration: Configuration, each: MeanPass) -> Step
     Sets are those of the batch: one that two passes share is computed in both.
     """
     dim, group = configuration.architecture.dim, configuration.tokens_per_set
-    negatives, element = configuration.negatives or 0, _element_bytes(configuration)
+    negatives, element = configuration.drawn_negatives or 0, _element_bytes(configuration)
     windows = chunking.Windows.of(each.count * each.tokens, group)
     sets = len(windows.sets(each.tokens if each.count > 1 else 0, each.tokens))
     chunks = -(-sets // chunking.sampled_chunk_sets(each.tokens, negatives, dim, group))
@@ -178,8 +180,21 @@ def _own_negatives_cost(configuration: Configuration, tokens: int) -> StepCost:
     """Count the gathered rows alone: a row is used once, so that its products take no longer than reading it."""
     dim, element = configuration.architecture.dim, _element_bytes(configuration)
     # gather, its copy, both read by the products, the gradient in 16 bit and fp32, sorted and added
-    rows = tokens * ((configuration.negatives or 0) + 1) * dim * (4 + 4 + 4 + 5 * element + 4 + 3 * 4)
+    rows = tokens * ((configuration.drawn_negatives or 0) + 1) * dim * (4 + 4 + 4 + 5 * element + 4 + 3 * 4)
     return StepCost(product_flops=0.0, moved_bytes=float(rows), launches=60)
+
+
+def _bucketed_cost(configuration: Configuration, tokens: int) -> StepCost:
+    """Count the scores of centres, forward only, and three products [b, D] x [D, n] of every bucket of b tokens."""
+    dim, element = configuration.architecture.dim, _element_bytes(configuration)
+    buckets, negatives = chunking.buckets(tokens), configuration.negatives or 0
+    scored, held = buckets * (configuration.catalog + tokens), buckets * buckets
+    # scores written, and read by every pass of the choice of the largest
+    chosen = scored * 4 * 5
+    rows = (held + buckets * negatives) * dim * (3 * 4 + 5 * element)
+    logits = held * (negatives + 1) * (3 * element + 12 * 4)
+    flops = 2.0 * scored * dim + 6.0 * held * negatives * dim + 6.0 * tokens * dim
+    return StepCost(product_flops=flops, moved_bytes=float(chosen + rows + logits), launches=120)
 
 
 def _element_bytes(configuration: Configuration) -> int:

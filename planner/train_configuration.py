@@ -80,7 +80,7 @@ def _default(loss: str, architecture: Architecture, knobs: Mapping[str, Any]) ->
     base: dict[str, Any] = {
         "batch_size": 256,
         "seq_len": 50,
-        "negatives": (kind.fixed_negatives or 512) if kind.sampled else None,
+        "negatives": (kind.usual_negatives or 512) if kind.sampled else None,
         "tokens_per_set": TOKENS_PER_SET if kind.shares_negatives else 1,
     }
     return Configuration(loss=kind.name, catalog=LARGEST_CATALOG, architecture=architecture, **{**base, **knobs})
@@ -90,12 +90,14 @@ def _knobs_of(loss: str, planned: Configuration) -> dict[str, Any]:
     """Adapt a plan to another loss: knobs that the loss does not have are not the user's to unset."""
     kind = find_loss(loss)
     changes: dict[str, Any] = {"loss": kind.name}
-    if not kind.sampled or kind.fixed_negatives:
-        changes["negatives"] = kind.fixed_negatives
+    if not kind.sampled or kind.usual_negatives:
+        changes["negatives"] = kind.usual_negatives
     if not kind.chunked:
         changes["kernel"] = "chunked"
     if planned.sampler not in kind.samplers:
-        changes["sampler"] = "uniform"
+        changes |= {"sampler": "uniform", "in_batch_share": None, "candidates": None}
+    if not kind.calibrated:
+        changes["calibration"] = None
     if kind.shares_negatives != find_loss(planned.loss).shares_negatives:
         changes["tokens_per_set"] = TOKENS_PER_SET if kind.shares_negatives else 1
     return changes

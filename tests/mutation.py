@@ -74,7 +74,7 @@ ROOMS = {
     ),
     "samplers": Room(
         modules="kernels/samplers/alias_table.py kernels/samplers/draw.py kernels/samplers/in_batch.py "
-        "kernels/samplers/log_q.py",
+        "kernels/samplers/log_q.py kernels/samplers/mixed.py kernels/samplers/hardest.py",
         tests="tests/kernels/test_samplers.py tests/kernels/test_triton_sampled.py tests/kernels/test_losses.py",
     ),
 }

@@ -39,7 +39,7 @@ def random_steps(
         negatives = min(size(16, 4096), catalog - 1) if limit.sampled else None
         return Configuration(
             loss=loss, catalog=catalog, batch_size=batch, seq_len=length,
-            negatives=limit.fixed_negatives or negatives,
+            negatives=draw.choice((limit.usual_negatives, negatives)) if limit.usual_negatives else negatives,
             tokens_per_set=draw.choice((1, 16, 32, 64, 128)) if limit.shares_negatives else 1,
             sampler=draw.choice(limit.samplers) if options else "uniform",
             pass_tokens=None if whole else tokens, pass_sequences=None if whole else sequences,

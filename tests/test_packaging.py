@@ -193,7 +193,7 @@ def test_the_public_surface_of_models() -> None:
 
 
 def test_the_public_surface_of_kernels() -> None:
-    assert srsplan.kernels.__all__ == ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg"]
+    assert srsplan.kernels.__all__ == ["Sampling", "bce", "cce", "cce_neg", "ce", "ce_neg", "gbce", "sce"]
     for name in srsplan.kernels.__all__:
         assert callable(getattr(srsplan.kernels, name))
 
@@ -218,11 +218,11 @@ OPTIONS = {
     "doctor": "dim json losses precision timeout",
     "profile": "blocks budget catalog dim fresh gpu heads json losses model output precision probes timeout",
     "train": (
-        "batch-size blocks clip-norm data device dim dropout ema epochs evaluate-every final-learning-rate heads "
-        "item-column json keep-seen kernel learning-rate log loss mask-share min-item min-user model negatives "
-        "optimizer osf output overwrite pass-sequences pass-tokens patience plan popularity-exponent precision rank "
-        "recompute resume sampler schedule seed seq-len split timestamp-column tokens-per-set user-column "
-        "validation-users warmup-percent warmup-steps weight-decay"
+        "batch-size blocks calibration candidates clip-norm data device dim dropout ema epochs evaluate-every "
+        "final-learning-rate heads in-batch-share item-column json keep-seen kernel learning-rate log loss mask- "
+        "share min-item min-user model negatives optimizer osf output overwrite pass-sequences pass-tokens patience "
+        "plan popularity-exponent precision rank recompute resume sampler schedule seed seq-len split timestamp- "
+        "column tokens-per-set user-column validation-users warmup-percent warmup-steps weight-decay"
     ),
     "bench": "deviation device dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
     "predict": "data device item-column json keep-seen output overwrite timestamp-column top user user-column users",

@@ -105,7 +105,7 @@ def cce_neg_triton(
     if draws_blocks(negatives, sampling, distribution):
         negatives = min(negatives, most_negatives(len(item_table)))
     sets = CallSets.of(negatives, sampling, len(hidden))
-    numbers, moment = operators.Numbers.of(sets, sampling, ignore_index), operators.moment_of(sampling)
+    numbers, moment = operators.Numbers.of(sets, sampling, ignore_index, distribution), operators.moment_of(sampling)
     pays = chunking.table_copy_pays(len(hidden), sets.windows.tokens_per_set, sets.negatives, len(item_table))
     copied = copy_table and pays and item_table.dtype != hidden.dtype
     tensors = hidden.contiguous(), item_table.contiguous(), targets.contiguous()
@@ -113,8 +113,15 @@ def cce_neg_triton(
         with_grad = torch.is_grad_enabled() and hidden.requires_grad
         losses, *_ = block_softmax(*tensors, list(numbers), *moment, sampling.log_q, copied, with_grad)
     else:
+        source = operators.source_of(sampler, negatives, distribution)
+        if sampling.hardest is not None:
+            from srsplan.kernels.sampled_softmax.thresholds import sampled_thresholds
+
+            detached = [each.detach() for each in tensors]
+            source.append(
+                sampled_thresholds(*detached, int(sampler), source, list(numbers), *moment, copied, sampling.hardest)
+            )
         losses, _ = operators.sampled_softmax(
-            *tensors, int(sampler), operators.source_of(sampler, negatives, distribution), list(numbers), *moment,
-            sampling.log_q, copied, deterministic,
-        )  # fmt: skip
+            *tensors, int(sampler), source, list(numbers), *moment, sampling.corrected, copied, deterministic
+        )
     return reduce_losses(losses, targets != ignore_index, reduction)

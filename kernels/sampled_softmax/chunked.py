@@ -21,6 +21,7 @@ from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.blocks import block_draw, draws_blocks
 from srsplan.kernels.samplers.draw import draw_items
+from srsplan.kernels.samplers.hardest import least_kept
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.log_q import log_q_correction
 from srsplan.kernels.samplers.sampling import Sampling
@@ -84,10 +85,12 @@ def _sampled_chunk(run: _Run, members: Tensor, table: Tensor, items: Tensor, dra
     positive_logit = (hidden * positive).sum(-1, dtype=torch.float32)
     logits = torch.bmm(hidden, negative.transpose(1, 2)).float()  # [S, g, ns]
     collision = items[:, None, :] == target[:, :, None]
-    if draw.sampling.log_q:
+    if draw.sampling.corrected:
         kept = items.shape[1] - collision.sum(2, keepdim=True)
         logits += log_q_correction(items[:, None, :], target[..., None], kept, len(table), draw.distribution)
     logits.masked_fill_(collision, -torch.inf)
+    if draw.sampling.hardest is not None:
+        logits.masked_fill_(logits < least_kept(logits, draw.sampling.hardest), -torch.inf)
     lse = torch.logaddexp(torch.logsumexp(logits, 2), positive_logit)
     _add_rows(run.losses, members, torch.where(inside, lse - positive_logit, 0.0))
     if sums is None:

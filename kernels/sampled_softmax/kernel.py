@@ -29,9 +29,10 @@ from srsplan.kernels.triton_math import LIFT, LOW, LOWEST, log_add_exp, loss_of,
 WEIGHTED = tl.constexpr(int(SamplerKind.WEIGHTED))
 GIVEN = tl.constexpr(int(SamplerKind.GIVEN))
 IN_BATCH = tl.constexpr(int(SamplerKind.IN_BATCH))
+MIXED = tl.constexpr(int(SamplerKind.MIXED))
 """Values of SAMPLER, for the compiler; UNIFORM is the case that is left."""
 
-VARYING = ["seed", "step", "count", "stride", "group", "first_set", "first_token"]
+VARYING = ["seed", "step", "count", "stride", "group", "first_set", "first_token", "batch_slots", "from_batch"]
 """The integers that change from call to call: nothing is compiled for a value of theirs."""
 
 FIXED_POINT = 2.0**36
@@ -85,11 +86,13 @@ def set_keys(seed, step, set_number):
 
 @triton.jit
 def draw_items(
-    first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER: tl.constexpr
+    first, second, set_number, slots, catalog, negatives, prob, alias, indices, batch_slots, from_batch,
+    SAMPLER: tl.constexpr,
 ):  # fmt: skip
     """Draw int64 items [B] for some slots of a set with two keys.
 
-    In-batch, indices are the targets to choose from, and catalog is how many there are.
+    In-batch, indices are the targets to choose from, and catalog is how many there are. Mixed, the slots before
+    `from_batch` choose from indices, of which there are `batch_slots`.
     """
     if SAMPLER == GIVEN:
         place = set_number.to(tl.int64) * negatives + slots
@@ -99,6 +102,8 @@ def draw_items(
     # floor of a 64-bit fraction times V: the second key makes low of high another number in every set, so that over
     # sets no item is likelier than another by more than V / 2^64
     size = tl.cast(catalog, tl.uint32)
+    if SAMPLER == MIXED:
+        size = tl.where(slots < from_batch, tl.cast(batch_slots, tl.uint32), size)
     items = ((high.to(tl.uint64) * size + tl.umulhi(low, size)) >> 32).to(tl.int64)
     if SAMPLER == WEIGHTED:
         # 24 bits are what fp32 holds exactly
@@ -106,6 +111,9 @@ def draw_items(
         items = tl.where(fraction < tl.load(prob + items), items, tl.load(alias + items).to(tl.int64))
     if SAMPLER == IN_BATCH:
         items = tl.load(indices + items).to(tl.int64)
+    if SAMPLER == MIXED:
+        there = slots < from_batch
+        items = tl.where(there, tl.load(indices + items, mask=there, other=0).to(tl.int64), items)
     return items
 
 
@@ -127,10 +135,13 @@ def load_rows(base, rows, columns, live, DIM: tl.constexpr):
 
 @triton.jit
 def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr, LOG_Q: tl.constexpr):
-    """Return the logQ correction before the count is known: log (1 - q_target) - log q_item, [g, B]."""
+    """Return the logQ correction before the count is known: log (1 - q_target) - log q_item, [g, B].
+
+    Mixed, the rest is given as 0: the count is that of all draws (kernels.samplers.log_q).
+    """
     if not LOG_Q:
         found = tl.zeros((1, 1), tl.float32)
-    elif (SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH):  # their probabilities are looked up
+    elif (SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH) | (SAMPLER == MIXED):  # their probabilities are looked up
         found = target_log_rest[:, None] - tl.load(log_prob + items)[None, :]
     else:
         found = tl.zeros((1, 1), tl.float32) + tl.log(tl.cast(catalog - 1, tl.float32))
@@ -140,32 +151,37 @@ def corrections(log_prob, items, target_log_rest, catalog, SAMPLER: tl.constexpr
 @triton.jit
 def score_tile(
     rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias, indices,
-    columns, DIM: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr, LOG_Q: tl.constexpr,
-    COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+    batch_slots, from_batch, columns, DIM: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr,
+    LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, threshold, HARDEST: tl.constexpr,
 ):  # fmt: skip
     """Draw and score one tile of a set: items [B], which of them are drawn [B], their rows, corrected logits [g, B].
 
-    LOWEST is the logit of what does not count: slots beyond the last, and items that are the target. It is told by
+    LOWEST is the logit of what does not count: slots beyond the last, items that are the target, and with HARDEST those
+    below the token's threshold [g]. It is told by
     this number: a mask beside the logits, summed up, would have the items drawn once more in a layout of its own.
     """
     slots = start + tl.arange(0, BLOCK_N)
     drawn = slots < negatives
-    items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
+    items = draw_items(
+        first, second, set_number, slots, catalog, negatives, prob, alias, indices, batch_slots, from_batch, SAMPLER
+    )
     scored = load_rows(table, items, columns, drawn, DIM).to(COMPUTE)
     logits = tl.dot(rows, tl.trans(scored), input_precision=PRECISION)
     logits += corrections(log_prob, items, rest, catalog, SAMPLER, LOG_Q)
     logits = tl.where(drawn[None, :] & (items[None, :] != target[:, None]), logits, LOWEST)
+    if HARDEST:
+        logits = tl.where(logits < threshold[:, None], LOWEST, logits)  # NaN is not below it and stays
     return items, drawn, scored, logits
 
 
 @triton.jit(do_not_specialize=VARYING)
 def sampled_forward(
-    hidden, table, targets, losses, shifts, log_prob,
-    seed, step, catalog, negatives, prob, alias, indices,
+    hidden, table, targets, losses, shifts, log_prob, thresholds,
+    seed, step, catalog, negatives, prob, alias, indices, batch_slots, from_batch,
     count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SAMPLER: tl.constexpr, LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
-    LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr,
+    LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr, HARDEST: tl.constexpr,
 ):  # fmt: skip
     """Store losses [M] and shifts [M], both fp32: a negative's share is exp(logit + correction - shift)."""
     set_number, members = program_of(first_set, group, BLOCK_M)
@@ -182,20 +198,58 @@ def sampled_forward(
     m_i = tl.full((BLOCK_M,), LOW, tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     kept = tl.zeros((BLOCK_M,), tl.float32)
+    threshold = rest
+    if HARDEST:
+        threshold = tl.load(thresholds + tokens, mask=inside, other=0.0)
     first, second = set_keys(number_of(seed, LOAD_SEED), number_of(step, LOAD_STEP), set_number)
     for start in range(0, negatives, BLOCK_N):
         _items, _drawn, _scored, logits = score_tile(
             rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias,
-            indices, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION,
+            indices, batch_slots, from_batch, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION, threshold,
+            HARDEST,
         )  # fmt: skip
         m_new = tl.maximum(m_i, tl.max(logits, 1))
         l_i = l_i * tl.exp(m_i - m_new) + tl.sum(tl.exp(logits - m_new[:, None]), 1)
         kept += tl.sum((logits > LOW).to(tl.float32), 1)
         m_i = m_new
     log_kept = tl.log(tl.maximum(kept, 1.0)) if LOG_Q else kept * 0.0
+    if LOG_Q and SAMPLER == MIXED:
+        log_kept = kept * 0.0 + tl.log(tl.cast(negatives, tl.float32))
     others = tl.where(l_i == 0, LOWEST, m_i + tl.log(tl.where(l_i == 0, 1.0, l_i)) - log_kept)
     tl.store(losses + tokens, tl.where(live, loss_of(others, positive), 0.0), mask=inside)
     tl.store(shifts + tokens, log_add_exp(positive, others) + log_kept, mask=inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def sampled_scores(
+    hidden, table, targets, scores,
+    seed, step, catalog, negatives, prob, alias, indices, batch_slots, from_batch,
+    count, stride, group, first_set, first_token, ignore_index,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SAMPLER: tl.constexpr, LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+    LOAD_SEED: tl.constexpr, LOAD_STEP: tl.constexpr,
+):  # fmt: skip
+    """Store the logits of the sets from `first_set` on, fp32 [sets, g, ns]; LOWEST is that of what does not count.
+
+    They are the numbers that forward and backward hold, by the same products.
+    """
+    set_number, members = program_of(first_set, group, BLOCK_M)
+    tokens, inside = tokens_of(set_number, members, stride, group, first_token, count)
+    columns = tl.arange(0, BLOCK_D)
+    target = tl.load(targets + tokens, mask=inside, other=ignore_index)
+    live = target != ignore_index
+    rows = load_rows(hidden, tokens, columns, live, DIM).to(COMPUTE)
+    rest = tl.zeros((BLOCK_M,), tl.float32)
+    place = (set_number - first_set).to(tl.int64) * group + members
+    first, second = set_keys(number_of(seed, LOAD_SEED), number_of(step, LOAD_STEP), set_number)
+    for start in range(0, negatives, BLOCK_N):
+        _items, drawn, _scored, logits = score_tile(
+            rows, table, target, rest, scores, first, second, set_number, start, catalog, negatives, prob, alias,
+            indices, batch_slots, from_batch, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION, rest, False,
+        )  # fmt: skip
+        slots = start + tl.arange(0, BLOCK_N)
+        mask = (members < group)[:, None] & drawn[None, :]
+        tl.store(scores + place[:, None] * negatives + slots[None, :], logits, mask=mask)
 
 
 @triton.jit
@@ -232,12 +286,13 @@ def from_fixed_point(sums, broken, scale, out, size, FIXED: tl.constexpr, BLOCK_
 
 @triton.jit(do_not_specialize=VARYING)
 def sampled_backward(
-    hidden, table, targets, losses, shifts, log_prob, weights, scale, grad_hidden, grad_table, broken,
-    seed, step, catalog, negatives, prob, alias, indices,
+    hidden, table, targets, losses, shifts, log_prob, thresholds, weights, scale, grad_hidden, grad_table, broken,
+    seed, step, catalog, negatives, prob, alias, indices, batch_slots, from_batch,
     count, stride, group, first_set, first_token, ignore_index,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SAMPLER: tl.constexpr,
     LOG_Q: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, LOAD_SEED: tl.constexpr,
     LOAD_STEP: tl.constexpr, FIXED: tl.constexpr, HIDDEN_GRAD: tl.constexpr, TABLE_GRAD: tl.constexpr,
+    HARDEST: tl.constexpr,
 ):  # fmt: skip
     """Store grad_hidden [M, D] and add up grad_table [V, D], the gradients of the losses weighted by `weights` [M], or
     one of them.
@@ -269,11 +324,15 @@ def sampled_backward(
     rest = tl.zeros((BLOCK_M,), tl.float32)
     if LOG_Q and ((SAMPLER == WEIGHTED) | (SAMPLER == IN_BATCH)):
         rest = tl.log(tl.maximum(1.0 - tl.exp(tl.load(log_prob + target)), 1e-30))
+    threshold = rest
+    if HARDEST:
+        threshold = tl.load(thresholds + tokens, mask=inside, other=0.0)
     first, second = set_keys(number_of(seed, LOAD_SEED), number_of(step, LOAD_STEP), set_number)
     for start in range(0, negatives, BLOCK_N):
         items, drawn, scored, logits = score_tile(
             rows, table, target, rest, log_prob, first, second, set_number, start, catalog, negatives, prob, alias,
-            indices, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION,
+            indices, batch_slots, from_batch, columns, DIM, BLOCK_N, SAMPLER, LOG_Q, COMPUTE, PRECISION, threshold,
+            HARDEST,
         )  # fmt: skip
         p = (tl.exp(logits - shift[:, None]) * weight[:, None]).to(COMPUTE)
         if HIDDEN_GRAD:
@@ -289,11 +348,14 @@ def sampled_backward(
 
 @triton.jit
 def sample(
-    out, seed, step, catalog, negatives, prob, alias, indices, SAMPLER: tl.constexpr, BLOCK_N: tl.constexpr
+    out, seed, step, catalog, negatives, prob, alias, indices, batch_slots, from_batch, SAMPLER: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Store the items of set `program 0`, slots of tile `program 1`, in out int64 [sets, ns], for tests."""
     set_number = tl.program_id(0)
     slots = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     first, second = set_keys(seed, step, set_number)
-    items = draw_items(first, second, set_number, slots, catalog, negatives, prob, alias, indices, SAMPLER)
+    items = draw_items(
+        first, second, set_number, slots, catalog, negatives, prob, alias, indices, batch_slots, from_batch, SAMPLER
+    )
     tl.store(out + set_number.to(tl.int64) * negatives + slots, items, mask=slots < negatives)

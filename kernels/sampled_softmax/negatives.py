@@ -17,6 +17,7 @@ from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.blocks import block_draw, draws_blocks
 from srsplan.kernels.samplers.draw import kind_of
 from srsplan.kernels.samplers.in_batch import InBatch
+from srsplan.kernels.samplers.mixed import Mixed
 from srsplan.kernels.samplers.sampling import Sampling
 
 LARGEST_TILE = 1024
@@ -35,14 +36,16 @@ def triton_draws(
     """
     items = torch.full(shape, -1, device=device)
     sampler, pair, indices, size = kind_of(shape[1], drawn_by), (items, items), items, catalog
+    from_batch = drawn_by.from_batch if isinstance(drawn_by, Mixed) else 0
     if isinstance(drawn_by, InBatch):
-        indices, size = drawn_by.slots, len(drawn_by.slots)
+        indices, size = drawn_by.slots, catalog if isinstance(drawn_by, Mixed) else len(drawn_by.slots)
     elif drawn_by is not None:
         pair = (drawn_by.prob, drawn_by.alias)
     tile = min(LARGEST_TILE, max(64, triton.next_power_of_2(shape[1])))
     kernels.sample[(shape[0], triton.cdiv(shape[1], tile))](
-        items, sampling.seed, sampling.step, size, shape[1], *pair, indices, SAMPLER=int(sampler), BLOCK_N=tile
-    )
+        items, sampling.seed, sampling.step, size, shape[1], *pair, indices, len(indices), from_batch,
+        SAMPLER=int(sampler), BLOCK_N=tile,
+    )  # fmt: skip
     return items
 
 

@@ -28,6 +28,7 @@ from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.kind import SamplerKind
+from srsplan.kernels.samplers.mixed import Mixed
 from srsplan.kernels.samplers.sampling import Sampling
 
 TUNED_BLOCK_N = (16, 32, 64)
@@ -42,6 +43,7 @@ SOURCE_TENSORS = {
     SamplerKind.WEIGHTED: ("prob", "alias", "log_prob"),
     SamplerKind.GIVEN: ("indices",),
     SamplerKind.IN_BATCH: ("indices", "log_prob"),
+    SamplerKind.MIXED: ("indices", "log_prob"),
 }
 """The tensors that a sampler reads, in the order in which the operators take them."""
 
@@ -50,7 +52,7 @@ class Numbers(NamedTuple):
     """The integers of a call, in the order in which the operators take them.
 
     `stride` and `group` are those of the batch's windows (kernels.chunking), `first_set` and `sets` what the call runs.
-    `seed` and `step` are 0 where they are tensors (`moment_of`).
+    `seed` and `step` are 0 where they are tensors (`moment_of`). `from_batch` is that of a mixture.
     """
 
     negatives: int
@@ -62,14 +64,18 @@ class Numbers(NamedTuple):
     first_set: int
     sets: int
     first_token: int
+    from_batch: int = 0
 
     @classmethod
-    def of(cls, sets: CallSets, sampling: Sampling, ignore_index: int) -> Numbers:
+    def of(
+        cls, sets: CallSets, sampling: Sampling, ignore_index: int, distribution: Distribution | InBatch | None = None
+    ) -> Numbers:
         """Return the integers of a call over some sets."""
         seed, step = (0 if isinstance(each, Tensor) else each for each in (sampling.seed, sampling.step))
         return cls(
             sets.negatives, seed, step, ignore_index, sets.windows.stride,
             sets.windows.tokens_per_set, sets.numbers.start, len(sets.numbers), sets.first_token,
+            distribution.from_batch if isinstance(distribution, Mixed) else 0,
         )  # fmt: skip
 
 
@@ -109,7 +115,8 @@ def sampled_softmax(
 ) -> tuple[Tensor, Tensor]:
     """Return losses and shifts, fp32 [M].
 
-    `sampler` is a SamplerKind, `source` the tensors that SOURCE_TENSORS names for it, `numbers` a Numbers; `seed` and
+    `sampler` is a SamplerKind, `source` the tensors that SOURCE_TENSORS names for it, and after them the tokens'
+    thresholds fp32 [M] where there are any (kernels.sampled_softmax.thresholds), `numbers` a Numbers; `seed` and
     `step`, int64 [], stand for its own where they are given.
     """
     # every token is of one of the call's sets: nothing is left as it was
@@ -117,15 +124,16 @@ def sampled_softmax(
     if not len(hidden):
         return losses, shifts
     check_targets(targets, len(item_table), numbers[Numbers._fields.index("ignore_index")])
-    if sampler in (SamplerKind.GIVEN, SamplerKind.IN_BATCH):
+    if sampler in (SamplerKind.GIVEN, SamplerKind.IN_BATCH, SamplerKind.MIXED):
         check_items(source[0], len(item_table))
     call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, Numbers(*numbers), (seed, step))
     table = item_table.to(hidden.dtype) if copy_table else item_table
 
     def run(launch: Launch) -> None:
         kernels.sampled_forward[call.grid(launch)](
-            hidden, table, targets, losses, shifts, call.log_prob, *call.arguments, **call.options(launch, log_q)
-        )
+            hidden, table, targets, losses, shifts, call.log_prob, call.thresholds, *call.arguments,
+            HARDEST=call.hardest, **call.options(launch, log_q),
+        )  # fmt: skip
 
     with torch.cuda.device_of(hidden):
         run(call.launch("sampled_forward", run, table, log_q)[0])
@@ -177,9 +185,9 @@ def sampled_softmax_backward(
 
     def run(launch: Launch) -> None:
         kernels.sampled_backward[call.grid(launch)](
-            hidden, table, targets, losses, shifts, call.log_prob, weights, scale, grad_hidden, grad_table, broken,
-            *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0, HIDDEN_GRAD=hidden_grad,
-            TABLE_GRAD=table_grad, **call.options(launch, log_q),
+            hidden, table, targets, losses, shifts, call.log_prob, call.thresholds, weights, scale, grad_hidden,
+            grad_table, broken, *call.arguments, FIXED=kernels.FIXED_POINT if deterministic else 0.0,
+            HIDDEN_GRAD=hidden_grad, TABLE_GRAD=table_grad, HARDEST=call.hardest, **call.options(launch, log_q),
         )  # fmt: skip
 
     with torch.cuda.device_of(hidden):
@@ -261,7 +269,10 @@ class _Call:
         numbers: Numbers, moment: tuple[Tensor | None, Tensor | None],
     ) -> None:  # fmt: skip
         self.hidden, self.sets, self.group, self.sampler = hidden, numbers.sets, numbers.group, sampler
-        tensors = dict(zip(SOURCE_TENSORS[sampler], source, strict=True))
+        names = SOURCE_TENSORS[sampler]
+        self.hardest = len(source) > len(names)
+        tensors = dict(zip((*names, *["thresholds"] * self.hardest), source, strict=True))
+        self.thresholds = tensors.get("thresholds", hidden)
         # a sampler does not read what it does not need: any pointer will do there
         prob, alias, self.log_prob = (tensors.get(name, hidden) for name in ("prob", "alias", "log_prob"))
         indices = tensors.get("indices", targets)
@@ -270,8 +281,8 @@ class _Call:
         self._loaded = {"LOAD_SEED": seed is not None, "LOAD_STEP": step is not None}
         self.arguments = (
             numbers.seed if seed is None else seed, numbers.step if step is None else step, drawn_from,
-            numbers.negatives, prob, alias, indices, len(hidden), numbers.stride, numbers.group, numbers.first_set,
-            numbers.first_token, numbers.ignore_index,
+            numbers.negatives, prob, alias, indices, len(indices), numbers.from_batch, len(hidden), numbers.stride,
+            numbers.group, numbers.first_set, numbers.first_token, numbers.ignore_index,
         )  # fmt: skip
 
     def launch(
@@ -284,8 +295,8 @@ class _Call:
             deterministic=deterministic,
         )  # fmt: skip
         form = Form(
-            table=str(table.dtype), set_tokens=triton.next_power_of_2(self.group), sampler=self.sampler.name,
-            log_q=log_q, deterministic=deterministic,
+            table=str(table.dtype), set_tokens=triton.next_power_of_2(self.group), log_q=log_q,
+            sampler=self.sampler.name + " HARDEST" * self.hardest, deterministic=deterministic,
         )  # fmt: skip
         default = launch_for(launches, self.hidden.shape[1])
         return tuned_launch(kernel, self.hidden, default, run, form, TUNED_BLOCK_N)

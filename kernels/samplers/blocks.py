@@ -47,8 +47,8 @@ MIX_32 = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 def draws_blocks(
     negatives: int | Tensor, sampling: Sampling, distribution: Distribution | InBatch | None
 ) -> TypeGuard[int]:
-    """Tell whether a call of `cce-` takes its negatives in blocks: uniform ones that are drawn."""
-    return isinstance(negatives, int) and distribution is None and sampling.blocks
+    """Tell whether a call of `cce-` takes its negatives in blocks: uniform ones that are drawn and all kept."""
+    return isinstance(negatives, int) and distribution is None and sampling.blocks and sampling.hardest is None
 
 
 def block_draw(negatives: int, catalog: int, sampling: Sampling) -> BlockDraw:

@@ -19,6 +19,7 @@ from torch import Tensor
 from srsplan.kernels.samplers.alias_table import Distribution
 from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.kind import SamplerKind
+from srsplan.kernels.samplers.mixed import Mixed
 from srsplan.kernels.samplers.sampling import Sampling
 
 COIN = 1 << 24
@@ -33,13 +34,17 @@ class Stream(IntEnum):
 
 
 def kind_of(negatives: int | Tensor, distribution: Distribution | InBatch | None) -> SamplerKind:
-    """Return the sampler of a call; ValueError where items are given, and a distribution to draw them from."""
+    """Return the sampler of a call; ValueError where items are given, and a distribution to draw them from; and
+    for a mixture of another number of negatives."""
     if isinstance(negatives, Tensor):
         if distribution is not None:
             raise ValueError("negatives are given, and a distribution to draw them from: give one of the two")
         return SamplerKind.GIVEN
     if distribution is None:
         return SamplerKind.UNIFORM
+    if isinstance(distribution, Mixed):
+        distribution.check(negatives)
+        return SamplerKind.MIXED
     return SamplerKind.IN_BATCH if isinstance(distribution, InBatch) else SamplerKind.WEIGHTED
 
 
@@ -56,13 +61,35 @@ def draw_uniform(
     An item's probability is off by at most V / 2^(63 - bits of V) of itself: 1e-10 at 30,000 items, 2e-3 at 1e8.
     Memory: one [S, ns] int64 beside the result. On meta tensors nothing is drawn, in the same memory.
     """
-    sets, negatives = shape
     bits = 63 - catalog.bit_length()
+    # floor(fraction x V) for a fraction of so many bits: no product is beyond 2^63
+    draws = _fractions(shape, bits, sampling, first_set, device, stream)
+    return draws.mul_(catalog).bitwise_right_shift_(bits)
+
+
+def _fractions(
+    shape: tuple[int, int], bits: int, sampling: Sampling, first_set: int, device: torch.device, stream: Stream
+) -> Tensor:
+    """Return uniform integers of so many bits, int64 of `shape`."""
+    sets, negatives = shape
     starts = _mixed(_numbered(_key(sampling, stream), first_set, sets, device))
     draws = _mixed(starts[:, None] + _numbered(0, 0, negatives, device))
-    # floor(fraction x V) for a fraction of so many bits: no product is beyond 2^63
-    draws.bitwise_right_shift_(64 - bits).bitwise_and_((1 << bits) - 1)
-    return draws.mul_(catalog).bitwise_right_shift_(bits)
+    return draws.bitwise_right_shift_(64 - bits).bitwise_and_((1 << bits) - 1)
+
+
+def _draw_mixed(
+    shape: tuple[int, int], catalog: int, sampling: Sampling, first_set: int, device: torch.device, source: Mixed
+) -> Tensor:
+    """Return items of which the first of every set are the batch's. Memory: two [S, ns] int64 beside the result."""
+    there, from_batch = len(source.slots), source.from_batch
+    bits = 63 - max(catalog, there).bit_length()
+    draws = _fractions(shape, bits, sampling, first_set, device, Stream.ITEMS)
+    draws[:, :from_batch].mul_(there)
+    draws[:, from_batch:].mul_(catalog)
+    draws.bitwise_right_shift_(bits)
+    items = source.slots[draws.clamp(max=there - 1)]
+    items[:, from_batch:] = draws[:, from_batch:]
+    return items
 
 
 def draw_items(
@@ -76,6 +103,8 @@ def draw_items(
     """Return items of a distribution, int64 of `shape`; uniform without one. Arguments are those of `draw_uniform`."""
     if distribution is None:
         return draw_uniform(shape, catalog, sampling, first_set, device)
+    if isinstance(distribution, Mixed):
+        return _draw_mixed(shape, catalog, sampling, first_set, device, distribution)
     if isinstance(distribution, InBatch):
         return distribution.slots[draw_uniform(shape, len(distribution.slots), sampling, first_set, device)]
     coins = draw_uniform(shape, COIN, sampling, first_set, device, Stream.COINS) / COIN

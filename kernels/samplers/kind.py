@@ -16,3 +16,5 @@ class SamplerKind(IntEnum):
     """Nothing is drawn: the caller gives the items."""
     IN_BATCH = 3
     """Items are drawn from the targets of the batch, each as often as it stands there."""
+    MIXED = 4
+    """A set's first negatives are drawn from the targets of the batch, the others uniformly."""

@@ -25,6 +25,9 @@ class Sampling:
     """Uniform negatives of `cce-` come in blocks of a permutation of the catalog (kernels.samplers.blocks): without
     replacement within a set, and with a gradient of the table that needs no atomic additions. False draws every one
     independently."""
+    hardest: int | None = None
+    """Adaptive sampling: every token keeps so many of its set's negatives, those of the highest logits, and the others
+    leave its sum (kernels.samplers.hardest). None keeps all. Then draws are independent, and there is no logQ."""
     seed: int | Tensor = 0
     """With `step`, fixes the draw: a resumed run repeats it. Either may be a tensor, int64 [], which the Triton kernels
     load when they run: a CUDA graph that is replayed draws what it holds then. It is on the device of the hidden
@@ -42,10 +45,17 @@ class Sampling:
                 raise ValueError(f"seed and step as tensors are int64 [], not {each.dtype} {list(each.shape)}")
         if self.tokens_per_set < 1:
             raise ValueError(f"tokens_per_set {self.tokens_per_set} is below 1")
+        if self.hardest is not None and self.hardest < 1:
+            raise ValueError(f"hardest {self.hardest} is below 1")
         if self.first_token < 0:
             raise ValueError(f"first_token {self.first_token} is negative")
         if self.batch_tokens is not None and self.batch_tokens < self.first_token:
             raise ValueError(f"first_token {self.first_token} is beyond a batch of {self.batch_tokens} tokens")
+
+    @property
+    def corrected(self) -> bool:
+        """Tell whether negatives' logits are corrected: `log_q`, where the probability of what is kept is known."""
+        return self.log_q and self.hardest is None
 
     def moment(self) -> tuple[int, int]:
         """Return seed and step; ValueError for tensors: a GPU would be waited for to see what they hold."""

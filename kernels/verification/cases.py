@@ -17,16 +17,17 @@ from torch import Tensor
 from srsplan.kernels.full_softmax.api import cce_triton
 from srsplan.kernels.full_softmax.grid import WAVE, SoftmaxGrid
 from srsplan.kernels.launches.device import capability_of
-from srsplan.kernels.losses import Sampler
+from srsplan.kernels.losses import ADAPTIVE, CANDIDATES, IN_BATCH_SHARE, MIXED, Sampler
 from srsplan.kernels.reduction import IGNORE_INDEX
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
+from srsplan.kernels.samplers.mixed import mixed
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.kernels.verification.subject import Subject
 
-Source = Literal["uniform", "popularity", "in-batch", "given"]
+Source = Literal["uniform", "popularity", "in-batch", "mixed", "adaptive", "adaptive-mixed", "given"]
 """Where a case's negatives come from: a sampler, or the caller."""
 Logits = Literal["spread", "peaked"]
 """All items matter, or all but a few are negligible."""
@@ -168,6 +169,8 @@ def _peaked(case: Case, subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
 def _drawn_by(case: Case, targets: Tensor) -> Distribution | InBatch | None:
     if case.source == "in-batch":
         return in_batch(targets.clamp(min=0), case.catalog)
+    if case.source in MIXED:
+        return mixed(targets.clamp(min=0), case.catalog, case.negatives, IN_BATCH_SHARE)
     if case.source == "popularity":
         return popularity(torch.arange(case.catalog).numpy() % 50, 0.75).to(targets.device)
     return None
@@ -175,7 +178,8 @@ def _drawn_by(case: Case, targets: Tensor) -> Distribution | InBatch | None:
 
 def sampling_of(case: Case) -> Sampling:
     """Return the settings that a case draws with."""
-    return replace(training_sampling(case.tokens_per_set), seed=3, step=9)
+    hardest = max(1, case.negatives // CANDIDATES) if case.source in ADAPTIVE else None
+    return replace(training_sampling(case.tokens_per_set), seed=3, step=9, hardest=hardest)
 
 
 def training_sampling(tokens_per_set: int) -> Sampling:

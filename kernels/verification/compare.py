@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from srsplan.kernels.launches.table import ASSUMED_CAPABILITY
-from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.verification import reference
-from srsplan.kernels.verification.cases import Case, Inputs, grid_of, inputs_of, kernel_loss, negatives_of
+from srsplan.kernels.verification.cases import Case, Inputs, grid_of, inputs_of, kernel_loss, negatives_of, sampling_of
 from srsplan.kernels.verification.subject import Subject
 
 PARTS = ("the loss", "hidden's gradient", "the table's gradient")
@@ -117,7 +116,8 @@ def _references(case: Case, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]
     def defined(each: Inputs) -> Tensor:
         if items is None:
             return reference.full_softmax(each.hidden, each.table, each.targets)
-        return reference.sampled_softmax(each.hidden, each.table, each.targets, items, each.drawn_by)
+        hardest = sampling_of(case).hardest
+        return reference.sampled_softmax(each.hidden, each.table, each.targets, items, each.drawn_by, hardest)
 
     truth = gradients(defined, _in_type(inputs, torch.float64))
     if inputs.hidden.dtype == torch.float32:
@@ -130,7 +130,7 @@ def _in_type(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     drawn_by = inputs.drawn_by
     if drawn_by is not None and dtype == torch.float64:
         wide = drawn_by.log_prob.double()
-        drawn_by = InBatch(drawn_by.slots, wide) if isinstance(drawn_by, InBatch) else replace(drawn_by, log_prob=wide)
+        drawn_by = replace(drawn_by, log_prob=wide)
     return replace(inputs, hidden=inputs.hidden.to(dtype), table=inputs.table.to(dtype), drawn_by=drawn_by)
 
 

@@ -6,14 +6,14 @@ Shape letters: M tokens, V items, D hidden size.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
 from srsplan.kernels.dispatch import LossCall, LossOptions
-from srsplan.kernels.losses import CHUNKED, TRITON
+from srsplan.kernels.losses import ADAPTIVE, CANDIDATES, CHUNKED, FROM_BATCH, IN_BATCH_SHARE, MIXED, TRITON
 from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.kernels.verification.cases import training_sampling
 from srsplan.kernels.verification.compare import Instruments
@@ -70,9 +70,13 @@ class _Lap:
         drawn_by = None
         if subject.sampler == "popularity":
             drawn_by = popularity(1e6 / torch.arange(1, shape.catalog + 1).double(), EXPONENT).to(device)
+        negatives, sampling = shape.negatives, training_sampling(subject.tokens_per_set)
+        if negatives is not None and subject.sampler in ADAPTIVE:
+            negatives, sampling = min(CANDIDATES * negatives, shape.catalog), replace(sampling, hardest=negatives)
         options = LossOptions(
-            negatives=shape.negatives, sampling=training_sampling(subject.tokens_per_set),
-            compute_dtype=subject.torch_dtype, distribution=drawn_by, in_batch=subject.sampler == "in-batch",
+            negatives=negatives, sampling=sampling,
+            compute_dtype=subject.torch_dtype, distribution=drawn_by, in_batch=subject.sampler in FROM_BATCH,
+            in_batch_share=IN_BATCH_SHARE if subject.sampler in MIXED else None,
         )  # fmt: skip
         call = LossCall(loss=subject.kind, implementation=implementation, reason="timed", options=options)
         self._call = call.at(0, 0, shape.tokens, backward_scale=1.0)

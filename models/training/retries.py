@@ -35,7 +35,7 @@ def train_batch(step: TrainingStep, batch: Batch, progress: Progress, callbacks:
         tokens = max(progress.pass_tokens, batch.longest)  # passes may have become smaller than this batch's longest
         cut = list(passes(batch, tokens, configuration.sequences))
         try:
-            targets = targets_of(batch, device) if configuration.sampler == "in-batch" else None
+            targets = targets_of(batch, device) if configuration.draws_from_batch else None
             inputs = (step_inputs(each, device) for each in cut)
             return step.run_passes(inputs, len(batch.targets), targets, draw=batch.draw)
         except torch.cuda.OutOfMemoryError:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import ADAPTIVE, CALIBRATION, IN_BATCH_SHARE, LOSSES, MIXED
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
-from srsplan.kernels.samplers.in_batch import InBatch, in_batch
+from srsplan.kernels.samplers.in_batch import InBatch
 from srsplan.kernels.samplers.sampling import Sampling
 from srsplan.models.config import Configuration
 from srsplan.models.registry import build_model
@@ -99,10 +99,12 @@ class TrainingStep:
         """Global norm of the last step's gradients before they were clipped, fp32 []; None where nothing is clipped."""
         self.steps_done = 0
         options = LossOptions(
-            negatives=configuration.negatives,
-            sampling=Sampling(tokens_per_set=configuration.tokens_per_set, seed=settings.seed),
+            negatives=configuration.drawn_negatives,
+            sampling=_sampling(configuration, settings.seed),
             compute_dtype=dtype,
-            in_batch=configuration.sampler == "in-batch",
+            in_batch=configuration.draws_from_batch,
+            in_batch_share=_in_batch_share(configuration),
+            calibration=CALIBRATION if configuration.calibration is None else configuration.calibration,
         )
         if configuration.sampler == "popularity":
             options = replace(options, distribution=self._distribution(item_counts, settings.popularity_exponent))
@@ -172,12 +174,12 @@ class TrainingStep:
 
         Their gradients accumulate: the step is that of the whole batch, however it is cut. Passes are taken one at a
         time, so that a generator need not hold them all on the device. `batch_targets`, int64 [N], are what the sampler
-        "in-batch" draws from. `draw` numbers the draw of negatives, in the place of the step. Returns the detached mean
-        loss over all targets; ValueError where there is no pass.
+        draws from where that is the batch. `draw` numbers the draw of negatives, in the place of the step. Returns the
+        detached mean loss over all targets; ValueError where there is no pass.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        drawn_from = None if batch_targets is None else in_batch(batch_targets, self.configuration.catalog)
+        drawn_from = None if batch_targets is None else self._loss.source(batch_targets, self.configuration.catalog)
         total: Tensor | None = None
         first, number = 0, self.steps_done if draw is None else draw
         for each in passes:
@@ -222,6 +224,19 @@ class TrainingStep:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+
+
+def _sampling(configuration: Configuration, seed: int) -> Sampling:
+    """Return the settings that the configuration's negatives are drawn with."""
+    hardest = configuration.negatives if configuration.sampler in ADAPTIVE else None
+    return Sampling(tokens_per_set=configuration.tokens_per_set, seed=seed, hardest=hardest)
+
+
+def _in_batch_share(configuration: Configuration) -> float | None:
+    """Return the share of negatives that a mixture takes from the batch; None where nothing is mixed."""
+    if configuration.sampler not in MIXED:
+        return None
+    return IN_BATCH_SHARE if configuration.in_batch_share is None else configuration.in_batch_share
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> Context:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import PLANNED
 from srsplan.models.config import Precision, find_loss
 from srsplan.models.errors import InputError
 from srsplan.planner.cli import console, options
@@ -23,7 +23,7 @@ NOT_GOOD = 1
 
 
 def doctor_command(
-    losses: Annotated[str, typer.Option("--losses", help="Comma-separated.")] = ",".join(LOSSES),
+    losses: Annotated[str, typer.Option("--losses", help="Comma-separated.")] = ",".join(PLANNED),
     dim: options.Dim = 256,
     precision: options.PrecisionOption = "fp16",
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds after which a single check is ended.")] = 300.0,

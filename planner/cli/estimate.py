@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import LOSSES, PLANNED
 from srsplan.models.config import Precision
 from srsplan.models.errors import InputError, NothingFits
 from srsplan.planner.cli import console, options
@@ -36,7 +36,9 @@ def estimate_command(
     catalog: options.Catalog,
     batch_size: Annotated[str, typer.Option("--batch-size", help="Sequences per step: 256, or 64,128,256.")],
     seq_len: Annotated[str, typer.Option("--seq-len", help="Items per sequence at most: 200, or 50,100,200.")],
-    loss: Annotated[str | None, typer.Option("--loss", help="ce, ce-, cce, cce- or bce; without it: all.")] = None,
+    loss: Annotated[
+        str | None, typer.Option("--loss", help="ce, ce-, cce, cce-, bce, gbce; without it: the first five.")
+    ] = None,
     negatives: Annotated[
         str | None, typer.Option("--negatives", help="Negatives per set, sampled losses only: 512, or 128,512.")
     ] = None,
@@ -88,7 +90,7 @@ def estimate_command(
 
 def _rows(loss: str | None, precision: str | None, batch_size: str, seq_len: str, negatives: str | None) -> list[Row]:
     """Return every combination of what was given; InputError for too many."""
-    losses = list(LOSSES) if loss is None else [loss]
+    losses = list(PLANNED) if loss is None else [loss]
     precisions = [precision] if precision else [USUAL_PRECISION] if loss else list(get_args(Precision))
     knobs = list(product(precisions, _sizes(batch_size, "--batch-size"), _sizes(seq_len, "--seq-len")))
     counts: list[int | None] = [*_sizes(negatives, "--negatives")] if negatives else [None]
@@ -106,8 +108,8 @@ def _rows(loss: str | None, precision: str | None, batch_size: str, seq_len: str
 def _negatives(loss: str, counts: list[int | None]) -> list[int | None]:
     """Return the numbers of negatives that a loss of the table of all losses can have."""
     kind = LOSSES[loss]
-    if not kind.sampled or kind.fixed_negatives:
-        return [kind.fixed_negatives]
+    if not kind.sampled or kind.usual_negatives:
+        return [kind.usual_negatives]
     return [count or USUAL_NEGATIVES for count in counts]
 
 

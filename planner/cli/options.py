@@ -27,7 +27,11 @@ Recompute = Annotated[
     bool, typer.Option("--recompute/--no-recompute", help="Activation checkpointing: less memory, about 30% more time.")
 ]
 SamplerOption = Annotated[
-    str, typer.Option("--sampler", help="How ce- and cce- draw negatives: uniform, popularity or in-batch.")
+    str,
+    typer.Option(
+        "--sampler",
+        help="How sampled losses draw negatives: uniform, popularity, in-batch, mixed, adaptive or adaptive-mixed.",
+    ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="sasrec, bert4rec or esasrec.")]
 MaskShare = Annotated[

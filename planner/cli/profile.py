@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import PLANNED
 from srsplan.models.config import Architecture, Configuration, Precision, find_loss, find_model, require_positive
 from srsplan.models.errors import InputError
 from srsplan.models.units import format_count, format_gib, format_ms, parse_bytes, parse_count
@@ -33,7 +33,7 @@ INTERRUPTED = 130
 
 def profile_command(
     gpu: options.Gpu,
-    losses: Annotated[str, typer.Option("--losses", help="Comma-separated.")] = ",".join(LOSSES),
+    losses: Annotated[str, typer.Option("--losses", help="Comma-separated.")] = ",".join(PLANNED),
     catalog: Annotated[str, typer.Option("--catalog", help="Catalog sizes, comma-separated.")] = "30K,300K",
     model: options.ModelOption = "sasrec",
     dim: options.Dim = 256,

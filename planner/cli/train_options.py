@@ -39,17 +39,31 @@ class TrainOptions:
     loss: Annotated[str | None, typer.Option("--loss", help="Without a plan, or instead of the plan's.")] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Sequences per step.")] = None
     seq_len: Annotated[int | None, typer.Option("--seq-len", help="Last items of a user that are trained on.")] = None
-    negatives: Annotated[int | None, typer.Option("--negatives", help="Negatives per set; sampled losses.")] = None
+    negatives: Annotated[
+        int | None, typer.Option("--negatives", help="Negatives per set, of sce items per bucket; sampled losses.")
+    ] = None
     tokens_per_set: Annotated[
         int | None, typer.Option("--tokens-per-set", max=MOST_SHARING, help="Tokens sharing negatives.")
     ] = None
     sampler: Annotated[
-        str | None, typer.Option("--sampler", help="How negatives are drawn: uniform, popularity or in-batch.")
+        str | None,
+        typer.Option("--sampler", help="How negatives are drawn: uniform, popularity, in-batch, mixed, adaptive."),
+    ] = None
+    in_batch_share: Annotated[
+        float | None,
+        typer.Option("--in-batch-share", help="Of --sampler mixed: share of the batch, 0 to 1; else 0.5."),
+    ] = None
+    candidates: Annotated[
+        int | None,
+        typer.Option("--candidates", help="Of --sampler adaptive: drawn, and the hardest kept; else 4 each."),
     ] = None
     popularity_exponent: Annotated[
         float,
         typer.Option("--popularity-exponent", help="Of --sampler popularity; 1 draws items as often as they occur."),
     ] = 0.75
+    calibration: Annotated[float | None, typer.Option("--calibration", help="Of --loss gbce, 0 to 1; else 0.75.")] = (
+        None
+    )
     dim: Annotated[int | None, typer.Option("--dim", help="Hidden size D.")] = None
     blocks: Annotated[int | None, typer.Option("--blocks", help="Transformer blocks.")] = None
     heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None

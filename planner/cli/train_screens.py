@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from srsplan.kernels.losses import LOSSES
 from srsplan.models.errors import InputError
 from srsplan.models.training.epochs_log import EpochRecord
 from srsplan.models.training.run import Order, Prepared
@@ -16,7 +17,14 @@ from srsplan.models.units import format_duration, format_gib
 from srsplan.planner.cli import console
 from srsplan.profiler.memory.model import MemoryModel
 
-SAMPLED = {"uniform": "uniform", "popularity": "by popularity", "in-batch": "from the batch's targets"}
+SAMPLED = {
+    "uniform": "uniform",
+    "popularity": "by popularity",
+    "in-batch": "from the batch's targets",
+    "mixed": "mixed of the batch's targets and uniform ones",
+    "adaptive": "the hardest of uniform ones",
+    "adaptive-mixed": "the hardest of the batch's targets and uniform ones",
+}
 SHOWN_RANKS = (1, 5, 10, 20, 100)
 COLD_SHARE = 0.1
 """Share of users with a cold target above which metrics over all users need a word."""
@@ -44,9 +52,13 @@ def introduce(prepared: Prepared) -> None:
 def _configuration_line(order: Order) -> str:
     configuration = order.configuration
     knobs = f"bs {configuration.batch_size}, sl {configuration.seq_len}"
-    if configuration.negatives is not None:
+    if LOSSES[configuration.loss].bucketed:
+        knobs += f", {configuration.negatives} items a bucket"
+    elif configuration.negatives is not None:
         knobs += f", ns {configuration.negatives}, {configuration.tokens_per_set} tokens a set"
         knobs += f", negatives {SAMPLED[configuration.sampler]}"
+        if configuration.drawn_negatives != configuration.negatives:
+            knobs += f" ({configuration.drawn_negatives} candidates)"
     if configuration.several_passes:
         knobs += f", in passes of {configuration.tokens:,} tokens"
     if configuration.recompute:

@@ -80,7 +80,7 @@ def _steps(base: Configuration, space: Space, prices: Prices) -> Iterator[tuple[
         tokens = int(base.tokens * factor)
         if base.seq_len <= tokens <= base.batch_tokens:
             yield "pass_tokens", change, prices.cut(base, tokens)
-    if base.negatives is None or LOSSES[base.loss].fixed_negatives:
+    if base.negatives is None or LOSSES[base.loss].usual_negatives:
         return
     for change, factor in STEPS:
         negatives = int(base.negatives * factor)

@@ -40,9 +40,9 @@ class Order:
 
 
 def balance(configuration: Configuration) -> int:
-    """Return min(batch size, negatives), or the batch size for a loss with a fixed number of negatives."""
-    fixed = LOSSES[configuration.loss].fixed_negatives
-    return configuration.batch_size if fixed else configuration.balance
+    """Return min(batch size, negatives), or the batch size for a loss whose negatives a plan does not choose."""
+    usual = LOSSES[configuration.loss].usual_negatives
+    return configuration.batch_size if usual else configuration.balance
 
 
 def _by_balance(configurations: Sequence[Configuration]) -> list[int]:

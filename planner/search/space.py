@@ -124,11 +124,11 @@ class Space:
         kind = LOSSES[loss]
         if not kind.sampled:
             return [None]
-        counts = [kind.fixed_negatives] if kind.fixed_negatives else NEGATIVES
+        counts = [kind.usual_negatives] if kind.usual_negatives else NEGATIVES
         return [count for count in counts if count < self.catalog]
 
     def _more_negatives(self, base: Configuration) -> list[Negatives]:
-        if base.negatives is None or LOSSES[base.loss].fixed_negatives:
+        if base.negatives is None or LOSSES[base.loss].usual_negatives:
             return [base.negatives]
         return [*_between(base.negatives, min(NEGATIVES[-1], self.catalog - 1))]
 

@@ -157,10 +157,12 @@ def _forms(precision: Precision, many: bool) -> Iterator[tuple[str, Sampler, Ker
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the shipped files."""
     parser = ArgumentParser(prog="python -m srsplan.profiler.memory.derive", description=__doc__.partition("\n")[0])
-    parser.add_argument("models", nargs="*", choices=[[], *MODEL_KINDS], help="without any: all")
+    parser.add_argument("models", nargs="*", default=[*MODEL_KINDS], help=f"of {', '.join(MODEL_KINDS)}; else all")
     parser.add_argument("--missing", action="store_true", help="keep the programs that a file holds")
     asked = parser.parse_args(arguments)
-    models = list(dict.fromkeys(asked.models or MODEL_KINDS))
+    models = list(dict.fromkeys(asked.models))
+    if unknown := [model for model in models if model not in MODEL_KINDS]:
+        parser.error(f"unknown model {unknown[0]!r}")
     programs = {model: read_programs(model) if asked.missing else {} for model in models}
     known = frozenset(chain.from_iterable(programs.values()))
     for model, found in derive_all(models, known, lambda line: sys.stderr.write(line + "\n")):

@@ -17,7 +17,8 @@ padded to whole sets, T tokens per chunk
 of the full softmax and t of the last one, S sets per chunk of the sampled one and s of the last, I rows per block of
 the table's gradient; of the full softmax's Triton kernel Y blocks of rows, W = F padded to whole ones of its backward,
 Z spans of items, X splits of the catalog; of the sampled softmax's with negatives in blocks W the same, and E programs
-of backward + 1; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they have
+of backward + 1; of the scalable cross-entropy b buckets, and those of a chunk, q where items and r where tokens are
+looked through; for evaluation M tokens of its batch, U users ranked at once, J = U + 1, Q (user, item) pairs they have
 seen, C items per chunk and c of the last.
 """
 
@@ -205,13 +206,16 @@ def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[
         "s": _last(sets, set_chunk),
         "I": min(catalog, chunking.ITEM_ROWS),
     }
+    if LOSSES[configuration.loss].bucketed:
+        buckets = chunking.buckets(targets)
+        row |= {"b": buckets, "q": chunking.bucket_chunk(buckets, catalog), "r": chunking.bucket_chunk(buckets, targets)}
     return row | _variant(configuration, row)
 
 
 def _negatives(configuration: Configuration) -> int:
     """Return the negatives of a set: uniform ones of `cce-` are at most the items that blocks hold."""
     blocks = LOSSES[configuration.loss].shares_negatives and configuration.sampler == "uniform"
-    asked = configuration.negatives or 0
+    asked = configuration.drawn_negatives or 0
     return min(asked, most_negatives(configuration.catalog)) if blocks else asked
 
 

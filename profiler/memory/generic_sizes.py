@@ -6,14 +6,14 @@ Candidates are tried in a fixed order until one is generic, so the same sizes ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from unittest.mock import patch
 
 from srsplan.kernels import chunking
 from srsplan.kernels.full_softmax.grid import SoftmaxGrid
-from srsplan.kernels.losses import CCE, DEFAULT_LOSS, LOSSES, Kernel, Sampler
+from srsplan.kernels.losses import ADAPTIVE, CCE, DEFAULT_LOSS, LOSSES, Kernel, Sampler
 from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.kinds import DEFAULT_MODEL, MODEL_KINDS
 from srsplan.profiler.memory import expressions
@@ -23,7 +23,7 @@ from srsplan.profiler.memory.symbols import SMALL_PRIMES, NotFactored, Size, Siz
 GENERIC_MASK_SHARE = 0.8
 """Close to 1, so that sequences of the usual number hold the tokens."""
 
-CHUNK_ELEMENTS = 1 << 29
+LONG_CHUNK = 1 << 29
 """The logits of a chunk of the full softmax: 5,300 tokens or so."""
 
 UNLIMITED = 10**9
@@ -41,6 +41,9 @@ Heads and hidden size share their prime: `factor` looks for the hidden size firs
 odd."""
 SPLITS = 13
 NEGATIVES, TOKENS_PER_SET = 61, 37
+CHUNK_SETS = 103
+SMALL_CHUNK = 1 << 24
+"""Elements of a chunk by which a few of many buckets are looked at, and not all of them."""
 
 CONTAINED = {("H", "D"), ("D", "H"), ("G", "P"), ("L", "N")}
 """(factor, product): D is a multiple of H, P of G and N of L. `factor` looks for the products first."""
@@ -99,25 +102,34 @@ def told_apart(kind: Kind, many_chunks: bool) -> Iterator[None]:
     """Cut work into numbers of pieces that can be told apart from all sizes, where sizes alone do not do it.
 
     The full softmax's Triton kernel splits the catalog; chunks of the other form are so long that every pass looks up
-    more than is added without sorting. Windows of one set let every pass of a batch touch as many sets
-    as a pass that begins with a window, though it begins in the middle of one.
+    more than is added without sorting. Windows of one set let every pass of a batch touch as many sets as a pass that
+    begins with a window, though it begins in the middle of one. Scores that thresholds are found in are those of
+    CHUNK_SETS sets: fewer than a pass has.
     """
-    several = kind.kernel == "triton" and many_chunks
-    splits = patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS) if several else nullcontext()
-    elements = CHUNK_ELEMENTS if LOSSES[kind.loss] is CCE and kind.kernel == "chunked" else chunking.CHUNK_ELEMENTS
-    with (
-        patch.object(chunking, "SETS_PER_WINDOW", 1),
-        patch.object(chunking, "CHUNK_ELEMENTS", elements),
-        patch.object(chunking, "LARGEST_TOKEN_CHUNK", UNLIMITED),
-        splits,
-    ):
+    loss, sizes = LOSSES[kind.loss], {"SETS_PER_WINDOW": 1, "LARGEST_TOKEN_CHUNK": UNLIMITED}
+    if loss is CCE and kind.kernel == "chunked":
+        sizes["CHUNK_ELEMENTS"] = LONG_CHUNK
+    elif loss.bucketed:
+        sizes["CHUNK_ELEMENTS"] = SMALL_CHUNK
+    with ExitStack() as patched:
+        for name, size in sizes.items():
+            patched.enter_context(patch.object(chunking, name, size))
+        if _cuts_scores(kind):
+            patched.enter_context(patch.object(chunking, "sampled_chunk_sets", lambda *_: CHUNK_SETS))
+        if kind.kernel == "triton" and many_chunks:
+            patched.enter_context(patch.object(SoftmaxGrid, "wanted_splits", lambda _: SPLITS))
         yield
+
+
+def _cuts_scores(kind: Kind) -> bool:
+    """Tell whether a kernel's scores are looked at some sets at a time, in buffers that all chunks share."""
+    return kind.kernel == "triton" and kind.sampler in ADAPTIVE
 
 
 def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
     """Yield candidates: the loss's tokens are those of so many chunks, the last of which is not full."""
     loss, triton = LOSSES[kind.loss], kind.kernel == "triton"
-    negatives = (loss.fixed_negatives or NEGATIVES) if loss.sampled else None
+    negatives = NEGATIVES if loss.sampled else None
     group = TOKENS_PER_SET if loss.shares_negatives else 1
     extras, catalogs = range(0, 40 * group, group // 5 + 1), range(101_377 if triton else 100_003, 104_000, 2)
     sequences_of = LONG_PASS_SEQUENCES if triton and loss.sampled and chunks > 1 else PASS_SEQUENCES
@@ -133,6 +145,7 @@ def _steps(kind: Kind, chunks: int) -> Iterator[Configuration]:
         found = Configuration(
             loss=kind.loss, catalog=catalog, batch_size=BATCH_SIZE, seq_len=TRITON_SEQ_LEN if triton else SEQ_LEN,
             negatives=negatives, tokens_per_set=group, sampler=kind.sampler, kernel=kind.kernel,
+            candidates=negatives if kind.sampler in ADAPTIVE else None,
             architecture=_architecture(kind.blocks, TRITON_HEADS[kind.precision] if triton else None),
             precision=kind.precision, model=kind.model, mask_share=GENERIC_MASK_SHARE if masked else None,
             pass_tokens=tokens, pass_sequences=sequences, recompute=kind.recompute,
@@ -188,7 +201,11 @@ def _loss_names(configuration: Configuration, single: bool) -> list[str]:
         if triton:
             return ["W", "Y", "Z"] if single else ["W", "X", "Y", "Z"]
         return ["T", "t"] if loss.chunked and not single else []
-    names = ["n", "K"] if loss.fixed_negatives is None else []
+    names = ["n", "K"]
+    if loss.bucketed:
+        names += ["b", "q", "r"]
+    if triton and configuration.sampler in ADAPTIVE:
+        names += ["S", "P", "G"]
     if triton and configuration.sampler == "uniform":
         names += ["W", "E"]
     if loss.shares_negatives and not triton:

@@ -84,7 +84,7 @@ def simulate_step(
         if configuration.recompute:
             step.model.recompute = cuda.recompute
         ledger.phase("batch")
-        targets = _numbers(configuration.batch_targets) if configuration.sampler == "in-batch" else None
+        targets = _numbers(configuration.batch_targets) if configuration.draws_from_batch else None
         kept = _pass(configuration)
         with cuda:
             for _ in range(steps):

@@ -93,10 +93,10 @@ def _tag(allocation: Allocation, powers: Counter[str]) -> str:
         return "gradient" if allocation.dtype == "torch.float32" else "table copy"
     if powers["I"] or powers["E"]:
         return "workspace"
-    if powers["V"] or powers["C"] or powers["X"] or powers["Z"]:
+    if powers["V"] or powers["b"] or powers["q"] or powers["r"] or powers["C"] or powers["X"] or powers["Z"]:
         return "logits"
     if powers["n"] or powers["K"]:
         return "negatives"
-    if allocation.phase == "backward" and not powers & Counter("BJLAMNTSGPW"):
+    if allocation.phase == "backward" and not powers & Counter("BFJLAMNTSGPW"):
         return "gradient"
     return "activation"

@@ -73,7 +73,7 @@ def measure(
 
 
 def _step(step: TrainingStep, passes: list[StepInputs]) -> None:
-    targets = torch.cat([each.targets for each in passes]) if step.configuration.sampler == "in-batch" else None
+    targets = torch.cat([each.targets for each in passes]) if step.configuration.draws_from_batch else None
     step.run_passes(passes, sum(len(each.targets) for each in passes), targets)
 
 

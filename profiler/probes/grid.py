@@ -84,7 +84,7 @@ def _grid(loss: str, wanted: Wanted) -> Iterator[Configuration]:
     for catalog in dict.fromkeys(wanted.catalogs):
         counts: Sequence[int | None] = [None]
         if kind.sampled:
-            counts = [kind.fixed_negatives] if kind.fixed_negatives else [n for n in NEGATIVES if n < catalog]
+            counts = [kind.usual_negatives] if kind.usual_negatives else [n for n in NEGATIVES if n < catalog]
         for batch_size in BATCH_SIZES:
             for seq_len in SEQ_LENS:
                 for negatives in counts:

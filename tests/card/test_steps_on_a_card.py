@@ -30,7 +30,7 @@ def probe() -> CudaProbe:
 
 def some_step(loss: str) -> Configuration:
     kind = LOSSES[loss]
-    negatives = (kind.fixed_negatives or 256) if kind.sampled else None
+    negatives = (kind.usual_negatives or 256) if kind.sampled else None
     return Configuration(
         loss=loss, catalog=100_000, batch_size=64, seq_len=128, negatives=negatives,
         tokens_per_set=32 if kind.shares_negatives else 1, pass_tokens=3000,

@@ -13,7 +13,7 @@ import torch
 from sequences import on_cpu
 from torch import Tensor
 
-from srsplan.kernels import Sampling, eager
+from srsplan.kernels import Sampling, bucket_softmax, eager
 from srsplan.kernels.block_softmax import operators as block_operators
 from srsplan.kernels.dispatch import FUNCTIONS, Implementation, LossCall, LossOptions, choose
 from srsplan.kernels.full_softmax import api as full
@@ -30,6 +30,8 @@ ENTRIES = {
     ("ce", "eager PyTorch"): (eager, "ce"),
     ("ce-", "eager PyTorch"): (eager, "ce_neg"),
     ("bce", "eager PyTorch"): (eager, "bce"),
+    ("gbce", "eager PyTorch"): (eager, "gbce"),
+    ("sce", "eager PyTorch"): (bucket_softmax, "sce"),
     ("cce", "chunked PyTorch"): (full, "softmax_chunks"),
     ("cce-", "chunked PyTorch"): (sampled, "sampled_chunks"),
     ("cce", "Triton"): (full_operators, "full_softmax"),
@@ -56,7 +58,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def options(loss: str) -> LossOptions:
-    negatives = LOSSES[loss].fixed_negatives or (9 if LOSSES[loss].sampled else None)
+    negatives = LOSSES[loss].usual_negatives or (9 if LOSSES[loss].sampled else None)
     return LossOptions(negatives=negatives, sampling=Sampling(tokens_per_set=16), compute_dtype=torch.float32)
 
 

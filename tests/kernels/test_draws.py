@@ -15,6 +15,7 @@ from srsplan.kernels import Sampling, cce_neg, ce_neg, chunking
 from srsplan.kernels.samplers.alias_table import Distribution, distribution
 from srsplan.kernels.samplers.draw import Stream, draw_items, draw_uniform
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
+from srsplan.kernels.samplers.mixed import mixed
 from srsplan.profiler.memory.ledger import Ledger
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -112,10 +113,11 @@ def test_weighted_draws_follow_their_weights() -> None:
     assert independent(draw_uniform((40, 6400), 16, Sampling(seed=1), 0, CPU), coins, 16)
 
 
-@pytest.mark.parametrize("source", ["uniform", "weighted", "in-batch"])
+@pytest.mark.parametrize("source", ["uniform", "weighted", "in-batch", "mixed"])
 def test_a_set_draws_the_same_in_every_company(source: str) -> None:
     drawn_by: dict[str, Distribution | InBatch | None] = {
-        "uniform": None, "weighted": distribution(np.arange(1.0, 91)), "in-batch": in_batch(torch.arange(50), 90)
+        "uniform": None, "weighted": distribution(np.arange(1.0, 91)), "in-batch": in_batch(torch.arange(50), 90),
+        "mixed": mixed(torch.arange(50), 90, 30, 0.4),
     }  # fmt: skip
     sampling = Sampling(seed=8, step=2)
     whole = draw_items((40, 30), 90, sampling, 100, CPU, drawn_by[source])

@@ -26,6 +26,7 @@ from srsplan.kernels.sampled_softmax.operators import Numbers, _Call
 from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.kernels.samplers.in_batch import in_batch
 from srsplan.kernels.samplers.kind import SamplerKind
+from srsplan.kernels.samplers.mixed import mixed
 from srsplan.profiler.memory.ledger import Ledger
 
 IGNORED = -100
@@ -288,12 +289,13 @@ def test_gradients_of_gradients_are_refused(name: str) -> None:
         found.sum().backward()
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "popularity", "in-batch"])
+@pytest.mark.parametrize("sampler", ["uniform", "popularity", "in-batch", "mixed"])
 def test_a_seed_and_a_step_in_memory_draw_what_they_hold(sampler: str) -> None:
     """With the arguments of one call, as a CUDA graph that is replayed: the draws are those of equal ints."""
     hidden, table, targets = some()
     drawn_by = {
-        "uniform": None, "popularity": popularity(np.arange(300)), "in-batch": in_batch(targets, 300, IGNORED)
+        "uniform": None, "popularity": popularity(np.arange(300)), "in-batch": in_batch(targets, 300, IGNORED),
+        "mixed": mixed(targets, 300, 9, 0.4, IGNORED),
     }[sampler]  # fmt: skip
     seed, step = torch.tensor(2**40 + 1), torch.tensor(3)
 

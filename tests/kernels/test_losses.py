@@ -234,26 +234,6 @@ def test_draws_repeat_and_differ() -> None:
     assert first.max() < 10_000
 
 
-def test_bce_equals_its_definition() -> None:
-    """A negative that is the target is skipped: the first nine are, as far as their targets are not ignored."""
-    case = Case.make((37, 101, 24))
-    negatives = torch.randint(101, (37, 1))
-    negatives[:9, 0] = case.targets[:9].clamp(min=0)
-    assert bool((negatives[:, 0] == case.targets).any())
-
-    def truth(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        losses = []
-        for row, target, negative in zip(hidden, targets.tolist(), negatives[:, 0].tolist(), strict=True):
-            if target == IGNORED:
-                losses.append(row.sum() * 0)
-                continue
-            against = 0 if negative == target else -torch.log(1 - torch.sigmoid(table[negative] @ row))
-            losses.append(-torch.log(torch.sigmoid(table[target] @ row)) + against)
-        return _reduce(torch.stack(losses), targets, "mean")
-
-    assert_near(case.run(bce, negatives=negatives), case.double().run(truth), 1e-5)
-
-
 @pytest.mark.parametrize("loss", [ce, cce])
 def test_an_unknown_reduction_is_refused(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="'avg' is none of"):

@@ -21,7 +21,7 @@ from srsplan.kernels import Sampling, cce, cce_neg, ce_neg, chunking
 from srsplan.kernels.block_softmax.grid import most_negatives
 from srsplan.kernels.chunking import Windows, set_count
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import ADAPTIVE, FROM_BATCH, LOSSES, MIXED, Sampler
 from srsplan.kernels.sampled_softmax.api import cce_neg_triton
 from srsplan.kernels.sampled_softmax.call_sets import CallSets
 from srsplan.kernels.samplers.alias_table import Distribution, popularity
@@ -31,7 +31,9 @@ from srsplan.kernels.samplers.in_batch import InBatch, in_batch
 from srsplan.profiler.memory.ledger import Ledger
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
-COMBINATIONS = [(loss.name, sampler) for loss in LOSSES.values() for sampler in loss.samplers]
+KEPT = 3
+"""Negatives that adaptive samplers keep of what they draw."""
+COMBINATIONS = [(loss.name, sampler) for loss in LOSSES.values() if not loss.bucketed for sampler in loss.samplers]
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +93,11 @@ def close(found: tuple[Tensor, ...], truth: tuple[Tensor, ...], tolerance: float
 def call_of(loss: str, sampler: str, batch: Batch, negatives: int, group: int, device: torch.device = CPU) -> LossCall:
     kind = LOSSES[loss]
     options = LossOptions(
-        negatives=kind.fixed_negatives or (negatives if kind.sampled else None),
-        sampling=Sampling(tokens_per_set=group, seed=3),
+        negatives=kind.usual_negatives or (negatives if kind.sampled else None),
+        sampling=Sampling(tokens_per_set=group, seed=3, hardest=KEPT if sampler in ADAPTIVE else None),
         compute_dtype=torch.float32,
-        in_batch=sampler == "in-batch",
+        in_batch=sampler in FROM_BATCH,
+        in_batch_share=0.3 if sampler in MIXED else None,
         distribution=popularity(np.arange(len(batch.table)), 0.75) if sampler == "popularity" else None,
     )
     return choose(loss, device, "triton" if device == CUDA else "auto", options, dim=batch.table.shape[1])
@@ -104,7 +107,7 @@ def drawn(
     negatives: int, catalog: int, sampling: Sampling, number: int, drawn_by: Distribution | InBatch | None
 ) -> Tensor:
     """The items of one set of the batch, by another way than the loss takes."""
-    if drawn_by is None:
+    if drawn_by is None and sampling.hardest is None:
         return block_draw(min(negatives, most_negatives(catalog)), catalog, sampling).items(number, 1, CPU)[0]
     return draw_items((1, negatives), catalog, sampling, number, CPU, drawn_by)[0]
 
@@ -142,10 +145,10 @@ def test_passes_add_up_to_the_batch(
     group=st.integers(1, 40),
     sampler=st.sampled_from(LOSSES["cce-"].samplers),
 )
-def test_the_batch_is_the_definition(batch: Batch, negatives: int, group: int, sampler: str) -> None:
+def test_the_batch_is_the_definition(batch: Batch, negatives: int, group: int, sampler: Sampler) -> None:
     """Token by token in float64, with the negatives of the set that the documented rule puts it into."""
     call, count, catalog = call_of("cce-", sampler, batch, negatives, group), len(batch.targets), len(batch.table)
-    drawn_by = in_batch(batch.targets, catalog) if sampler == "in-batch" else call.options.distribution
+    drawn_by = call.source(batch.targets, catalog) if call.options.in_batch else call.options.distribution
     share = torch.full((catalog,), 1 / catalog) if drawn_by is None else drawn_by.log_prob.exp()
     windows = math.ceil(count / (group * 3))
     stride = math.ceil(count / (windows * group))
@@ -156,8 +159,13 @@ def test_the_batch_is_the_definition(batch: Batch, negatives: int, group: int, s
         number = token // (stride * group) * stride + token % stride
         items = drawn(negatives, catalog, sampling, number, drawn_by)
         kept = items[items != target]
-        scores = table[kept] @ hidden[token]
-        scores = scores + torch.log((1 - share[target].double()) / (share[kept].double() * max(1, len(kept))))
+        scores = (table @ hidden[token])[kept]
+        weight = 1 / negatives if sampler in MIXED else (1 - share[target].double()) / max(1, len(kept))
+        if sampler in ADAPTIVE:
+            least = scores.sort(descending=True).values[:KEPT][-1:]
+            scores = scores[scores >= least] if len(kept) else scores
+        else:
+            scores = scores + torch.log(weight / share[kept].double())
         positive = table[target] @ hidden[token]
         losses.append(torch.logsumexp(torch.cat([positive[None], scores]), 0) - positive)
     torch.stack(losses).mean().backward()

@@ -17,6 +17,7 @@ from srsplan.kernels.sampled_softmax.api import cce_neg_triton
 from srsplan.kernels.samplers.alias_table import Distribution, distribution, popularity
 from srsplan.kernels.samplers.draw import draw_items
 from srsplan.kernels.samplers.in_batch import InBatch, in_batch
+from srsplan.kernels.samplers.mixed import mixed
 
 IGNORED = -100
 CPU = torch.device("cpu")
@@ -32,9 +33,11 @@ def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(tokens, dim), torch.randn(catalog, dim) * 0.3, targets
 
 
-def source(name: str, catalog: int, targets: Tensor) -> Distribution | InBatch | None:
+def source(name: str, catalog: int, targets: Tensor, negatives: int = 1) -> Distribution | InBatch | None:
     if name == "uniform":
         return None
+    if name == "mixed":
+        return mixed(targets, catalog, negatives, 0.3, IGNORED)
     return popularity(np.arange(catalog), 0.75) if name == "popularity" else in_batch(targets, catalog, IGNORED)
 
 
@@ -44,25 +47,29 @@ def shares(drawn_by: Distribution | InBatch | None, catalog: int) -> Tensor:
     return drawn_by.log_prob.double().exp()
 
 
-def defined(hidden: Tensor, table: Tensor, targets: Tensor, items: Tensor, share: Tensor) -> Tensor:
-    """The loss from its definition, items [M, ns]: what is drawn and not the target stands for (1 - q_t) / (n q_i)."""
+def defined(
+    hidden: Tensor, table: Tensor, targets: Tensor, items: Tensor, share: Tensor, mixture: bool = False
+) -> Tensor:
+    """The loss from its definition, items [M, ns]: what is drawn and not the target stands for (1 - q_t) / (n q_i),
+    where n are not the target; in a mixture for 1 / (ns q_i)."""
     losses = []
     for row, target, drawn in zip(hidden, targets.tolist(), items, strict=True):
         if target != IGNORED:
             kept = drawn[drawn != target]
-            scores = table[kept] @ row + torch.log((1 - share[target]) / (share[kept] * max(1, len(kept))))
+            weight = 1 / len(drawn) if mixture else (1 - share[target]) / max(1, len(kept))
+            scores = table[kept] @ row + torch.log(weight / share[kept])
             positive = table[target] @ row
             losses.append(torch.logsumexp(torch.cat([positive[None], scores]), 0) - positive)
     return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("form", ["eager", "chunked", "triton"])
-@pytest.mark.parametrize("sampler", ["uniform", "popularity", "in-batch"])
+@pytest.mark.parametrize("sampler", ["uniform", "popularity", "in-batch", "mixed"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_loss_and_gradients_of_every_sampler(shape: tuple[int, ...], sampler: str, form: str) -> None:
     tokens, catalog, _, negatives, group = shape
     hidden, table, targets = inputs(shape)
-    drawn_by = source(sampler, catalog, targets)
+    drawn_by = source(sampler, catalog, targets, negatives)
     if form == "eager":
         group = 1
     sampling, sets = Sampling(tokens_per_set=group, seed=3, step=5, blocks=False), -(-tokens // group)
@@ -73,7 +80,7 @@ def test_loss_and_gradients_of_every_sampler(shape: tuple[int, ...], sampler: st
     ours = [each.clone().requires_grad_() for each in (hidden, table)]
     truth = [each.double().requires_grad_() for each in (hidden, table)]
     found = loss(ours[0], ours[1], targets, negatives, sampling=sampling, distribution=drawn_by)
-    expected = defined(truth[0], truth[1], targets, spread, shares(drawn_by, catalog))
+    expected = defined(truth[0], truth[1], targets, spread, shares(drawn_by, catalog), sampler == "mixed")
     found.backward()
     expected.backward()
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)

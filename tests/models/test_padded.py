@@ -29,7 +29,7 @@ FILLER = 7
 def some_step(loss: str, recompute: bool = False) -> TrainingStep:
     """Weights that matter: those of the beginning are so small that a missing part would hardly be seen."""
     kind = LOSSES[loss]
-    negatives = (kind.fixed_negatives or 20) if kind.sampled else None
+    negatives = (kind.usual_negatives or 20) if kind.sampled else None
     configuration = Configuration(
         loss=loss, catalog=50, batch_size=9, seq_len=12, negatives=negatives, architecture=SIZES, precision="fp32",
         tokens_per_set=4 if kind.shares_negatives else 1,

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from srsplan.kernels import Sampling, cce_neg, ce_neg
 from srsplan.kernels.dispatch import LossCall
-from srsplan.kernels.losses import LOSSES, SAMPLERS, Sampler
+from srsplan.kernels.losses import ADAPTIVE, LOSSES, SAMPLERS, Sampler
 from srsplan.kernels.samplers.alias_table import popularity
 from srsplan.kernels.samplers.in_batch import in_batch
+from srsplan.kernels.samplers.mixed import mixed
 from srsplan.models.config import Architecture, Configuration
 from srsplan.models.data.batches import Batch, passes
 from srsplan.models.data.masking import Masking
@@ -149,12 +150,16 @@ def test_a_step_draws_by_its_sampler(loss: str, sampler: Sampler) -> None:
         "uniform": None,
         "popularity": popularity(counts, 0.5),
         "in-batch": in_batch(batch.targets, configuration.catalog),
+        "mixed": mixed(batch.targets, configuration.catalog, 40, 0.5),
+        "adaptive": None,
+        "adaptive-mixed": mixed(batch.targets, configuration.catalog, 97, 0.5),
     }[sampler]
     with torch.no_grad():
         hidden = step.model(batch.sequences)
-        sampling = Sampling(tokens_per_set=1, seed=8)
+        drawn, hardest = (97, 40) if sampler in ADAPTIVE else (40, None)  # four for each are more than the catalog
+        sampling = Sampling(tokens_per_set=1, seed=8, hardest=hardest)
         form = ce_neg if loss == "ce-" else cce_neg
-        expected = form(hidden, step.model.item_table, batch.targets, 40, sampling=sampling, distribution=drawn_by)
+        expected = form(hidden, step.model.item_table, batch.targets, drawn, sampling=sampling, distribution=drawn_by)
     assert float(step.loss(batch).detach()) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -235,7 +240,7 @@ def test_a_step_recomputes_its_blocks_where_it_is_told_to(recompute: bool) -> No
 @pytest.mark.parametrize("loss", LOSSES)
 def test_recomputing_takes_less_memory(loss: str) -> None:
     """Of three blocks only their inputs are kept, and one block at a time: 40 bytes fewer per token and dimension."""
-    negatives = LOSSES[loss].fixed_negatives or (64 if LOSSES[loss].sampled else None)
+    negatives = LOSSES[loss].usual_negatives or (64 if LOSSES[loss].sampled else None)
     configuration = Configuration(
         loss=loss, catalog=5_000, batch_size=64, seq_len=256, negatives=negatives, architecture=Architecture(blocks=3)
     )

@@ -9,7 +9,7 @@ import pytest
 from command import Ended
 
 import srsplan.planner.api as api
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import PLANNED
 
 Run = Callable[..., Ended]
 SIZES = ("--catalog", "300K", "--batch-size", 64, "--seq-len", 50)
@@ -77,7 +77,7 @@ def test_without_a_loss_all_losses_and_precisions_are_compared(run: Run, monkeyp
     done = run("estimate", *SIZES)
     assert done.code == 0
     rows = [line.split() for line in done.out.splitlines() if line[:3] in {"ce ", "ce-", "cce", "bce"}]
-    assert [row[:2] for row in rows] == [[loss, kind] for loss in LOSSES for kind in ("fp32", "fp16", "bf16")]
+    assert [row[:2] for row in rows] == [[loss, kind] for loss in PLANNED for kind in ("fp32", "fp16", "bf16")]
     assert "ns 512 is assumed" in " ".join(done.out.split())
     assert max(map(len, done.out.splitlines())) <= 80
     documents = run("estimate", *SIZES, "--json").json["estimates"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import LOSSES, PLANNED
 from srsplan.models.config import Architecture, Configuration
 from srsplan.planner.budget import make_budget
 from srsplan.planner.confirm import confirm, confirm_first
@@ -26,7 +26,7 @@ MODEL = MemoryModel()
 A100 = find_gpu("a100-40gb")
 
 
-def space_of(catalog: int, losses: tuple[str, ...] = tuple(LOSSES), **changes: Any) -> Space:
+def space_of(catalog: int, losses: tuple[str, ...] = PLANNED, **changes: Any) -> Space:
     values: dict[str, Any] = {"architecture": Architecture(), "precision": "fp16", "workload": WorstCase(), **changes}
     return Space(catalog=catalog, losses=losses, **values)
 
@@ -42,7 +42,7 @@ def found_for(space: Space, gigabytes: float) -> Recommendation:
 def in_stated_order(configurations: list[Configuration]) -> bool:
     """Largest min(batch size, negatives) first, then the longer sequence; bce's one negative is no balance."""
     keys = [
-        (each.batch_size if LOSSES[each.loss].fixed_negatives else each.balance, each.seq_len)
+        (each.batch_size if LOSSES[each.loss].usual_negatives else each.balance, each.seq_len)
         for each in configurations
     ]
     return keys == sorted(keys, reverse=True)
@@ -187,7 +187,7 @@ def test_a_search_that_gives_up_early_still_finds_what_fits(
     space = space_of(30_000)
     prices = prices_of(space, gigabytes)
     found = recommend(space, prices)
-    assert {choice.configuration.loss for choice in found.choices} == set(LOSSES)
+    assert {choice.configuration.loss for choice in found.choices} == set(PLANNED)
     assert all(choice.memory.upper_bytes <= prices.budget.usable_bytes for choice in found.choices)
 
 

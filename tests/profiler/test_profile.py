@@ -15,7 +15,7 @@ import pytest
 from command import Ended
 from probe_records import CONFIGURATION, record, stored
 
-from srsplan.kernels.losses import LOSSES
+from srsplan.kernels.losses import PLANNED
 from srsplan.models.config import Architecture
 from srsplan.planner.calibration import model_of, scaled_time
 from srsplan.planner.step_time import BASIS, step_ms
@@ -108,15 +108,15 @@ def test_probes_are_few_spread_and_reach_the_budget() -> None:
     model = MemoryModel()
     budget = 24 * 10**9
     wanted = Wanted(
-        losses=tuple(LOSSES), catalogs=(30_000, 300_000), architecture=Architecture(), precision="fp16",
+        losses=PLANNED, catalogs=(30_000, 300_000), architecture=Architecture(), precision="fp16",
         budget_bytes=budget, count=12,
     )  # fmt: skip
     chosen = choose_probes(wanted, lambda each: [int(size) for size in model.allocated(each)])
-    assert len(set(chosen)) == len(chosen) == 12 * len(LOSSES)
+    assert len(set(chosen)) == len(chosen) == 12 * len(PLANNED)
     sizes = [int(model.allocated([each])[0]) for each in chosen]
     assert sizes == sorted(sizes)
     assert max(sizes) <= 0.95 * budget
-    for loss in LOSSES:
+    for loss in PLANNED:
         mine = [each for each in chosen if each.loss == loss]
         assert {each.catalog for each in mine} == {30_000, 300_000}
         assert len({each.batch_size for each in mine}) >= 3

@@ -37,7 +37,7 @@ def configurations(draw: st.DrawFn, largest: int = 1 << 62) -> Configuration:
     batch_size = draw(any_size(min(largest, LARGEST["batch_size"])))
     negatives = None
     if loss.sampled:
-        negatives = loss.fixed_negatives or draw(any_size(catalog - 1))
+        negatives = loss.usual_negatives or draw(any_size(catalog - 1))
     base = Configuration(
         loss=loss.name,
         catalog=catalog,

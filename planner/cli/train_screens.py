@@ -63,7 +63,12 @@ def _configuration_line(order: Order) -> str:
         knobs += f", in passes of {configuration.tokens:,} tokens"
     if configuration.recompute:
         knobs += ", recomputed blocks"
-    return f"{configuration.loss}: {knobs}, D {configuration.architecture.dim}, {configuration.precision}"
+    if configuration.ema is not None:
+        knobs += f", averaged weights (decay {configuration.ema:g})"
+    if configuration.mask_share is not None:
+        knobs += f", {configuration.mask_share:.0%} masked"
+    sizes = f"D {configuration.architecture.dim}, {configuration.precision}"
+    return f"{configuration.model}, {configuration.loss}: {knobs}, {sizes}"
 
 
 def _say_validation(prepared: Prepared) -> None:

@@ -18,7 +18,8 @@ from srsplan.kernels.samplers.draw import draw_items
 from srsplan.kernels.samplers.mixed import mixed
 
 IGNORED, CPU = -100, torch.device("cpu")
-FORMS = {"eager": ce_neg, "chunked": cce_neg, "triton": cce_neg_triton}
+Pair = tuple[Tensor, Tensor]
+FORMS: dict[str, Callable[..., Tensor]] = {"eager": ce_neg, "chunked": cce_neg, "triton": cce_neg_triton}
 SHAPES = [(7, 50, 16, 33, 8, 16), (9, 90, 32, 21, 1, 1), (37, 200, 48, 19, 18, 5), (20, 60, 16, 12, 40, 4)]
 """tokens, catalog, D, candidates, kept, tokens a set; the last keeps more than there are."""
 
@@ -47,7 +48,13 @@ def defined(hidden: Tensor, table: Tensor, targets: Tensor, items: Tensor, kept:
     return torch.stack(losses).mean()
 
 
-def assert_near(found: Tensor, expected: Tensor, ours: list[Tensor], truth: list[Tensor]) -> None:
+def leaves(hidden: Tensor, table: Tensor) -> tuple[Pair, Pair]:
+    """Both as they are and in float64, for gradients."""
+    ours = hidden.clone().requires_grad_(), table.clone().requires_grad_()
+    return ours, (hidden.double().requires_grad_(), table.double().requires_grad_())
+
+
+def assert_near(found: Tensor, expected: Tensor, ours: Pair, truth: Pair) -> None:
     found.backward()
     expected.backward()
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -74,8 +81,7 @@ def test_every_form_keeps_the_hardest_of_the_same_draws(
         items = kernel_draws((sets, candidates), catalog, sampling, drawn_by)
     else:
         items = draw_items((sets, candidates), catalog, sampling, 0, CPU, drawn_by)
-    ours = [each.clone().requires_grad_() for each in (hidden, table)]
-    truth = [each.double().requires_grad_() for each in (hidden, table)]
+    ours, truth = leaves(hidden, table)
     found = FORMS[form](*ours, targets, candidates, sampling=sampling, distribution=drawn_by)
     expected = defined(*truth, targets, items[torch.arange(tokens) % sets], kept)
     assert_near(found, expected, ours, truth)
@@ -100,8 +106,7 @@ def test_exactly_the_highest_scores_are_kept(form: str, kept: int) -> None:
 def test_binary_losses_keep_the_hardest(loss: Callable[..., Tensor]) -> None:
     hidden, table, targets = inputs(37, 101, 24)
     items = torch.randint(101, (37, 30))
-    ours = [each.clone().requires_grad_() for each in (hidden, table)]
-    rows, wide = (each.double().requires_grad_() for each in (hidden, table))
+    ours, (rows, wide) = leaves(hidden, table)
     losses = []
     for row, target, drawn in zip(rows, targets.tolist(), items, strict=True):
         if target != IGNORED:
@@ -110,7 +115,7 @@ def test_binary_losses_keep_the_hardest(loss: Callable[..., Tensor]) -> None:
             beta = 1 - 0.75 * (1 - 6 / 100)
             losses.append(positive + against if loss is bce else (beta * positive + against) / 7)
     found = loss(*ours, targets, items, sampling=Sampling(tokens_per_set=1, hardest=6))
-    assert_near(found, torch.stack(losses).mean(), ours, [rows, wide])
+    assert_near(found, torch.stack(losses).mean(), ours, (rows, wide))
 
 
 @pytest.mark.parametrize("form", FORMS)

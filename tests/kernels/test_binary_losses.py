@@ -16,6 +16,7 @@ from srsplan.kernels.samplers.in_batch import in_batch
 
 IGNORED, TOKENS, CATALOG, DIM = -100, 37, 101, 24
 CPU = torch.device("cpu")
+Pair = tuple[Tensor, Tensor]
 
 
 def tensors() -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +59,7 @@ def truth_gbce(hidden: Tensor, table: Tensor, targets: Tensor, items: Tensor, ca
     return torch.stack(losses).mean()
 
 
-def assert_near(found: Tensor, expected: Tensor, ours: list[Tensor], truth: list[Tensor]) -> None:
+def assert_near(found: Tensor, expected: Tensor, ours: Pair, truth: Pair) -> None:
     """Loss and both gradients."""
     found.backward()
     expected.backward()
@@ -69,9 +70,10 @@ def assert_near(found: Tensor, expected: Tensor, ours: list[Tensor], truth: list
         assert float((mine.grad - true.grad).norm() / true.grad.norm()) < 2e-5
 
 
-def leaves(hidden: Tensor, table: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    ours = [each.clone().requires_grad_() for each in (hidden, table)]
-    return ours, [each.double().requires_grad_() for each in (hidden, table)]
+def leaves(hidden: Tensor, table: Tensor) -> tuple[Pair, Pair]:
+    """Both as they are and in float64, for gradients."""
+    ours = hidden.clone().requires_grad_(), table.clone().requires_grad_()
+    return ours, (hidden.double().requires_grad_(), table.double().requires_grad_())
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])

@@ -53,10 +53,10 @@ def test_sce_equals_its_definition(
 ) -> None:
     """Loss and both gradients; buckets are filled one at a time, or all at once."""
     monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", chunk)
-    *sizes, count = shape
-    hidden, table, targets = inputs(*sizes)
-    ours = [each.clone().requires_grad_() for each in (hidden, table)]
-    truth = [each.double().requires_grad_() for each in (hidden, table)]
+    tokens, catalog, dim, count = shape
+    hidden, table, targets = inputs(tokens, catalog, dim)
+    ours = hidden.clone().requires_grad_(), table.clone().requires_grad_()
+    truth = hidden.double().requires_grad_(), table.double().requires_grad_()
     losses = defined(*truth, targets, count)
     found = sce(*ours, targets, count, sampling=SAMPLING)
     expected = torch.stack(list(losses.values())).mean()
@@ -67,7 +67,7 @@ def test_sce_equals_its_definition(
         assert mine.grad is not None
         assert true.grad is not None
         assert float((mine.grad - true.grad).norm() / true.grad.norm()) < 2e-5
-    assert len(losses) < int((targets != IGNORED).sum()) or sizes[0] < 8
+    assert len(losses) < int((targets != IGNORED).sum()) or tokens < 8
     every = sce(hidden, table, targets, count, sampling=SAMPLING, reduction="none")
     assert {token for token, loss in enumerate(every.tolist()) if loss} == set(losses)
 

@@ -31,6 +31,8 @@ from srsplan.profiler.memory.simulate import EvaluationSizes, simulate_evaluatio
 from srsplan.profiler.memory.symbols import NotFactored, Size, factor
 
 MODEL = MemoryModel()
+SEGMENT_BYTES = 2 << 20
+"""The least that the allocator reserves at once: a loop that stands for several chunks may end in another segment."""
 THOROUGH = "SRSPLAN_THOROUGH" in os.environ
 """Every random configuration, which takes minutes, instead of a part of them."""
 
@@ -87,7 +89,7 @@ def test_a_program_reserves_what_the_trace_does(loss: str, precision: Precision)
         sizes = [int(size[0]) for size in program.sizes(values)]
         for code in (program.setup, program.first, program.step):
             process.run(code, sizes, chunks - 2)
-        assert process.allocator.peak_reserved == pytest.approx(found.reserved_bytes, rel=1e-3)
+        assert process.allocator.peak_reserved == pytest.approx(found.reserved_bytes, rel=1e-3, abs=SEGMENT_BYTES)
 
 
 @pytest.mark.parametrize("model", MODEL_KINDS)

@@ -63,6 +63,8 @@ class Form:
     sampler: SamplerKind = SamplerKind.UNIFORM
     log_q: bool = True
     deterministic: bool = False
+    hardest: bool = False
+    """Every token leaves out what is below its threshold."""
     sparse: bool = False
     split: bool = False
     in_memory: bool = False
@@ -95,6 +97,7 @@ WEIGHTED = Form("weighted", sampler=SamplerKind.WEIGHTED)
 REPEATABLE = Form("repeatable", deterministic=True)
 SAMPLED_FORMS = (
     Form("given", sampler=SamplerKind.GIVEN), Form("in-batch", sampler=SamplerKind.IN_BATCH),
+    Form("mixed", sampler=SamplerKind.MIXED), Form("adaptive", log_q=False, hardest=True),
     Form("no log-Q", log_q=False), Form("bf16", hidden="bf16", table="bf16"),
     Form("bf16, fp32 table", hidden="bf16", table="fp32"),
     Form("seed in memory", in_memory=True),
@@ -144,7 +147,7 @@ class Entry:
             "SETS": max(1, launch.block_m // form.set_tokens), "GROUP": min(form.set_tokens, launch.block_m),
             "PARTS": max(1, form.set_tokens // launch.block_m), "FP32": form.fp32, "SAMPLER": int(form.sampler),
             "LOG_Q": form.log_q, "COMPUTE": COMPUTE[form.hidden], "PRECISION": "ieee",
-            "FIXED": sampled.FIXED_POINT if form.deterministic else 0.0, "HARDEST": False,
+            "FIXED": sampled.FIXED_POINT if form.deterministic else 0.0, "HARDEST": form.hardest,
         }  # fmt: skip
         return {**known, **self.constants, **(dict.fromkeys(NUMBERS, 1) if form.ones else {})}
 
@@ -187,6 +190,10 @@ KERNELS = (
     Entry(
         name="sampled_backward", kernel=sampled.sampled_backward, launches=_sampled("sampled_backward"),
         forms=(*SAMPLED_FORMS, *BACKWARD_FORMS), sized=(SINGLE, FP32, FP32_TABLE, WEIGHTED, REPEATABLE),
+    ),
+    Entry(
+        name="sampled_scores", kernel=sampled.sampled_scores, launches=_sampled("sampled_forward"),
+        forms=(Form("mixed", sampler=SamplerKind.MIXED),), sized=(FP32, FP32_TABLE),
     ),
     Entry(
         name="blocks_forward", kernel=blocks.blocks_forward, launches=_blocks("blocks_forward"),

@@ -4,13 +4,12 @@ The step runs on meta tensors in generic sizes (`generic_sizes`), the bytes of i
 (`symbols`), and the trace becomes a program of allocations (`program`). A chunked loss runs with two, three and four
 chunks: what three have more is the body of the loop.
 
-    python -m srsplan.profiler.memory.derive                      writes data/MODEL.gz beside this file, every model's
+    python -m srsplan.profiler.memory.derive                      writes data/MODEL.zip beside this file, every model's
     python -m srsplan.profiler.memory.derive sasrec --missing     derives the programs that a file does not hold yet
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import sys
 from argparse import ArgumentParser
@@ -25,7 +24,7 @@ from srsplan.kernels.losses import LOSSES, Kernel, Sampler
 from srsplan.models.config import Precision
 from srsplan.models.kinds import DEFAULT_MODEL, MODEL_KINDS
 from srsplan.profiler.memory import expressions
-from srsplan.profiler.memory.files import programs_path, read_programs
+from srsplan.profiler.memory.files import read_programs, write_programs
 from srsplan.profiler.memory.generic_sizes import Kind, generic_evaluation, generic_step, told_apart
 from srsplan.profiler.memory.program import Code, Program, encode, looped
 from srsplan.profiler.memory.simulate import Simulated, simulate_evaluation, simulate_step
@@ -167,9 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = frozenset(chain.from_iterable(programs.values()))
     for model, found in derive_all(models, known, lambda line: sys.stderr.write(line + "\n")):
         programs[model] |= found
-    for model, lines in programs.items():
-        text = "".join(f"{key} {program}\n" for key, program in sorted(lines.items()))
-        programs_path(model).write_bytes(gzip.compress(text.encode(), mtime=0))
+    for model, found in programs.items():
+        write_programs(model, found)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,11 @@ def pass_row(configuration: Configuration, tokens: int, sequences: int) -> dict[
     }
     if LOSSES[configuration.loss].bucketed:
         buckets = chunking.buckets(targets)
-        row |= {"b": buckets, "q": chunking.bucket_chunk(buckets, catalog), "r": chunking.bucket_chunk(buckets, targets)}
+        row |= {
+            "b": buckets,
+            "q": chunking.bucket_chunk(buckets, catalog),
+            "r": chunking.bucket_chunk(buckets, targets),
+        }
     return row | _variant(configuration, row)
 
 

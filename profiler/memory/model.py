@@ -21,7 +21,7 @@ from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory import reserved as lifetime
-from srsplan.profiler.memory.files import read_programs
+from srsplan.profiler.memory.files import read_program
 from srsplan.profiler.memory.program import Bytes, Program
 
 LARGEST_BYTES = 2**63
@@ -76,11 +76,11 @@ class MemoryModel:
         """Return the closed form of a loss (or of "evaluation"); InputError for a depth that has none."""
         key, averaged = expressions.program_key(loss, configuration, many_chunks), configuration.ema is not None
         if (key, averaged) not in self._read:
-            programs = read_programs(configuration.model)
-            if key not in programs:
+            document = read_program(configuration.model, key)
+            if document is None:
                 blocks = configuration.architecture.blocks
                 raise InputError(f"blocks {blocks}: no memory model of that depth", "1 to 4 blocks are covered")
-            program = Program.from_document(json.loads(programs[key]))
+            program = Program.from_document(json.loads(document))
             self._read[key, averaged] = program.with_average() if averaged else program
         return self._read[key, averaged]
 

@@ -131,7 +131,7 @@ def check_model_fits(configuration: Configuration, device_bytes: int | None) -> 
     """Raise InputError where the model alone, with gradients and moments, is larger than the memory it is to use."""
     sizes = configuration.architecture
     rows = configuration.catalog + configuration.seq_len + 6 * sizes.blocks * sizes.dim  # six D x D matrices a block
-    needed, has = COPIES * FP32_BYTES * rows * sizes.dim, device_bytes or _machine_bytes()
+    needed, has = COPIES * FP32_BYTES * rows * sizes.dim, device_bytes or machine_bytes()
     if has is not None and needed > has:
         raise InputError(
             f"a model of {configuration.catalog:,} items, seq_len {configuration.seq_len:,}, dim {sizes.dim} and "
@@ -141,7 +141,7 @@ def check_model_fits(configuration: Configuration, device_bytes: int | None) -> 
         )
 
 
-def _machine_bytes() -> int | None:
+def machine_bytes() -> int | None:
     """Return the memory of this machine; None where the system does not say."""
     if not hasattr(os, "sysconf"):
         return None

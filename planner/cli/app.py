@@ -58,6 +58,11 @@ VERBS = {
         "train_command",
         "Train a plan's configuration, test it by full ranking, and keep everything needed to repeat it.",
     ),
+    "compare": Verb(
+        "compare",
+        "compare_command",
+        "Train many configurations with several seeds, each run once, and say which differences can be trusted.",
+    ),
     "gpus": Verb(
         "gpus",
         "gpus_command",

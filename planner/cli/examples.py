@@ -21,6 +21,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "srsplan train --data interactions.csv --loss cce --dim 64 --seq-len 50 \\\n    --epochs 5 -o runs/first",
         "srsplan train --data interactions.csv -o runs/first --resume",
     ),
+    "compare": (
+        "srsplan compare examples/compare_small.yaml",
+        "srsplan compare losses.yaml -o runs/losses --jobs 2",
+        "srsplan compare losses.yaml --report-only --json",
+    ),
     "gpus": ("srsplan gpus", "srsplan gpus a100", "srsplan gpus 'rtx 40' --json"),
     "analyze": (
         "srsplan analyze runs.csv",

@@ -18,11 +18,12 @@ EXTRAS = {
     "train": ("torch", "triton", "safetensors"),
     "data": ("pandas", "pyarrow"),
     "analyze": ("scipy", "sklearn", "matplotlib", "joblib"),
+    "compare": ("statsmodels", "scikit_posthocs"),
 }
 """Packages that a plain install leaves out, by the extra that brings them."""
-EXTRA_OF_VERB = {"train": "train", "profile": "train", "bench": "bench", "analyze": "analyze"}
+EXTRA_OF_VERB = {"train": "train", "profile": "train", "bench": "bench", "analyze": "analyze", "compare": "compare"}
 """The extra with everything that a verb needs; the other verbs need one for some of their options only."""
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "scikit_posthocs": "scikit-posthocs"}
 """Packages whose name on the package index is another than the one that is imported."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

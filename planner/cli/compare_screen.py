@@ -1,0 +1,45 @@
+"""The screen of `srsplan compare`: one table, the tests in a sentence, and what stays open."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from srsplan.planner.cli import console
+from srsplan.planner.cli.compare_runs import Done
+from srsplan.planner.comparison.findings import Findings
+from srsplan.planner.comparison.tables import HEADINGS, rank_sentence, screen_cells
+
+
+def show(done: Done) -> None:
+    """Print the findings for people."""
+    found = done.findings
+    console.out.print(table(found))
+    for sentence in (rank_sentence(found), legend(found), *found.notes):
+        if sentence:
+            console.out.print(console.plain(sentence), markup=False)
+    names = ", ".join(path.name for path in done.files)
+    console.out.print(console.plain(f"in {done.output}: {names}"), markup=False, soft_wrap=True)
+
+
+def table(found: Findings) -> Table:
+    """Return the table of the configurations, the best first."""
+    shown = Table(
+        title=f"{found.metric} on the test, {found.runs} runs, {found.blocks} blocks (data x seeds)",
+        title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+    )  # fmt: skip
+    for at, heading in enumerate(HEADINGS):
+        shown.add_column(heading, justify="right" if at else "left", overflow="fold", no_wrap=at > 0)
+    for cells in screen_cells(found):
+        shown.add_row(*(console.markup(cell) for cell in cells), style="bold" if cells[0] == found.best else None)
+    return shown
+
+
+def legend(found: Findings) -> str | None:
+    """Say what the columns mean, as far as there are tests."""
+    if found.best is None:
+        return None
+    return (
+        "mean, sd: over runs. to best: mean difference within blocks, ± its 95% interval; p of a paired t-test, "
+        "adjusted for all of them (Holm). s an epoch: training alone."
+    )

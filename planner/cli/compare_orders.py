@@ -71,7 +71,7 @@ def comparison_of(file: CompareFile, path: Path, output: Path | None) -> Compari
     """Return the runs that a file at `path` asks for; InputError for whatever is wrong with their options."""
     known = {field.name for field in fields(TrainOptions)}
     configured = configurations(file.defaults, file.runs, known)
-    data, seeds = file.data_by_name(path.parent), file.seed_list()
+    data, seeds = file.data_by_name(path.parent), file.seeds
     folder = output or (path.with_suffix("") if file.output is None else beside(path.parent, file.output))
     ordered = {
         (one.name, name): _ordered(one, path.parent, name, source, folder)

@@ -12,7 +12,7 @@ import typer
 
 from srsplan.models.errors import InputError
 from srsplan.models.files import locked, write_atomically
-from srsplan.planner.analysis.run_files import RUN_FILE
+from srsplan.planner.analysis.run_files import COMPARISON, RUN_FILE
 from srsplan.planner.cli.compare_orders import Comparison, comparison_of, matched, ready
 from srsplan.planner.cli.compare_progress import Told, introduce
 from srsplan.planner.comparison import output as folders
@@ -161,4 +161,4 @@ def _write(
             write_atomically(output / name, content)
     folders.write_document(output, document)
     written = [name for name, content in contents.items() if content is not None]
-    return tuple(output / name for name in (*written, folders.COMPARISON))
+    return tuple(output / name for name in (*written, COMPARISON))

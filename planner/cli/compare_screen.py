@@ -26,12 +26,16 @@ def table(found: Findings) -> Table:
     """Return the table of the configurations, the best first."""
     shown = Table(
         title=f"{found.metric} on the test, {found.runs} runs, {found.blocks} blocks (data x seeds)",
-        title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+        title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
+        pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    for at, heading in enumerate(HEADINGS):
-        shown.add_column(heading, justify="right" if at else "left", overflow="fold", no_wrap=at > 0)
-    for cells in screen_cells(found):
-        shown.add_row(*(console.markup(cell) for cell in cells), style="bold" if cells[0] == found.best else None)
+    rows = list(screen_cells(found))
+    columns = [at for at, heading in enumerate(HEADINGS) if at == 0 or any(cells[at] for cells in rows)]
+    for at in columns:
+        shown.add_column(HEADINGS[at], justify="right" if at else "left", overflow="fold", no_wrap=at > 0)
+    for cells in rows:
+        texts = (console.markup(cells[at]) for at in columns)
+        shown.add_row(*texts, style="bold" if cells[0] == found.best else None)
     return shown
 
 
@@ -41,5 +45,5 @@ def legend(found: Findings) -> str | None:
         return None
     return (
         "mean, sd: over runs. to best: mean difference within blocks, ± its 95% interval; p of a paired t-test, "
-        "adjusted for all of them (Holm). s an epoch: training alone."
+        "adjusted for all of them (Holm). s/epoch: training alone."
     )

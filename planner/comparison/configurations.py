@@ -124,14 +124,17 @@ def _product(
 
 
 def _names(expanded: Sequence[tuple[str | None, dict[str, Value], dict[str, Value]]]) -> list[str]:
-    """Name each configuration: as it is given, with what differs within its run; or by what differs between all."""
+    """Name each configuration: as it is given, with what differs within its run; or by its model, its loss, and what
+    it says that not all say."""
     names = []
     for given, said, _ in expanded:
-        others = [other for name, other, _ in expanded if name == given] if given else [all_[1] for all_ in expanded]
-        differing = {key: value for key, value in said.items() if any(_other(key, value, one) for one in others)}
-        if given is None:
-            differing = differing or said
-        names.append(" ".join([*([given] if given else []), *_words(differing)]) or "train")
+        others = [other for name, other, _ in expanded if given in (None, name)]
+        told = {
+            key: value
+            for key, value in said.items()
+            if (given is None and key in BARE) or any(_other(key, value, one) for one in others)
+        }
+        names.append(" ".join([*([given] if given else []), *_words(told)]) or "train")
     return names
 
 

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, JsonValue, StrictInt, ValidationError
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError
+from pydantic_core import PydanticCustomError
 
 from srsplan.models.errors import InputError
 from srsplan.models.files import read_limited
@@ -26,20 +27,42 @@ METRICS = tuple(f"{name}_{rank}" for rank in (10, 1, 5, 20, 100) for name in get
 WRITE_ONE = "write one: data, seeds and runs; docs/compare.md has an example"
 MEND = "mend the file; docs/compare.md says what each key holds"
 
-Seed = Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)]
-Text = Annotated[str, Field(min_length=1, max_length=4_096)]
+LONGEST_PATH = 4_096
 Options = dict[str, JsonValue]
 """Options of `srsplan train` by name, with `-` or `_`; a list stands for each of its values."""
+
+
+def _paths(given: object) -> tuple[str, ...]:
+    """Return one path or a list of them as a tuple."""
+    paths = given if isinstance(given, list) else [given]
+    if not paths or not all(isinstance(each, str) and 0 < len(each) <= LONGEST_PATH for each in paths):
+        raise PydanticCustomError("paths", "give a file of interactions, or a list of files")
+    return tuple(paths)
+
+
+def _seeds(given: object) -> tuple[int, ...]:
+    """Return the seeds that a number of them, or a list, stands for."""
+    if type(given) is int and 1 <= given <= MOST_SEEDS:
+        return tuple(range(FIRST_SEED, FIRST_SEED + given))
+    if not isinstance(given, list) or not 1 <= len(given) <= MOST_SEEDS:
+        raise PydanticCustomError("seeds", f"give how many seeds, 1 to {MOST_SEEDS:,}, or a list of seeds")
+    wrong = next((seed for seed in given if type(seed) is not int or not 0 <= seed <= LARGEST_SEED), None)
+    if wrong is not None:
+        raise PydanticCustomError("seeds", f"{shown(wrong)} is no seed: give whole numbers from 0 to {LARGEST_SEED}")
+    repeated = next((seed for at, seed in enumerate(given) if seed in given[:at]), None)
+    if repeated is not None:
+        raise PydanticCustomError("seeds", f"the seed {repeated} stands twice: name each seed once")
+    return tuple(given)
 
 
 class CompareFile(Document):
     """What a comparison file may say."""
 
-    data: Text | list[Text]
+    data: Annotated[tuple[str, ...], BeforeValidator(_paths)]
     """Interactions: one file, or several; relative to the comparison file."""
-    output: Text | None = None
+    output: Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)] | None = None
     """Folder of the runs and tables, relative to the comparison file; else a folder with the file's name."""
-    seeds: Annotated[StrictInt, Field(ge=1, le=MOST_SEEDS)] | list[Seed] = 3
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (42, 43, 44)
     """How many seeds, from 42 on; or the seeds themselves."""
     metric: str = METRICS[0]
     """The metric that decides which configuration is the best."""
@@ -48,27 +71,13 @@ class CompareFile(Document):
     runs: Annotated[list[Options], Field(min_length=1)]
     """Configurations: options of `srsplan train`, and an optional `name`."""
 
-    def seed_list(self) -> tuple[int, ...]:
-        """Return the seeds; InputError where there is none, or one stands twice."""
-        if isinstance(self.seeds, int):
-            return tuple(range(FIRST_SEED, FIRST_SEED + self.seeds))
-        repeated = next((seed for at, seed in enumerate(self.seeds) if seed in self.seeds[:at]), None)
-        if repeated is not None:
-            raise InputError(f"the seed {repeated} stands twice in seeds", "name each seed once")
-        if not 1 <= len(self.seeds) <= MOST_SEEDS:
-            raise InputError(f"seeds is a list of {len(self.seeds):,}", f"give 1 to {MOST_SEEDS:,} seeds")
-        return tuple(self.seeds)
-
     def data_by_name(self, folder: Path) -> dict[str, Path]:
         """Return the files of interactions by their names without endings; InputError where two have one name.
 
         `folder` is that of the comparison file, which relative paths start from.
         """
-        given = [self.data] if isinstance(self.data, str) else self.data
-        if not given:
-            raise InputError("data is an empty list", "name at least one file of interactions")
         found: dict[str, Path] = {}
-        for text in given:
+        for text in self.data:
             path = beside(folder, text)
             stem = path.name.split(".")[0] or path.name
             if stem in found:

@@ -19,6 +19,7 @@ from pathlib import Path
 from srsplan.models.errors import SrsplanError
 from srsplan.planner.comparison.output import PlannedRun
 
+CHILD = (sys.executable, "-m", "srsplan.planner.comparison.processes")
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent dies."""
 PARENT_GONE = 1
@@ -59,7 +60,7 @@ def start(run: PlannedRun, threads: int) -> Process:
     """Start a run, or go on with it where its folder holds one; SrsplanError where the system refuses."""
     how = ["--overwrite"] if run.replaces else ["--resume"] * run.begun
     parent = str(os.getpid())
-    words = [sys.executable, "-m", "srsplan.planner.comparison.processes", parent, "train", *run.words, *how]
+    words = [*CHILD, parent, "train", *run.words, *how]
     try:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
@@ -107,16 +108,19 @@ def _error_in(log: Path, start: int) -> str | None:
     return "; ".join(line.removeprefix("error:").strip() for line in tail[:2] if line.startswith(("error:", "try:")))
 
 
-def _main() -> None:
-    """Run `srsplan` with the words after the parent's number, unless that parent has gone already."""
-    parent = int(sys.argv[1])
+def die_with_parent(parent: int) -> None:
+    """Ask to be killed when the process `parent` dies; end at once where it has gone already."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(PARENT_GONE)
-    del sys.argv[1]
+
+
+def _main() -> None:
+    """Run `srsplan` with the words after the parent's number."""
+    die_with_parent(int(sys.argv.pop(1)))
     from srsplan.planner.cli.app import main
 
     main()

@@ -40,7 +40,7 @@ def read_results(runs: Sequence[PlannedRun], metric: str) -> pd.DataFrame:
     import pandas as pd
 
     rows = [_row(run) for run in runs if run.ended]
-    table = pd.DataFrame(rows, columns=None if rows else [*KEPT, metric])
+    table: pd.DataFrame = pd.DataFrame(rows, columns=None if rows else [*KEPT, metric])
     if metric not in table:
         names = [name for name in table.columns if name not in KEPT]
         raise InputError(f"the runs have no metric {metric!r}", f"they have {', '.join(names)}")
@@ -58,7 +58,8 @@ def read_run_rows(runs: Sequence[PlannedRun]) -> pd.DataFrame:
 
     ended = (run for run in runs if run.ended and (run.folder / RUN_FILE).exists())
     frames = [read_rows(run.folder / RUN_FILE).assign(exp_name=run.configuration) for run in ended]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    table: pd.DataFrame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return table
 
 
 def _row(run: PlannedRun) -> dict[str, str | int | float | None]:

@@ -30,7 +30,8 @@ def summary(findings: Findings) -> pd.DataFrame:
         rows.append({"configuration": row.name, "data": ALL_DATA, **_difference_cells(row), **_cells(row.metrics)})
         if len(row.by_data) > 1:
             rows += [{"configuration": row.name, "data": data, **_cells(one)} for data, one in row.by_data.items()]
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def _difference_cells(row: Row) -> dict[str, Cell]:
@@ -60,7 +61,8 @@ def tests(findings: Findings) -> pd.DataFrame:
         "test", "metric", "configuration", "other", "blocks", "difference", "low_95", "high_95", "statistic",
         "p", "p_adjusted",
     )  # fmt: skip
-    return pd.DataFrame([*_paired(findings), *_ranked(findings)], columns=list(columns))
+    table: pd.DataFrame = pd.DataFrame([*_paired(findings), *_ranked(findings)], columns=list(columns))
+    return table
 
 
 def _paired(findings: Findings) -> Iterator[dict[str, Cell]]:
@@ -113,7 +115,7 @@ def document(
     }  # fmt: skip
 
 
-HEADINGS = ("configuration", "n", "mean", "sd", "to best", "95%", "p Holm", "rank", "s an epoch")
+HEADINGS = ("configuration", "n", "mean", "sd", "to best", "95%", "p Holm", "rank", "s/epoch")
 
 
 def screen_cells(findings: Findings) -> Iterator[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -91,14 +92,14 @@ class Told:
         self._progress.advance(self._task)
         self._update()
 
-    def say_stopped(self, file: Path, output: Path) -> None:
-        """Say what is kept after Ctrl-C, and what goes on."""
+    def say_stopped(self, output: Path) -> None:
+        """Say what is kept after Ctrl-C, and that the same command goes on."""
         console.err.print(
             f"stopped; {self._done} of {_counted(self._total, 'run')} have ended, and of the others every whole epoch "
-            f"is kept in {console.markup(output)}. The same command goes on: "
-            f"srsplan compare {console.markup(file)}",
+            f"is kept in {console.markup(output)}. The same command goes on:",
             soft_wrap=True,
         )
+        console.err.print(console.command(["srsplan", *sys.argv[1:]]), markup=False, soft_wrap=True)
 
     def _update(self) -> None:
         now = time.monotonic()

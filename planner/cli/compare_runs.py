@@ -54,7 +54,7 @@ def compare(file: Path, output: Path | None, jobs: int | None, *, overwrite: boo
     introduce(comparison, waiting, room, threads)
     folders.begin(comparison.output, _document(comparison, None, {}))
     with locked(comparison.output / folders.LOCK, f"the output {comparison.output}"):
-        outcome = _run(file, comparison, waiting, room, threads)
+        outcome = _run(comparison, waiting, room, threads)
     untouched = {run.folder for run in waiting} - {run.folder for run in outcome.finished}
     stale = {run.folder for run in comparison.runs if run.replaces} & untouched
     return _report(comparison, [run for run in comparison.runs if run.folder not in stale], outcome.failed)
@@ -83,7 +83,7 @@ def _check_data(comparison: Comparison) -> None:
             )
 
 
-def _run(file: Path, comparison: Comparison, waiting: Sequence[PlannedRun], room: Room, threads: int) -> Outcome:
+def _run(comparison: Comparison, waiting: Sequence[PlannedRun], room: Room, threads: int) -> Outcome:
     """Run what is waiting; Ctrl-C ends with a sentence on what is kept and the command that goes on."""
     done = len(comparison.runs) - len(waiting)
     told = Told(len(comparison.runs), done, waiting, room.jobs)
@@ -91,7 +91,7 @@ def _run(file: Path, comparison: Comparison, waiting: Sequence[PlannedRun], room
         with told:
             return run_all(waiting, room, threads, told)
     except KeyboardInterrupt:
-        told.say_stopped(file, comparison.output)
+        told.say_stopped(comparison.output)
         raise typer.Exit(INTERRUPTED) from None
 
 

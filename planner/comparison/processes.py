@@ -58,9 +58,7 @@ class Process:
 
 def start(run: PlannedRun, threads: int) -> Process:
     """Start a run, or go on with it where its folder holds one; SrsplanError where the system refuses."""
-    how = ["--overwrite"] if run.replaces else ["--resume"] * run.begun
-    parent = str(os.getpid())
-    words = [*CHILD, parent, "train", *run.words, *how]
+    words = [*CHILD, str(os.getpid()), "train", *run.words, *how_to_start(run)]
     try:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
@@ -72,6 +70,11 @@ def start(run: PlannedRun, threads: int) -> Process:
     except OSError as error:
         raise SrsplanError(f"cannot start the run {run.folder}: {error.strerror}", "make room, then go on") from error
     return Process(run=run, child=child, log_start=log_start)
+
+
+def how_to_start(run: PlannedRun) -> list[str]:
+    """Return the option that a run needs for what lies in its folder: nothing, an unfinished run, or another one."""
+    return ["--overwrite"] if run.replaces else ["--resume"] * run.begun
 
 
 def stop(processes: list[Process]) -> None:

@@ -12,7 +12,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-HEAVY = ("torch", "triton", "safetensors", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib")
+HEAVY = (
+    "torch",
+    "triton",
+    "safetensors",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "statsmodels",
+    "scikit_posthocs",
+)
 """Import names of what only extras bring."""
 
 START = "from srsplan.planner.cli.app import main; main()"
@@ -24,6 +35,7 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("estimate --loss cce- --catalog 1.6M --batch-size 512 --seq-len 200 --negatives 512", 0, "GiB"),
     ("gpus a100", 0, "a100-40gb"),
     ("train --data clicks.csv --loss cce", 2, "pip install 'srsplan[train]'"),
+    ("compare clicks.yaml", 2, "pip install 'srsplan[compare]'"),
     ("profile --gpu a100-40gb --probes 1", 2, "pip install 'srsplan[train]'"),
     ("doctor", 1, "pip install 'srsplan[train]'"),
     ("bench", 2, "pip install 'srsplan[bench]'"),

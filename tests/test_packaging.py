@@ -31,7 +31,8 @@ WITH_TORCH = (
     "srsplan.profiler.memory.derive", "srsplan.profiler.memory.generic_sizes", "srsplan.profiler.memory.ledger",
     "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols", "srsplan.profiler.probes.cuda_child",
     "srsplan.profiler.probes.card_child", "srsplan.profiler.probes.kernel_", "srsplan.planner.automatic_kernel",
-    "srsplan.planner.cli.train_", "srsplan.planner.smaller_run",
+    "srsplan.planner.cli.train_", "srsplan.planner.cli.compare_", "srsplan.planner.comparison.matching",
+    "srsplan.planner.smaller_run",
 )  # fmt: skip
 """Modules that may need torch at once; every other one is imported without."""
 WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking", "srsplan.models.training.allocator_settings")
@@ -196,7 +197,7 @@ def test_the_public_surface_of_kernels() -> None:
 
 
 def test_the_verbs() -> None:
-    assert list(VERBS) == ["recommend", "estimate", "profile", "train", "gpus", "analyze", "doctor", "bench"]
+    assert list(VERBS) == ["recommend", "estimate", "profile", "train", "compare", "gpus", "analyze", "doctor", "bench"]
 
 
 OPTIONS = {
@@ -213,6 +214,7 @@ OPTIONS = {
     "patience plan "
     "popularity-exponent precision rank recompute resume sampler seed seq-len split timestamp-column tokens-per-set "
     "user-column validation-users weight-decay",
+    "compare": "jobs json output overwrite report-only",
     "bench": "device deviation dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }

@@ -18,7 +18,10 @@ NEEDED = ("torch", "matplotlib", "scipy", "statsmodels", "scikit_posthocs")
 
 
 def compare_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML: data, output, seeds, metric, defaults, runs.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A YAML file: data, output, seeds, metric, defaults, runs."),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder; else the file's, or its own name.")
     ] = None,

@@ -146,7 +146,7 @@ def _need(each: Ordered, data: RunData) -> int:
     try:
         return priced(configuration, order.settings.evaluation_batch, workload).upper_bytes + beside_tensors
     except InputError:
-        return ranked.limits.device_bytes or 0
+        return ranked.limits.device_bytes or beside_tensors
 
 
 def _ordered(one: Configured, folder: Path, name: str, source: Path, output: Path) -> Ordered:

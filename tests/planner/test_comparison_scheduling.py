@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,15 +15,16 @@ sizes = st.lists(st.integers(0, 100), max_size=12)
 
 
 @given(sizes, st.integers(1, 5), st.one_of(st.none(), st.integers(1, 150)), st.randoms())
-def test_every_run_starts_once_within_the_room(needs: list[int], jobs: int, memory: int | None, draw: object) -> None:
+def test_every_run_starts_once_within_the_room(needs: list[int], jobs: int, memory: int | None, draw: Random) -> None:
     """Played to the end, with runs ending in any order: the card is never overbooked by runs that share it."""
-    room, waiting, running, started = Room(jobs=jobs, memory_bytes=memory), list(enumerate(needs)), [], []
+    room, waiting = Room(jobs=jobs, memory_bytes=memory), list(enumerate(needs))
+    running, started = list[tuple[int, int]](), list[tuple[int, int]]()
     while waiting or running:
         at = next_to_start([need for _, need in waiting], [need for _, need in running], room)
         if at is None:
             assert running, "nothing runs, and nothing may start"
             assert len(running) == jobs or not waiting or memory is not None
-            running.pop(draw.randrange(len(running)))  # type: ignore[attr-defined]
+            running.pop(draw.randrange(len(running)))
             continue
         running.append(waiting.pop(at))
         started.append(running[-1])

@@ -22,10 +22,10 @@ def test_a_paired_test_by_hand() -> None:
     t = -2 / math.sqrt(0.1)
     x = -t / math.sqrt(t * t + 4)
     assert found.blocks == 5
-    assert (found.mean, found.t) == (pytest.approx(-2), pytest.approx(t))
+    assert [found.mean, found.t] == pytest.approx([-2, t])
     assert found.p == pytest.approx(1 - x * (1 + (1 - x * x) / 2), rel=1e-9)
     half = 2.7764451052 * math.sqrt(0.1)  # the 97.5% point of t with 4 degrees of freedom, from a table
-    assert (found.low, found.high) == (pytest.approx(-2 - half), pytest.approx(-2 + half))
+    assert [found.low, found.high] == pytest.approx([-2 - half, -2 + half])
 
 
 def test_blocks_without_a_result_are_left_out() -> None:
@@ -92,11 +92,12 @@ def test_ranks_need_three_of_each() -> None:
 
 def table(values: NDArray[np.float64], names: str) -> pd.DataFrame:
     """Runs of configurations a, b, ...: one row of `values` is a seed."""
-    return pd.DataFrame([
+    runs: pd.DataFrame = pd.DataFrame([
         {"configuration": name, "data": "d", "block": f"d, seed {seed}", "seed": seed, "folder": "", "epochs": 1,
          "best_epoch": 1, "epoch_seconds": 2.0, "NDCG_10": value, "MRR_10": value / 2}
         for seed, row in enumerate(values) for name, value in zip(names, row, strict=True) if not math.isnan(value)
     ])  # fmt: skip
+    return runs
 
 
 def findings(values: NDArray[np.float64], names: str = "abc") -> Findings:
@@ -114,9 +115,8 @@ def test_findings_over_three_seeds() -> None:
     assert best.metrics["NDCG_10"].sd == pytest.approx(0.1)
     assert best.metrics["MRR_10"].sd == pytest.approx(0.05)
     tested = [stats.ttest_rel(values[:, at], values[:, 1]).pvalue for at in (2, 0)]
-    assert (second.p_holm, third.p_holm) == (
-        pytest.approx(max(tested[0], min(1, 2 * tested[1]))), pytest.approx(min(1, 2 * tested[1]))
-    )  # fmt: skip
+    adjusted = [max(tested[0], min(1, 2 * tested[1])), min(1, 2 * tested[1])]
+    assert [second.p_holm, third.p_holm] == pytest.approx(adjusted)
     assert found.ranks is not None
     assert found.ranks.p == pytest.approx(stats.friedmanchisquare(*values.T).pvalue)
     assert best.mean_rank == pytest.approx((1 + 1 + 1.5) / 3)

@@ -20,7 +20,7 @@ NEEDED = ("torch", "matplotlib", "scipy", "statsmodels", "scikit_posthocs")
 def compare_command(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="A YAML file: data, output, seeds, metric, defaults, runs."),
+        typer.Argument(metavar="FILE", help="A YAML file with data, seeds and runs: docs/compare.md"),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder; else the file's, or its own name.")

@@ -55,6 +55,8 @@ class Comparison:
     seeds: tuple[int, ...]
     ordered: tuple[Ordered, ...]
     """Every run, seed by seed, so that the first blocks are complete early."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what makes configurations hard to compare."""
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -91,6 +93,7 @@ def comparison_of(file: CompareFile, path: Path, output: Path | None) -> Compari
             for name in data
             for one in configured
         ),
+        notes=tuple(_judged_unlike([ordered[one.name, next(iter(data))].order for one in configured])),
     )
 
 
@@ -179,6 +182,23 @@ def _seeded(each: Ordered, output: Path, one: Configured, name: str, seed: int) 
     words = (*each.run.words, f"--seed={seed}", f"--output={folder}", "--json")
     run = replace(each.run, seed=seed, folder=folder, words=words)
     return Ordered(run=run, ranked=replace(each.ranked, order=order))
+
+
+def _judged_unlike(orders: Sequence[Order]) -> Iterator[str]:
+    """Yield a sentence where configurations are not tested on the same users and items in the same way."""
+    first = orders[0]
+    judged = {
+        "split": [order.data.strategy == first.data.strategy for order in orders],
+        "columns": [order.data.columns == first.data.columns for order in orders],
+        "min-user or min-item": [order.minimums == first.minimums for order in orders],
+        "keep-seen": [order.settings.keep_seen == first.settings.keep_seen for order in orders],
+    }
+    unlike = [name for name, same in judged.items() if not all(same)]
+    if unlike:
+        yield (
+            f"Configurations differ in {', '.join(unlike)}: they are tested on other users, items or in another way, "
+            "and a difference between them says nothing about which is better."
+        )
 
 
 def _refuse_duplicates(ordered: Sequence[Ordered]) -> None:

@@ -35,6 +35,8 @@ def introduce(comparison: Comparison, waiting: Sequence[PlannedRun], room: Room,
         some = ", ".join(str(folder) for folder in aside[:SHOWN_FOLDERS]) + (", ..." if aside[SHOWN_FOLDERS:] else "")
         told = f"{_counted(len(aside), 'run')} in {comparison.output} that the file does not name: left aside ({some})"
         console.err.print(console.plain(told), style="yellow", markup=False, soft_wrap=True)
+    for note in comparison.notes:
+        console.err.print(note, style="yellow", markup=False, soft_wrap=True)
     if waiting:
         console.err.print(_how(waiting, room, threads), soft_wrap=True)
 

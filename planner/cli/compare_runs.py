@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -124,6 +124,7 @@ def _cores() -> int:
 def _report(comparison: Comparison, runs: Sequence[PlannedRun], failed: Mapping[PlannedRun, str]) -> Done:
     names = [one.name for one in comparison.configurations]
     findings = find(read_results(runs, comparison.metric), names, comparison.blocks, comparison.metric)
+    findings = replace(findings, notes=(*comparison.notes, *findings.notes))
     document = _document(comparison, findings, failed)
     return Done(
         findings=findings,

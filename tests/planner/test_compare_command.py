@@ -199,6 +199,14 @@ def test_runs_that_the_file_does_not_name_any_more(compare: Run) -> None:
     assert trained() == ["out/a/walks/seed-42", "out/b/walks/seed-42"]
 
 
+def test_configurations_that_are_tested_otherwise(compare: Run) -> None:
+    """It is said before the runs start, and beside the result."""
+    done = compare("[{loss: cce, min-item: [0, 1], keep-seen: [false, true]}]", seeds=1)
+    told = "Configurations differ in min-user or min-item, keep-seen"
+    assert told in done.message
+    assert told in " ".join(done.out.split())
+
+
 def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(compare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt

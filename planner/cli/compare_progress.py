@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from srsplan.models.units import format_duration, format_gib
 from srsplan.planner.cli import console
@@ -53,17 +54,17 @@ def _how(waiting: Sequence[PlannedRun], room: Room, threads: int) -> str:
 class Told:
     """A bar over all runs on stderr, and a line for each run that ends; hears a comparison as its Watcher."""
 
-    def __init__(self, total: int, done: int, waiting: Sequence[PlannedRun], jobs: int) -> None:
+    def __init__(self, total: int, done: int, waiting: Sequence[PlannedRun]) -> None:
         columns = (
             TextColumn("runs"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            _Live(self._note),
         )  # fmt: skip
         self._progress = Progress(*columns, console=console.err)
-        self._task = self._progress.add_task("runs", total=total, completed=done, note="")
+        self._task = self._progress.add_task("runs", total=total, completed=done)
         self._waiting = list(waiting)
         self._running: dict[PlannedRun, float] = {}
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
-        self._jobs, self._total, self._done = jobs, total, done
+        self._total, self._done = total, done
 
     def __enter__(self) -> Told:
         self._progress.start()
@@ -76,7 +77,6 @@ class Told:
         """Count the run as running."""
         self._waiting.remove(run)
         self._running[run] = time.monotonic()
-        self._update()
 
     def on_end(self, run: PlannedRun, seconds: float, failure: str | None) -> None:
         """Print a line, and estimate anew."""
@@ -92,7 +92,6 @@ class Told:
             told = console.plain(f"failed  {which}: {failure}; see {run.log}")
             self._progress.console.print(told, style="red", markup=False, soft_wrap=True)
         self._progress.advance(self._task)
-        self._update()
 
     def say_stopped(self, output: Path) -> None:
         """Say what is kept after Ctrl-C, and that the same command goes on."""
@@ -103,13 +102,29 @@ class Told:
         )
         console.err.print(console.command(["srsplan", *sys.argv[1:]]), markup=False, soft_wrap=True)
 
-    def _update(self) -> None:
-        now = time.monotonic()
-        running = [(run.configuration, now - began) for run, began in self._running.items()]
-        left = remaining_seconds(self._seconds, [run.configuration for run in self._waiting], running, self._jobs)
-        names = ", ".join(run.configuration for run in self._running)[:60]
+    def _note(self) -> str:
+        """Say how long it still takes, and what runs."""
+        now, running = time.monotonic(), dict(self._running)  # copies: this is asked by the thread of the bar
+        going = [(run.configuration, now - began) for run, began in running.items()]
+        waiting = [run.configuration for run in list(self._waiting)]
+        left = remaining_seconds(dict(self._seconds), waiting, going, len(going))
+        names = ", ".join(dict.fromkeys(name for name, _ in going))[:60]
         eta = "eta after the first run" if left is None else f"eta {format_duration(left)}"
-        self._progress.update(self._task, note=console.markup(f"{eta}; {names}" if names else ""))
+        return console.plain(f"{eta}; {names}" if names else "")
+
+
+class _Live(ProgressColumn):
+    """A text that is asked for once a second."""
+
+    max_refresh = 1.0
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, task: Task) -> Text:
+        """Return the present text."""
+        return Text(self._text())
 
 
 def _counted(count: int, what: str) -> str:

@@ -86,7 +86,7 @@ def _check_data(comparison: Comparison) -> None:
 def _run(comparison: Comparison, waiting: Sequence[PlannedRun], room: Room, threads: int) -> Outcome:
     """Run what is waiting; Ctrl-C ends with a sentence on what is kept and the command that goes on."""
     done = len(comparison.runs) - len(waiting)
-    told = Told(len(comparison.runs), done, waiting, room.jobs)
+    told = Told(len(comparison.runs), done, waiting)
     try:
         with told:
             return run_all(waiting, room, threads, told)

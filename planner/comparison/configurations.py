@@ -11,7 +11,9 @@ from math import prod
 
 from srsplan.models.errors import InputError
 from srsplan.models.schema import shown
+from srsplan.planner.analysis.run_files import COMPARISON
 from srsplan.planner.comparison.document import Options
+from srsplan.planner.comparison.output import TABLES
 
 Value = bool | int | float | str | None
 """A value of an option; None is `srsplan train` without the option."""
@@ -21,6 +23,7 @@ LONGEST_NAME = 100
 BARE = ("model", "loss")
 """Options whose value says enough without the option's name."""
 UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
+RESERVED = frozenset({COMPARISON, *TABLES})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,8 @@ def _check_names(names: Sequence[str]) -> None:
                 else (f"the names {shown(seen[folder])} and {shown(name)} stand for the same folder")
             )
             raise InputError(same, "give each run a name of its own, and no configuration twice")
+        if folder in RESERVED:
+            raise InputError(f"the name {shown(name)} is that of a file in the output", "give the run another name")
         if len(folder) > 2 * LONGEST_NAME:
             raise InputError(f"the name {shown(name)} is too long for a folder", "give the run a name")
         seen[folder] = name

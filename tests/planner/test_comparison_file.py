@@ -62,6 +62,7 @@ def test_a_run_is_the_product_of_its_lists(run: Options, base: Options) -> None:
         ([{"dim": {"a": 1}}], "runs.0.dim = a dict of 1", "a list of values"),
         ([{"loss": "cce"}, {"loss": "cce"}], "two configurations are named 'cce'", "no configuration twice"),
         ([{"name": "a b"}, {"name": "a_b"}], "'a b' and 'a_b' stand for the same folder", "a name of its own"),
+        ([{"name": "Runs.csv"}], "is that of a file in the output", "another name"),
         ([{"name": "a\x1bb"}], "is no name", "printable"),
         ([{"dim": list(range(50)), "seq_len": list(range(50))}], "more than 1,000 configurations", "shorten"),
     ],

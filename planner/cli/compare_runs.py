@@ -50,7 +50,7 @@ def compare(file: Path, output: Path | None, jobs: int | None, *, overwrite: boo
     comparison = matched(comparison, overwrite=overwrite)
     waiting = [run for run in comparison.runs if run.replaces or not run.ended]
     waiting = ready(comparison, waiting)
-    room, threads = _room(waiting, jobs)
+    room, threads = _room(waiting, len(comparison.runs), jobs)
     introduce(comparison, waiting, room, threads)
     folders.begin(comparison.output, _document(comparison, None, {}))
     with locked(comparison.output / folders.LOCK, f"the output {comparison.output}"):
@@ -95,14 +95,14 @@ def _run(comparison: Comparison, waiting: Sequence[PlannedRun], room: Room, thre
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _room(waiting: Sequence[PlannedRun], jobs: int | None) -> tuple[Room, int]:
-    """Return what the runs share, and the threads that each has."""
-    needs, cores = [run.need_bytes for run in waiting], _cores()
+def _room(waiting: Sequence[PlannedRun], runs: int, jobs: int | None) -> tuple[Room, int]:
+    """Return what the runs share, and the threads that each has; `runs` are all of the comparison."""
+    cores, largest = _cores(), max((run.need_bytes for run in waiting), default=0)
     if _on_card(waiting):
-        room = Room(jobs=jobs or max(1, min(cores, MOST_JOBS)), memory_bytes=_card_bytes())
-        return room, threads_of_a_run(cores, min(room.jobs, max(1, len(waiting))))
+        at_once = min(jobs or max(1, min(cores, MOST_JOBS)), runs)
+        return Room(jobs=at_once, memory_bytes=_card_bytes()), threads_of_a_run(cores, at_once)
     memory = machine_bytes()
-    at_once = min(jobs or jobs_on_cpu(cores, needs, memory), max(1, len(waiting)))
+    at_once = min(jobs or jobs_on_cpu(cores, runs, largest, memory), runs)
     return Room(jobs=at_once, memory_bytes=memory if jobs is None else None), threads_of_a_run(cores, at_once)
 
 

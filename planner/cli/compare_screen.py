@@ -25,7 +25,7 @@ def show(done: Done) -> None:
 def table(found: Findings) -> Table:
     """Return the table of the configurations, the best first."""
     shown = Table(
-        title=f"{found.metric} on the test, {found.runs} runs, {found.blocks} blocks (data x seeds)",
+        title=f"{found.metric} on the test; runs: {found.runs:,}, blocks (data x seeds): {found.blocks:,}",
         title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
         pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip

@@ -35,14 +35,15 @@ def next_to_start(waiting: Sequence[int], running: Sequence[int], room: Room) ->
     return next((at for at, needed in enumerate(waiting) if needed <= free), None)
 
 
-def jobs_on_cpu(cores: int, needs: Sequence[int], memory_bytes: int | None) -> int:
+def jobs_on_cpu(cores: int, runs: int, largest_bytes: int, memory_bytes: int | None) -> int:
     """Return how many runs a CPU takes at once: one a core, as many as there are, and as fit into the memory at worst.
 
-    Two runs with a thread each finish earlier than one after another with two threads (docs/compare.md).
+    Two runs with a thread each finish earlier than one after another with two threads (docs/compare.md). `runs` are
+    those of the whole comparison, so that the last ones have as many threads as the first.
     """
-    jobs = max(1, min(cores, len(needs), MOST_JOBS))
-    if memory_bytes is not None and needs:
-        jobs = min(jobs, max(1, memory_bytes // max(1, *needs)))
+    jobs = max(1, min(cores, runs, MOST_JOBS))
+    if memory_bytes is not None:
+        jobs = min(jobs, max(1, memory_bytes // max(1, largest_bytes)))
     return jobs
 
 

@@ -250,10 +250,11 @@ def test_runs_share_a_card_by_what_they_are_predicted_to_take(monkeypatch: pytes
     monkeypatch.setattr(compare_runs, "_card_bytes", lambda: 70)
     monkeypatch.setattr(compare_runs, "_cores", lambda: 8)
     run = PlannedRun(configuration="a", data="d", seed=1, folder=Path(), words=(), need_bytes=30, on_card=True)
-    assert compare_runs._room([run] * 2, None) == (Room(jobs=8, memory_bytes=70), 4)
-    assert compare_runs._room([run] * 9, 3) == (Room(jobs=3, memory_bytes=70), 2)
+    assert compare_runs._room([run] * 2, 4, None) == (Room(jobs=4, memory_bytes=70), 2)
+    assert compare_runs._room([run] * 9, 9, 3) == (Room(jobs=3, memory_bytes=70), 2)
+    assert compare_runs._room([run], 20, None) == (Room(jobs=8, memory_bytes=70), 1)  # the last one, as the first
     on_cpu = [replace(run, on_card=False)] * 9
-    assert compare_runs._room(on_cpu, 4) == (Room(jobs=4, memory_bytes=None), 2)
+    assert compare_runs._room(on_cpu, 9, 4) == (Room(jobs=4, memory_bytes=None), 2)
 
 
 def test_options_of_false_and_default() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from math import prod
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,3 +116,31 @@ def test_data_files_of_one_name(tmp_path: Path) -> None:
     found = read_compare_file(written(tmp_path, "data: [a/x.csv, b/x.inter]\nruns: [{}]"))
     with pytest.raises(InputError, match="two data files are named 'x'"):
         found.data_by_name(tmp_path)
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6))
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=5,
+)
+keys = st.sampled_from(["data", "output", "seeds", "metric", "defaults", "runs", "zebra"])
+runs = st.lists(st.dictionaries(st.sampled_from([*KNOWN, "name", "data", "zebra"]), anything, max_size=3), max_size=3)
+
+
+@given(st.dictionaries(keys, anything, max_size=4), st.one_of(anything, runs))
+def test_whatever_a_file_holds_it_is_read_or_refused(document: dict[str, object], runs: object) -> None:
+    """No other exception than the one that becomes a message; what is read can be expanded, or is refused as well."""
+    content = {"data": "a.csv", **document, "runs": runs}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "c.yaml")
+        path.write_text(yaml.safe_dump(content))
+        try:
+            found = read_compare_file(path)
+            configured = configurations(found.defaults, found.runs, KNOWN)
+            found.data_by_name(Path(folder))
+        except InputError as error:
+            assert error.hint  # noqa: PT017
+            return
+    assert configured
+    assert len(set(found.seeds)) == len(found.seeds) >= 1

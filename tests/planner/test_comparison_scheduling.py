@@ -47,11 +47,10 @@ def test_a_large_run_lets_small_ones_pass() -> None:
 
 
 def test_jobs_of_a_cpu() -> None:
-    assert jobs_on_cpu(2, [1] * 9, None) == 2
-    assert jobs_on_cpu(16, [1] * 3, None) == 3
-    assert jobs_on_cpu(16, [10, 30], 70) == 2
-    assert jobs_on_cpu(16, [10, 40, 10], 70) == 1
-    assert jobs_on_cpu(4, [], None) == 1
+    assert jobs_on_cpu(2, 9, 1, None) == 2
+    assert jobs_on_cpu(16, 3, 1, None) == 3
+    assert jobs_on_cpu(16, 9, 30, 70) == 2
+    assert jobs_on_cpu(16, 9, 80, 70) == 1
     assert [threads_of_a_run(16, jobs) for jobs in (1, 3, 16, 64)] == [16, 5, 1, 1]
 
 

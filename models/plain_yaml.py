@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,18 @@ LONGEST_SCALAR = 20_000
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml's loader where it is installed."""
+    """libyaml's loader where it is installed; a key that stands twice is refused, not the first one forgotten."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return a mapping; ConstructorError where two of its keys are the same."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                told = f"the key {key.value[:80]!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+            seen.add(str(key.value))
+        found: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 def parsed(content: bytes, path: Path, what: str, mend: str) -> Any:

@@ -104,7 +104,7 @@ def matched(comparison: Comparison, *, overwrite: bool) -> Comparison:
     """
     ordered = []
     for each in comparison.ordered:
-        told = difference(each.order, each.run.folder) if each.run.begun else None
+        told = _difference(each, overwrite=overwrite) if each.run.begun else None
         if told is not None and not overwrite:
             raise InputError(
                 f"{each.run.folder} holds a run of other options: {told}",
@@ -114,14 +114,24 @@ def matched(comparison: Comparison, *, overwrite: bool) -> Comparison:
     return replace(comparison, ordered=tuple(ordered))
 
 
+def _difference(each: Ordered, *, overwrite: bool) -> str | None:
+    """Say in what the run in the folder is another one; what cannot be read is another one as well."""
+    try:
+        return difference(each.order, each.run.folder)
+    except InputError as error:
+        if not overwrite:
+            raise
+        return error.message
+
+
 def ready(comparison: Comparison, waiting: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Return the runs to be started with the memory that each takes; an error where one cannot be carried out.
 
-    Data are read once for all configurations that read them alike.
+    Data are read once for all configurations that read them alike, and one file is held at a time.
     """
     asked = {run.folder for run in waiting}
     ordered = [each for each in comparison.ordered if each.run.folder in asked]
-    read: dict[str, RunData] = {}
+    reading, data = "", None
     needs: dict[tuple[str, str], int] = {}
     found = []
     with data_progress.shown():
@@ -129,10 +139,10 @@ def ready(comparison: Comparison, waiting: Sequence[PlannedRun]) -> list[Planned
             RunFolder(each.run.folder).check(each.run.begun and not each.run.replaces, each.run.replaces)
             key = each.run.configuration, each.run.data
             if key not in needs:
-                reading = repr((each.order.data, each.order.minimums))
-                if reading not in read:
-                    read[reading] = read_data(each.order)
-                needs[key] = _need(each, read[reading])
+                if data is None or reading != repr((each.order.data, each.order.minimums)):
+                    reading, data = repr((each.order.data, each.order.minimums)), None
+                    data = read_data(each.order)
+                needs[key] = _need(each, data)
             found.append(replace(each.run, need_bytes=needs[key]))
     return found
 

@@ -156,6 +156,31 @@ def test_a_run_of_other_options_is_kept_unless_asked(compare: Run) -> None:
     assert json.loads(Path("out/a/walks/seed-42/metrics.json").read_text())["epochs"] == 2
 
 
+def test_a_run_that_cannot_be_read_is_replaced_when_asked(compare: Run) -> None:
+    assert compare("[{loss: cce}]", seeds=1).code == 0
+    config = Path("out/cce/walks/seed-42/config.json")
+    config.write_text(config.read_text().replace('"version": 3', '"version": 2'))
+    trained()
+    refused = compare("[{loss: cce}]", seeds=1)
+    assert refused.code == 2
+    assert "of another version of srsplan" in refused.message
+    assert compare("[{loss: cce}]", "--overwrite", seeds=1).code == 0
+    assert trained() == ["out/cce/walks/seed-42"]
+
+
+def test_choices_of_a_plan(compare: Run, run: Run) -> None:
+    """A list of ranks is a configuration each; the plan lies beside the file, `null` leaves to it what it says."""
+    planned = run("recommend", "--catalog", "40", "--budget", "2GB", "--dim", "16", "--all", "-o", "plan.yaml")
+    assert planned.code == 0, planned.err
+    plan = "plan: plan.yaml, batch-size: null, seq-len: null"
+    done = compare(f"[{{{plan}, rank: [1, 2]}}]", "--json", seeds=1)
+    assert done.code == 0, done.err
+    assert {each["name"] for each in done.json["configurations"]} == {"rank=1", "rank=2"}
+    several = compare(f"[{{{plan}, rank: 1-2}}]", seeds=1)
+    assert several.code == 2
+    assert "rank 1-2 is several" in several.message
+
+
 def test_what_was_to_be_replaced_and_failed_does_not_count(compare: Run) -> None:
     """Its old result is another configuration's."""
     assert compare("[{name: a, loss: cce}, {name: b, loss: bce}]", seeds=1).code == 0

@@ -103,6 +103,8 @@ def test_seeds_and_data_of_a_file(tmp_path: Path) -> None:
         ("data: a\nruns: [{loss: &x cce}]", "anchors or aliases"),
         ("- 3", "is no comparison file"),
         ("data: [", "is not YAML"),
+        ("data: a\nruns:\n- loss: cce\n  loss: ce", "the key 'loss' stands twice"),
+        ("data: a\nruns: [{1: 2}]", "runs.0.1"),
     ],
 )
 def test_wrong_files(text: str, message: str, tmp_path: Path) -> None:

@@ -158,3 +158,13 @@ def test_an_interrupt_ends_the_running_ones(child: Path, tmp_path: Path, monkeyp
         run_all(planned(tmp_path / "runs", 3), Room(jobs=3), 1, Impatient(), start)
     assert [each.code is None for each in started] == [False, False]
     assert not (tmp_path / "runs" / "ended").exists()
+
+
+def test_the_real_child_is_srsplan_itself() -> None:
+    """Its first word is its parent, the others are those of a command line; an orphan does nothing."""
+    done = subprocess.run(
+        [*processes.CHILD, str(os.getpid()), "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "srsplan")
+    orphan = subprocess.run([*processes.CHILD, "1", "--version"], capture_output=True, text=True, check=False)
+    assert (orphan.returncode, orphan.stdout) == (processes.PARENT_GONE, "")

@@ -130,8 +130,9 @@ def check_memory(
 def check_model_fits(configuration: Configuration, device_bytes: int | None) -> None:
     """Raise InputError where the model alone, with gradients and moments, is larger than the memory it is to use."""
     sizes = configuration.architecture
-    rows = configuration.catalog + configuration.seq_len + 6 * sizes.blocks * sizes.dim  # six D x D matrices a block
-    needed, has = configuration.table_copies * FP32_BYTES * rows * sizes.dim, device_bytes or _machine_bytes()
+    matrices = 4 + 2 * configuration.kind.feed_forward  # [D, D] a block
+    rows = configuration.catalog + configuration.seq_len + matrices * sizes.blocks * sizes.dim
+    needed, has = configuration.table_copies * FP32_BYTES * rows * sizes.dim, device_bytes or machine_bytes()
     if has is not None and needed > has:
         raise InputError(
             f"a model of {configuration.catalog:,} items, seq_len {configuration.seq_len:,}, dim {sizes.dim} and "
@@ -141,7 +142,7 @@ def check_model_fits(configuration: Configuration, device_bytes: int | None) -> 
         )
 
 
-def _machine_bytes() -> int | None:
+def machine_bytes() -> int | None:
     """Return the memory of this machine; None where the system does not say."""
     if not hasattr(os, "sysconf"):
         return None

@@ -12,7 +12,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-HEAVY = ("torch", "triton", "safetensors", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib")
+HEAVY = (
+    "torch",
+    "triton",
+    "safetensors",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "statsmodels",
+    "scikit_posthocs",
+)
 """Import names of what only extras bring."""
 
 START = "from srsplan.planner.cli.app import main; main()"
@@ -26,6 +37,7 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("train --data clicks.csv --loss cce", 2, "pip install 'srsplan[train]'"),
     ("predict runs/first --data clicks.csv", 2, "pip install 'srsplan[train]'"),
     ("export runs/first --onnx model.onnx", 2, "pip install 'srsplan[export]'"),
+    ("compare clicks.yaml", 2, "pip install 'srsplan[compare]'"),
     ("profile --gpu a100-40gb --probes 1", 2, "pip install 'srsplan[train]'"),
     ("doctor", 1, "pip install 'srsplan[train]'"),
     ("bench", 2, "pip install 'srsplan[bench]'"),

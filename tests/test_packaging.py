@@ -34,7 +34,8 @@ WITH_TORCH = (
     "srsplan.profiler.memory.meta_results",
     "srsplan.profiler.memory.simulate", "srsplan.profiler.memory.symbols", "srsplan.profiler.probes.cuda_child",
     "srsplan.profiler.probes.card_child", "srsplan.profiler.probes.kernel_", "srsplan.planner.automatic_kernel",
-    "srsplan.planner.cli.train_", "srsplan.planner.smaller_run",
+    "srsplan.planner.cli.train_", "srsplan.planner.cli.compare_", "srsplan.planner.comparison.matching",
+    "srsplan.planner.smaller_run",
 )  # fmt: skip
 """Modules that may need torch at once; every other one is imported without."""
 WITHOUT_TORCH = ("srsplan.kernels.losses", "srsplan.kernels.chunking", "srsplan.models.training.allocator_settings")
@@ -200,7 +201,8 @@ def test_the_public_surface_of_kernels() -> None:
 
 def test_the_verbs() -> None:
     assert list(VERBS) == [
-        "recommend", "estimate", "profile", "train", "predict", "export", "gpus", "analyze", "doctor", "bench"
+        "recommend", "estimate", "profile", "train", "predict", "export", "compare", "gpus", "analyze", "doctor",
+        "bench",
     ]  # fmt: skip
 
 
@@ -219,14 +221,15 @@ OPTIONS = {
     "profile": "blocks budget catalog dim fresh gpu heads json losses model output precision probes timeout",
     "train": (
         "batch-size blocks calibration candidates clip-norm data device dim dropout ema epochs evaluate-every "
-        "final-learning-rate heads in-batch-share item-column json keep-seen kernel learning-rate log loss mask- "
-        "share min-item min-user model negatives optimizer osf output overwrite pass-sequences pass-tokens patience "
-        "plan popularity-exponent precision rank recompute resume sampler schedule seed seq-len split timestamp- "
-        "column tokens-per-set user-column validation-users warmup-percent warmup-steps weight-decay"
+        "final-learning-rate heads in-batch-share item-column json keep-seen kernel learning-rate log loss mask-share "
+        " min-item min-user model negatives optimizer osf output overwrite pass-sequences pass-tokens patience "
+        "plan popularity-exponent precision rank recompute resume sampler schedule seed seq-len split timestamp-column "
+        " tokens-per-set user-column validation-users warmup-percent warmup-steps weight-decay"
     ),
     "bench": "deviation device dtype json kernels logits losses minutes only output peers repeats scale shapes sweep",
     "predict": "data device item-column json keep-seen output overwrite timestamp-column top user user-column users",
     "export": "json keep-seen onnx overwrite to top",
+    "compare": "jobs json output overwrite report-only",
     "analyze": "format json keep-collapsed keep-duplicates keep-full no-plots output seed",
 }
 """What users may have written into scripts: a change here is a change for the changelog."""

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RUN_FILE = "runs.csv"
-"""The name under which `srsplan train` leaves its run in the folder of the run."""
+"""The name under which `srsplan train` leaves its run in the folder of the run, `srsplan compare` all of its runs."""
+COMPARISON = "comparison.json"
+"""Marks the folder of a comparison, whose runs.csv has the rows of all folders below it."""
 
 PARQUET_FORMATS = (".parquet", ".pq")
 OTHER_ARCHIVES = (".xz", ".zst", ".bz2", ".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br")
@@ -63,6 +65,8 @@ def _walk(top: Path) -> Iterator[Path]:
         if len(Path(folder).relative_to(top).parts) == DEEPEST_FOLDER:
             below.clear()
         if RUN_FILE in names:
+            if COMPARISON in names:
+                below.clear()
             yield Path(folder, RUN_FILE)
 
 

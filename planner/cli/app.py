@@ -68,6 +68,11 @@ VERBS = {
         "export_command",
         "Write a trained model as ONNX, or as weights that another library's model loads.",
     ),
+    "compare": Verb(
+        "compare",
+        "compare_command",
+        "Train many configurations with several seeds, each run once, and say which differences can be trusted.",
+    ),
     "gpus": Verb(
         "gpus",
         "gpus_command",

@@ -31,6 +31,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "srsplan export runs/first --onnx model.onnx -k 20 --keep-seen",
         "srsplan export runs/first --to rectools model.ckpt",
     ),
+    "compare": (
+        "srsplan compare examples/compare_small.yaml",
+        "srsplan compare losses.yaml -o runs/losses --jobs 2",
+        "srsplan compare losses.yaml --report-only --json",
+    ),
     "gpus": ("srsplan gpus", "srsplan gpus a100", "srsplan gpus 'rtx 40' --json"),
     "analyze": (
         "srsplan analyze runs.csv",

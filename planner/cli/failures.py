@@ -20,6 +20,7 @@ EXTRAS = {
     "log": ("tensorboard",),
     "analyze": ("scipy", "sklearn", "matplotlib", "joblib"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "compare": ("statsmodels", "scikit_posthocs"),
 }
 """Packages that a plain install leaves out, by the extra that brings them."""
 EXTRA_OF_VERB = {
@@ -29,9 +30,10 @@ EXTRA_OF_VERB = {
     "profile": "train",
     "bench": "bench",
     "analyze": "analyze",
+    "compare": "compare",
 }
 """The extra with everything that a verb needs; the other verbs need one for some of their options only."""
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "scikit_posthocs": "scikit-posthocs"}
 """Packages whose name on the package index is another than the one that is imported."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from srsplan.models import files, schema
 from srsplan.models.errors import InputError
+from srsplan.models.plain_yaml import parsed
 from srsplan.planner.plan.document import KNOWN_KEYS, VERSION, Plan
 
 LARGEST_BYTES = 1 << 20
 """Bytes of the largest plan that is read; plans are some 10 KiB."""
-DEEPEST = 20
-LONGEST_SCALAR = 20_000
-"""Letters of the longest value; numbers of more digits take long to read."""
 
 HEAD = "# srsplan plan: edit a choice, then `srsplan train --plan THIS --data FILE [--rank N]`"
 DIGEST = "# unedited: sha256 "
@@ -25,10 +22,6 @@ DIGEST = "# unedited: sha256 "
 
 MAKE_ONE = "make one: srsplan recommend --catalog 1.6M --budget 40GB"
 MEND = "mend it, or make the plan anew with srsplan recommend"
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml's loader where it is installed."""
 
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -76,7 +69,7 @@ def _digest(body: bytes) -> str:
 def read_plan(path: Path) -> Plan:
     """Read and check a plan; InputError names the file, the key and what to change."""
     content = files.read_limited(path, "plan", MAKE_ONE, LARGEST_BYTES)
-    document = _parsed(content, path)
+    document = parsed(content, path, "plan", MEND)
     if not isinstance(document, dict):
         raise InputError(f"{path} is not a plan: it holds {schema.shown(document)}", "give the file recommend wrote")
     version = document.get("version")
@@ -89,38 +82,3 @@ def read_plan(path: Path) -> Plan:
         return Plan.model_validate(document)
     except ValidationError as error:
         raise schema.explained(error, str(path), KNOWN_KEYS, MEND) from None
-
-
-def _parsed(content: bytes, path: Path) -> Any:
-    """Return the document of a YAML file that is as plain as srsplan writes it."""
-    try:
-        text = content.decode()
-        _check_plain(text, path)
-        return yaml.load(text, _Loader)
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not text in UTF-8", "give the file that recommend wrote") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}", MEND) from None
-    except (ValueError, RecursionError) as error:
-        # what looks like a date or a number, and is none
-        raise InputError(
-            f"{path} holds a value that cannot be read: {' '.join(str(error).split())[:200]}", MEND
-        ) from None
-
-
-def _check_plain(text: str, path: Path) -> None:
-    """Raise InputError for what no plan has, and what makes a small file large: aliases, tags, depth, long values."""
-    depth = 0
-    for event in yaml.parse(text, _Loader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise InputError(f"{path} has anchors or aliases (& or *), which a plan never has", MEND)
-        if getattr(event, "tag", None) is not None:
-            raise InputError(f"{path} has tags (!), which a plan never has", MEND)
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_SCALAR:
-            raise InputError(f"{path} has a value of {len(event.value):,} letters", MEND)
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEEPEST:
-                raise InputError(f"{path} is nested deeper than {DEEPEST} levels", MEND)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1

@@ -103,6 +103,7 @@ class MemoryModel:
             expressions.evaluation_tokens(configuration, users),
             users,
             seen_pairs,
+            configuration.model,
             configuration.ema is not None,
         )  # nothing else of a configuration is in the programs of an evaluation
         if key not in self._evaluated:

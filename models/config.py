@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from srsplan.kernels.launches.sizes import refused_size
 from srsplan.kernels.losses import ADAPTIVE, CANDIDATES, FROM_BATCH, LOSSES, MIXED, SAMPLERS, Kernel, Loss, Sampler
+from srsplan.models.checks import find_loss, find_model, require_positive, require_share, shown_value
 from srsplan.models.errors import InputError
 from srsplan.models.kinds import DEFAULT_MODEL, MASK_SHARE, MODEL_KINDS, ModelKind, most_masked
 
@@ -21,72 +21,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
-LARGEST_CATALOG = 100_000_000
-LARGEST_DIM = 4096
 LARGEST_HEAD = 256
 """FlashAttention's largest head size."""
-LARGEST = {
-    "catalog": LARGEST_CATALOG,
-    "batch_size": 1 << 20,
-    "seq_len": 1 << 16,
-    "pass_tokens": 1 << 36,
-    "pass_sequences": 1 << 20,
-    "tokens_per_set": 1 << 20,
-    "dim": LARGEST_DIM,
-    "blocks": 64,
-    "heads": 512,
-}
-"""The largest value of every size, far above what anybody trains. With them the bytes of one storage stay countable,
-and a model of so many blocks can be built."""
-
-
-def require_positive(**values: object) -> None:
-    """Raise InputError unless every value is an int above zero, and at most what `LARGEST` says of its name."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} {_shown(value)} is not a whole number above zero", f"give {name} a positive size")
-        if value > LARGEST.get(name, value):
-            raise InputError(f"{name} {_shown(value)} is above {LARGEST[name]}", f"give a smaller {name}")
-
-
-def require_share(name: str, value: object) -> None:
-    """Raise InputError unless the value is a number from 0 to 1."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:  # type: ignore[operator]
-        raise InputError(f"{name} {_shown(value)} is outside [0, 1]", f"give {name} a number from 0 to 1")
-
-
-def _shown(value: object) -> str:
-    from srsplan.models.schema import shown  # with pydantic, which takes longer than everything else here
-
-    return shown(value)
-
-
-def reject_unknown_keys(document: Mapping[str, Any], known: list[str], where: str) -> None:
-    """Raise InputError naming the first key that is not known, with the nearest one that is."""
-    for key in document:
-        if key not in known:
-            near = get_close_matches(str(key)[:80], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(known)}"
-            raise InputError(f"unknown key {_shown(key)} in the {where}", hint)
-
-
-def find_loss(name: str) -> Loss:
-    """Find the loss of that name; InputError with the nearest name otherwise."""
-    if isinstance(name, str) and name in LOSSES:
-        return LOSSES[name]
-    near = get_close_matches(str(name)[:80].lower(), LOSSES, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"unknown loss {_shown(name)}", f"{hint}losses are {', '.join(LOSSES)}")
-
-
-def find_model(name: str) -> ModelKind:
-    """Find the model of that name; InputError with the nearest name otherwise."""
-    if isinstance(name, str) and name in MODEL_KINDS:
-        return MODEL_KINDS[name]
-    near = get_close_matches(str(name)[:80].lower(), MODEL_KINDS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"unknown model {_shown(name)}", f"{hint}models are {', '.join(MODEL_KINDS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +56,7 @@ class Architecture:
             )
         number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         if not number or not 0 <= self.dropout < 1:
-            raise InputError(f"dropout {_shown(self.dropout)} is outside [0, 1)", "0.1 is usual")
+            raise InputError(f"dropout {shown_value(self.dropout)} is outside [0, 1)", "0.1 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,12 +112,12 @@ class Configuration:
         require_positive(catalog=self.catalog, batch_size=self.batch_size, seq_len=self.seq_len)
         self._check_passes()
         if not isinstance(self.recompute, bool):
-            raise InputError(f"recompute {_shown(self.recompute)} is neither true nor false", "say true or false")
+            raise InputError(f"recompute {shown_value(self.recompute)} is neither true nor false", "say true or false")
         if self.catalog < 2:
             raise InputError(f"catalog {self.catalog} is below 2", "count the distinct items")
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
-            raise InputError(f"unknown precision {_shown(self.precision)}", f"precisions are {known}")
+            raise InputError(f"unknown precision {shown_value(self.precision)}", f"precisions are {known}")
         self._check_average()
         self._check_kernel(loss)
         self._check_sampler(loss)
@@ -194,7 +130,7 @@ class Configuration:
         if not kind.masked:
             if self.mask_share is not None:
                 raise InputError(
-                    f"{self.model!r} masks nothing: mask_share {_shown(self.mask_share)} means nothing",
+                    f"{self.model!r} masks nothing: mask_share {shown_value(self.mask_share)} means nothing",
                     "leave it out, or use bert4rec",
                 )
             return
@@ -202,18 +138,18 @@ class Configuration:
             object.__setattr__(self, "mask_share", MASK_SHARE)
         share = self.mask_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise InputError(f"mask_share {_shown(share)} is not above 0 and at most 1", f"{MASK_SHARE} is usual")
+            raise InputError(f"mask_share {shown_value(share)} is not above 0 and at most 1", f"{MASK_SHARE} is usual")
         if self.seq_len == 1:
             raise InputError("seq_len 1 has no room for a mask behind an item", "give seq_len 2 or more")
 
     def _check_average(self) -> None:
         number = isinstance(self.ema, int | float) and not isinstance(self.ema, bool)
         if self.ema is not None and not (number and 0 < self.ema < 1):
-            raise InputError(f"ema {_shown(self.ema)} is no decay between 0 and 1", "0.999 is usual")
+            raise InputError(f"ema {shown_value(self.ema)} is no decay between 0 and 1", "0.999 is usual")
 
     def _check_kernel(self, loss: Loss) -> None:
         if self.kernel not in get_args(Kernel):
-            raise InputError(f"unknown kernel {_shown(self.kernel)}", f"kernels are {', '.join(get_args(Kernel))}")
+            raise InputError(f"unknown kernel {shown_value(self.kernel)}", f"kernels are {', '.join(get_args(Kernel))}")
         if self.kernel != "triton":
             return
         if not loss.chunked:
@@ -236,7 +172,7 @@ class Configuration:
 
     def _check_sampler(self, loss: Loss) -> None:
         if self.sampler not in SAMPLERS:
-            raise InputError(f"unknown sampler {_shown(self.sampler)}", f"samplers are {', '.join(SAMPLERS)}")
+            raise InputError(f"unknown sampler {shown_value(self.sampler)}", f"samplers are {', '.join(SAMPLERS)}")
         if self.sampler not in loss.samplers:
             able = ", ".join(each.name for each in LOSSES.values() if self.sampler in each.samplers)
             raise InputError(f"{loss.name!r} does not draw negatives by {self.sampler!r}", f"losses that do are {able}")
@@ -245,7 +181,7 @@ class Configuration:
             return
         if self.sampler not in MIXED:
             raise InputError(
-                f"{self.sampler!r} mixes nothing: in_batch_share {_shown(self.in_batch_share)} means nothing",
+                f"{self.sampler!r} mixes nothing: in_batch_share {shown_value(self.in_batch_share)} means nothing",
                 f"samplers that take it are {', '.join(sorted(MIXED))}",
             )
         require_share("in_batch_share", self.in_batch_share)
@@ -255,7 +191,7 @@ class Configuration:
         if not loss.sampled:
             if self.negatives is not None:
                 raise InputError(
-                    f"{loss.name!r} scores the whole catalog: negatives {_shown(self.negatives)} mean nothing",
+                    f"{loss.name!r} scores the whole catalog: negatives {shown_value(self.negatives)} mean nothing",
                     f"leave negatives out, or use {loss.counterpart}",
                 )
             return
@@ -264,7 +200,7 @@ class Configuration:
         require_positive(negatives=self.negatives)
         if self.negatives >= self.catalog:
             raise InputError(
-                f"negatives {_shown(self.negatives)} are not fewer than the catalog's {self.catalog} items",
+                f"negatives {shown_value(self.negatives)} are not fewer than the catalog's {self.catalog} items",
                 f"use fewer negatives, or the full softmax {loss.counterpart}",
             )
         if self.tokens_per_set != 1 and not loss.shares_negatives:
@@ -278,13 +214,13 @@ class Configuration:
             return
         if self.sampler not in ADAPTIVE:
             raise InputError(
-                f"{self.sampler!r} keeps all that it draws: candidates {_shown(self.candidates)} mean nothing",
+                f"{self.sampler!r} keeps all that it draws: candidates {shown_value(self.candidates)} mean nothing",
                 f"samplers that take them are {', '.join(sorted(ADAPTIVE))}",
             )
         require_positive(candidates=self.candidates)
         if self.candidates > self.catalog:
             raise InputError(
-                f"candidates {_shown(self.candidates)} are more than the catalog's {self.catalog} items",
+                f"candidates {shown_value(self.candidates)} are more than the catalog's {self.catalog} items",
                 "use fewer candidates",
             )
         if self.candidates < (self.negatives or 0):
@@ -299,7 +235,8 @@ class Configuration:
         if not loss.calibrated:
             able = ", ".join(each.name for each in LOSSES.values() if each.calibrated)
             raise InputError(
-                f"{loss.name!r} takes no calibration: {_shown(self.calibration)} means nothing", f"{able} takes one"
+                f"{loss.name!r} takes no calibration: {shown_value(self.calibration)} means nothing",
+                f"{able} takes one",
             )
         require_share("calibration", self.calibration)
 

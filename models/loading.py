@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from srsplan.models.config import Configuration, require_positive
+from srsplan.models.checks import require_positive
+from srsplan.models.config import Configuration
 from srsplan.models.data.splits import Sequences
 from srsplan.models.errors import InputError
 from srsplan.models.prediction.histories import example

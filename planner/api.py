@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from srsplan.kernels.losses import Kernel, Sampler
-from srsplan.models.config import Architecture, Configuration, Precision, find_loss, find_model
+from srsplan.models.checks import find_loss, find_model
+from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.kinds import DEFAULT_MODEL
 from srsplan.models.units import format_gib, parse_bytes
 from srsplan.planner import advice, commands, question, words

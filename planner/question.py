@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from srsplan.kernels.losses import PLANNED
-from srsplan.models.config import Configuration, find_loss
+from srsplan.models.checks import find_loss
+from srsplan.models.config import Configuration
 from srsplan.models.errors import InputError
 from srsplan.models.units import parse_bytes, parse_count
 from srsplan.planner import step_time as timing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from srsplan.models.config import require_positive
+from srsplan.models.checks import require_positive
 from srsplan.models.errors import InputError
 from srsplan.models.units import format_duration, parse_seconds
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from srsplan.kernels.losses import DEFAULT_LOSS
-from srsplan.models.config import LARGEST_CATALOG, Architecture, Configuration, find_loss, find_model
+from srsplan.models.checks import LARGEST_CATALOG, find_loss, find_model
+from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import InputError
 from srsplan.planner.plan import read_plan
 from srsplan.planner.search import TOKENS_PER_SET

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from srsplan.models.config import require_positive
+from srsplan.models.checks import require_positive
 from srsplan.models.data.splits import Sequences
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srsplan.models.config import require_positive
+from srsplan.models.checks import require_positive
 from srsplan.models.errors import InputError, MissingExtra, SrsplanError
 from srsplan.models.export.padded import ABSOLUTE, RELATIVE, PaddedRecommender, check_padding, examples, expected
 from srsplan.models.export.targets import check_target

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from srsplan.models.config import require_positive
+from srsplan.models.checks import require_positive
 from srsplan.models.data.column_names import FOUND_BY_NAME, Columns, find
 from srsplan.models.errors import DeviceOutOfMemory, InputError
 from srsplan.models.files import read_limited

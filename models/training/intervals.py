@@ -26,7 +26,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from srsplan.models.config import require_positive
+from srsplan.models.checks import require_positive
 from srsplan.models.errors import InputError
 from srsplan.models.training.cohorts import COHORTS, Cohorts, balance, cohort_gains, tally
 from srsplan.models.training.metrics import Ranked, gains

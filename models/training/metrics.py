@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from srsplan.models.config import require_positive
+from srsplan.models.checks import require_positive
 from srsplan.models.errors import InputError
 
 RANKS = (1, 5, 10, 20, 100)

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from srsplan.kernels.dispatch import LossCall, LossOptions, choose
-from srsplan.models.config import Configuration, reject_unknown_keys
+from srsplan.models.checks import reject_unknown_keys
+from srsplan.models.config import Configuration
 from srsplan.models.data.options import DataOptions, Minimums
 from srsplan.models.data.reading import read_split
 from srsplan.models.data.splits import Split

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from srsplan.models.config import require_positive
+from srsplan.models.checks import require_positive
 from srsplan.models.errors import InputError
 from srsplan.models.training.schedule import SHAPES, LearningRates, Shape
 from srsplan.models.training.step import OPTIMIZERS, StepSettings

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from srsplan.kernels.losses import PLANNED
-from srsplan.models.config import Precision, find_loss
+from srsplan.models.checks import find_loss
+from srsplan.models.config import Precision
 from srsplan.models.errors import InputError
 from srsplan.planner.cli import console, options
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from srsplan.kernels.losses import PLANNED
-from srsplan.models.config import Architecture, Configuration, Precision, find_loss, find_model, require_positive
+from srsplan.models.checks import find_loss, find_model, require_positive
+from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.errors import InputError
 from srsplan.models.units import format_count, format_gib, format_ms, parse_bytes, parse_count
 from srsplan.planner.budget import make_budget

@@ -8,7 +8,8 @@ from itertools import product as combinations
 from typing import get_args
 
 from srsplan.kernels.losses import LOSSES, SAMPLERS, Kernel, Sampler
-from srsplan.models.config import Architecture, Configuration, Precision, require_positive
+from srsplan.models.checks import require_positive
+from srsplan.models.config import Architecture, Configuration, Precision
 from srsplan.models.errors import InputError
 from srsplan.models.kinds import DEFAULT_MODEL
 from srsplan.planner.passes import with_whole_pass

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srsplan.kernels.losses import LOSSES
-from srsplan.models.config import Architecture, Configuration, find_loss
+from srsplan.models.checks import find_loss
+from srsplan.models.config import Architecture, Configuration
 from srsplan.models.errors import InputError
 
 GOOD: dict[str, Any] = {"loss": "cce-", "catalog": 1000, "batch_size": 8, "seq_len": 20, "negatives": 64}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from random_steps import random_steps
 
 from srsplan.kernels.losses import LOSSES
-from srsplan.models.config import LARGEST, LARGEST_CATALOG, LARGEST_HEAD, Architecture, Configuration
+from srsplan.models.checks import LARGEST, LARGEST_CATALOG
+from srsplan.models.config import LARGEST_HEAD, Architecture, Configuration
 from srsplan.models.errors import InputError
 from srsplan.profiler.memory import expressions
 from srsplan.profiler.memory.model import LARGEST_BYTES, MemoryModel, Ratios

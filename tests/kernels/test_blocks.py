@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import triton_interpreter  # noqa: F401 - first, so that triton interprets
 
 # isort: split
@@ -28,6 +30,8 @@ from srsplan.models.config import Configuration
 from srsplan.profiler.memory.expressions import step_row
 
 CPU = torch.device("cpu")
+THOROUGH = "SRSPLAN_THOROUGH" in os.environ
+"""Every shape in both types; else half of them in each."""
 IGNORED = -100
 # tokens, catalog, D, negatives, tokens a set: sizes that divide nothing
 SHAPES = [
@@ -215,7 +219,7 @@ def errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     return [float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(found, expected, strict=True)]
 
 
-@pytest.mark.parametrize(("number", "shape"), [*enumerate(SHAPES)], ids=str)
+@pytest.mark.parametrize(("number", "shape"), [*enumerate(SHAPES)][:: 1 if THOROUGH else 2], ids=str)
 @pytest.mark.parametrize("form", [cce_neg, cce_neg_triton])
 def test_fp32_equals_the_definition(form: Any, number: int, shape: tuple[int, ...]) -> None:
     """Every other shape with reduction none and without the log-Q correction."""
@@ -226,17 +230,17 @@ def test_fp32_equals_the_definition(form: Any, number: int, shape: tuple[int, ..
     assert max(errors(found, truth(shape, sampling, reduction, tensors))) < 1e-5
 
 
-@pytest.mark.parametrize(("number", "shape"), [*enumerate(SHAPES)], ids=str)
+@pytest.mark.parametrize(("number", "shape"), [*enumerate(SHAPES)][not THOROUGH :: 1 if THOROUGH else 2], ids=str)
 def test_fp16_is_within_a_thousandth(number: int, shape: tuple[int, ...]) -> None:
-    """Every other shape with a table in fp32."""
-    table_dtype = (torch.float16, torch.float32)[number % 2]
+    """With tables in both types."""
+    table_dtype = (torch.float16, torch.float32)[number // 2 % 2]
     sampling = Sampling(tokens_per_set=shape[4], seed=4, step=11)
     tensors = inputs(shape, torch.float16, table_dtype)
     found = gradients(cce_neg_triton, *tensors, shape[3], sampling=sampling)
     assert max(errors(found, truth(shape, sampling, "mean", tensors))) < 1e-3
 
 
-@pytest.mark.parametrize(("first", "tokens"), [(0, 37), (37, 100), (200, 13), (290, 10)])
+@pytest.mark.parametrize(("first", "tokens"), [(37, 100), (290, 10)])
 def test_a_part_of_a_batch_has_the_negatives_of_the_batch(first: int, tokens: int) -> None:
     """Calls over parts, one after another: their losses are those of one call."""
     shape = (300, 400, 32, 70, 8)

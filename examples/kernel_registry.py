@@ -24,6 +24,7 @@ from srsplan.kernels.block_softmax.call import PLACES
 from srsplan.kernels.full_softmax import kernel as softmax
 from srsplan.kernels.launches.table import SPAN_ITEMS, Launch, Table, blocks_table, sampled_table, softmax_table
 from srsplan.kernels.sampled_softmax import kernel as sampled
+from srsplan.kernels.sampled_softmax.thresholds import for_scores
 from srsplan.kernels.samplers.kind import SamplerKind
 
 TYPES = {
@@ -164,6 +165,10 @@ def _sampled(name: str) -> Callable[[int, Form], Table]:
     )  # fmt: skip
 
 
+def _scores(capability: int, form: Form) -> Table:
+    return {dim: for_scores(each) for dim, each in _sampled("sampled_forward")(capability, form).items()}
+
+
 def _softmax(name: str) -> Callable[[int, Form], Table]:
     return lambda capability, form: softmax_table(name, capability, form.fp32)
 
@@ -192,7 +197,7 @@ KERNELS = (
         forms=(*SAMPLED_FORMS, *BACKWARD_FORMS), sized=(SINGLE, FP32, FP32_TABLE, WEIGHTED, REPEATABLE),
     ),
     Entry(
-        name="sampled_scores", kernel=sampled.sampled_scores, launches=_sampled("sampled_forward"),
+        name="sampled_scores", kernel=sampled.sampled_scores, launches=_scores,
         forms=(Form("mixed", sampler=SamplerKind.MIXED),), sized=(FP32, FP32_TABLE),
     ),
     Entry(

@@ -10,11 +10,13 @@ bytes a place beside them, fp32 [sets, g] twice, and with `copy_table` a copy of
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from srsplan.kernels import chunking
+from srsplan.kernels.launches.table import Launch
 from srsplan.kernels.sampled_softmax import kernel as kernels
 from srsplan.kernels.sampled_softmax.operators import Numbers, _Call
 from srsplan.kernels.samplers.hardest import lowered, place_of_last
@@ -22,6 +24,11 @@ from srsplan.kernels.samplers.kind import SamplerKind
 
 Fill = Callable[[Tensor, Tensor, int], None]
 """Stores the logits of consecutive sets in [S, g, ns]; takes the table that is read, and the first set's number."""
+
+
+def for_scores(launch: Launch) -> Launch:
+    """Return the launch of `sampled_scores`: forward's, one stage less, whose room the scores take that are stored."""
+    return replace(launch, num_stages=max(1, launch.num_stages - 1))
 
 
 @torch.library.custom_op("srsplan::sampled_thresholds", mutates_args=())
@@ -44,7 +51,7 @@ def sampled_thresholds(
     def fill(scores: Tensor, table: Tensor, first_set: int) -> None:
         part = parts._replace(first_set=first_set, sets=len(scores))
         call = _Call(hidden, item_table, targets, SamplerKind(sampler), source, part, (seed, step))
-        launch, _ = call.launch("sampled_forward", lambda _: None, table, log_q=False)
+        launch = for_scores(call.launch("sampled_forward", lambda _: None, table, log_q=False)[0])
         kernels.sampled_scores[call.grid(launch)](
             hidden, table, targets, scores, *call.arguments, **call.options(launch, log_q=False)
         )

@@ -97,6 +97,31 @@ def test_launches_fit_the_card(capability: int) -> None:
         assert (row["atomics"] > 0) == (row["kernel"] == "sampled_backward"), row
 
 
+DOCUMENTED = {
+    "blocks, forward": "blocks_forward", "blocks, backward": "blocks_backward", "sampled, forward": "sampled_forward",
+    "sampled, backward": "sampled_backward", "full, forward": "softmax_forward", "full, backward": "softmax_backward_table",
+}  # fmt: skip
+COLUMNS = ("registers", "blocks_per_multiprocessor", "instructions_per_row", "copies_in_flight")
+
+
+def test_the_documentation_shows_the_newest_table() -> None:
+    """D 256 on sm_90: the usual form of every kernel, and below it that for single tokens."""
+    held = {
+        (row["kernel"], row["form"]): row for row in rows(max(TABLES)) if (row["capability"], row["D"]) == ("90", "256")
+    }
+    kernel, seen = "", 0
+    for line in (ROOT / "docs" / "kernels.md").read_text().splitlines():
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        if name not in DOCUMENTED and not (name == "- single tokens" and kernel):
+            continue
+        kernel = DOCUMENTED.get(name, kernel)
+        row = held[kernel, "" if name in DOCUMENTED else "single tokens"]
+        launch = ", ".join(row[size] for size in ("tokens", "items", "warps", "stages"))
+        assert cells == [launch, *(row[column] for column in COLUMNS)], line
+        seen += 1
+    assert seen == 10
+
+
 def test_sizes_of_one_are_constants_of_the_compiler() -> None:
     """The first token, the second step, a single set: a launch then passes no tensor but a constant."""
     names = [each.name for each in (*KERNELS, *SMALL)]

@@ -98,8 +98,9 @@ def test_launches_fit_the_card(capability: int) -> None:
 
 
 DOCUMENTED = {
-    "blocks, forward": "blocks_forward", "blocks, backward": "blocks_backward", "sampled, forward": "sampled_forward",
-    "sampled, backward": "sampled_backward", "full, forward": "softmax_forward", "full, backward": "softmax_backward_table",
+    "blocks, forward": "blocks_forward", "blocks, backward": "blocks_backward",
+    "sampled, forward": "sampled_forward", "sampled, backward": "sampled_backward",
+    "full, forward": "softmax_forward", "full, backward": "softmax_backward_table",
 }  # fmt: skip
 COLUMNS = ("registers", "blocks_per_multiprocessor", "instructions_per_row", "copies_in_flight")
 

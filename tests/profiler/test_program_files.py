@@ -21,10 +21,14 @@ PROGRAMS = {
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    def forget() -> None:
+        files._part.cache_clear()
+        files._parts.cache_clear()
+
     monkeypatch.setattr(files, "FOLDER", tmp_path)
+    forget()
     yield tmp_path
-    files._part.cache_clear()
-    files._parts.cache_clear()
+    forget()
 
 
 def test_what_is_written_is_read_back(folder: Path) -> None:
